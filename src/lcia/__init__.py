@@ -1,0 +1,1 @@
+"""lcia: an assistant that keeps learning."""

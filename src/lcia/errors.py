@@ -1,0 +1,53 @@
+"""The errors lcia raises.
+
+Every message says where, what was expected, what was found and what to do.
+"""
+
+
+class LciaError(Exception):
+    """Base of every error lcia raises on purpose.
+
+    Attributes:
+        exit_code: what the command line ends with: 2 for wrong usage, configuration or data
+            (nothing was done), 1 for a run that failed.
+    """
+
+    exit_code = 1
+
+
+class ConfigError(LciaError, ValueError):
+    """A setting is unknown, of the wrong type or out of range."""
+
+    exit_code = 2
+
+
+class DataError(LciaError, ValueError):
+    """A data file is missing, unreadable or has records that cannot be used."""
+
+    exit_code = 2
+
+
+class ModelError(LciaError, OSError):
+    """A model cannot be found, prepared or loaded."""
+
+    exit_code = 2
+
+
+class StoreError(LciaError, OSError):
+    """The assistant's directory is missing, damaged, busy or of another schema."""
+
+    exit_code = 2
+
+
+class MissingDependencyError(LciaError, ImportError):
+    """An optional package is needed; the message names the extra that installs it."""
+
+    exit_code = 2
+
+
+class TrainingError(LciaError, RuntimeError):
+    """Training could not go on, for example because a method found no gradients."""
+
+
+class GateError(LciaError, RuntimeError):
+    """The new version lost more than the gate allows; the store was left as it was."""

@@ -1,0 +1,1 @@
+"""lcia.models."""

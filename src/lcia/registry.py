@@ -1,0 +1,111 @@
+"""Literal tables of everything that can be chosen by name, imported only when chosen.
+
+Adding a method, rule, reader, scorer or similarity is one new file and one line here. Other
+packages add theirs through entry points of the group ``lcia.<kind>``, for example::
+
+    [project.entry-points."lcia.methods"]
+    mine = "my_package.mine:Mine"
+"""
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any
+
+from lcia.errors import ConfigError
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """Return a sentence fragment that names the closest choice and lists all of them."""
+    choices = list(choices)
+    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    hint = f"Nearest: {close[0]}. " if close else ""
+    return f"{hint}Choices: {', '.join(choices)}."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registry:
+    """One kind of thing, by name.
+
+    Attributes:
+        kind: plural noun used in messages and as the entry-point group ``lcia.<kind>``.
+        builtin: name to ``"module:attribute"``.
+    """
+
+    kind: str
+    builtin: Mapping[str, str]
+
+    def targets(self) -> dict[str, str]:
+        """Return name to ``"module:attribute"``: built-in entries first, then plug-ins."""
+        plugins = {e.name: e.value for e in entry_points(group=f"lcia.{self.kind}")}
+        return {**plugins, **self.builtin} if plugins else dict(self.builtin)
+
+    def names(self) -> list[str]:
+        """Return all names, built-in first."""
+        return sorted(self.targets(), key=lambda name: name not in self.builtin)
+
+    def get(self, name: str) -> Any:
+        """Import and return the object registered under ``name``.
+
+        Raises:
+            ConfigError: no such name; the message gives the nearest one.
+        """
+        targets = self.targets()
+        if name not in targets:
+            raise ConfigError(
+                f"'{name}' is not one of the {self.kind} of lcia. {nearest(name, targets)}"
+            )
+        module, _, attribute = targets[name].partition(":")
+        return getattr(importlib.import_module(module), attribute)
+
+    def describe(self, name: str) -> str:
+        """Return the first line of the docstring of the object registered under ``name``."""
+        return (inspect.getdoc(self.get(name)) or "").partition("\n")[0]
+
+
+RULES = Registry(
+    kind="rules",
+    builtin={
+        "paper": "lcia.ema.balance:Paper",
+        "release": "lcia.ema.balance:Release",
+        "next": "lcia.ema.balance:Next",
+        "fixed": "lcia.ema.balance:Fixed",
+    },
+)
+
+SIMILARITIES = Registry(
+    kind="similarities",
+    builtin={"tfidf": "lcia.grouping.tfidf:TfidfSimilarity"},
+)
+
+READERS = Registry(
+    kind="readers",
+    builtin={
+        "messages": "lcia.data.readers.messages:MessagesReader",
+        "prompt_completion": "lcia.data.readers.prompt_completion:PromptCompletionReader",
+        "alpaca": "lcia.data.readers.alpaca:AlpacaReader",
+        "superni": "lcia.data.readers.superni:SuperNIReader",
+    },
+)
+
+SCORERS = Registry(
+    kind="scorers",
+    builtin={
+        "exact_match": "lcia.evaluation.scorers:exact_match",
+        "contains": "lcia.evaluation.scorers:contains",
+        "rougeL": "lcia.evaluation.scorers:rouge_l",
+        "choice": "lcia.evaluation.scorers:choice",
+    },
+)
+
+METHODS = Registry(
+    kind="methods",
+    builtin={
+        "sequential": "lcia.methods.sequential:Sequential",
+        "lcia": "lcia.methods.lcia:Lcia",
+        "fixed_ema": "lcia.methods.fixed_ema:FixedEMA",
+    },
+)
