@@ -91,6 +91,11 @@ READERS = Registry(
     },
 )
 
+STREAMS = Registry(
+    kind="streams",
+    builtin={"skills": "lcia.data.builtin.skills:skills"},
+)
+
 SCORERS = Registry(
     kind="scorers",
     builtin={

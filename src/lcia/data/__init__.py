@@ -1,1 +1,25 @@
-"""lcia.data."""
+"""Samples, the files they come from, tasks and streams of tasks."""
+
+from lcia.data.reading import Reading, read, read_all
+from lcia.data.report import DataReport, Lengths, check
+from lcia.data.sample import Message, Sample
+from lcia.data.stream import TaskConfig, hold_out, load_stream, load_task, load_tasks
+from lcia.data.task import Task, check_name
+
+__all__ = [
+    "DataReport",
+    "Lengths",
+    "Message",
+    "Reading",
+    "Sample",
+    "Task",
+    "TaskConfig",
+    "check",
+    "check_name",
+    "hold_out",
+    "load_stream",
+    "load_task",
+    "load_tasks",
+    "read",
+    "read_all",
+]

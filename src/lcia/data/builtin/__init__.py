@@ -1,1 +1,1 @@
-"""lcia.data.builtin."""
+"""Streams that come with lcia."""

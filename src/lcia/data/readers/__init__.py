@@ -1,1 +1,5 @@
-"""lcia.data.readers."""
+"""One file a format, behind ``Reader``."""
+
+from lcia.data.readers.base import Problem, Reader, Record, RecordError
+
+__all__ = ["Problem", "Reader", "Record", "RecordError"]

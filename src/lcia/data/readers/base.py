@@ -1,0 +1,92 @@
+"""What a reader is: one way to write samples into a file."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from lcia.data.sample import Sample
+
+
+class RecordError(ValueError):
+    """A record cannot be used; the text says what was found, expected and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """A record that cannot be used.
+
+    Attributes:
+        where: what follows the path in a message, as in ``Record``.
+        text: what was found, what was expected, what to do.
+    """
+
+    where: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One JSON value of a file.
+
+    Attributes:
+        where: what follows the path in a message: ``:17`` (line) or ``: [16]`` (index).
+        number: the line, or the index counted from 1; the id of a record that names none.
+        value: the parsed JSON; anything but an object is a bad record.
+    """
+
+    where: str
+    number: int
+    value: Any
+
+    @property
+    def id(self) -> str:
+        """The record's own ``id``, else its number.
+
+        Raises:
+            RecordError: the id is neither a text nor a whole number.
+        """
+        found = self.value.get("id")
+        if found is None:
+            return str(self.number)
+        if isinstance(found, bool) or not isinstance(found, str | int) or not str(found).strip():
+            raise RecordError(f"id is {found!r}; expected a text or a whole number.")
+        return str(found)
+
+
+class Reader(ABC):
+    """Turns the records of one format into samples.
+
+    Attributes:
+        expected: the shape of a record, in one line; shown when no format fits a file.
+    """
+
+    expected: ClassVar[str]
+
+    def __init__(self, *, roles: Mapping[str, str] | None = None) -> None:
+        """Keep the roles to rename.
+
+        Args:
+            roles: role in the file to ``system``, ``user`` or ``assistant``.
+        """
+        self.roles = dict(roles or {})
+
+    @abstractmethod
+    def recognises(self, record: Mapping[str, Any]) -> bool:
+        """Whether a JSON object has the keys of this format."""
+
+    def expand(self, record: Record) -> Iterator[Record]:
+        """Yield the records that one JSON value of the file holds: itself, unless overridden.
+
+        Raises:
+            RecordError: the value cannot be taken apart.
+        """
+        yield record
+
+    @abstractmethod
+    def sample(self, record: Record) -> Sample:
+        """Return the sample of a record whose value is an object.
+
+        Raises:
+            RecordError: a field is missing, empty or of the wrong type.
+        """

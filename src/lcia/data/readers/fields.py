@@ -1,0 +1,115 @@
+"""Checked access to the fields of a record; every message says what was found and expected."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lcia.data.readers.base import RecordError
+from lcia.data.sample import Message
+
+ROLES = ("system", "user", "assistant")
+LIKELY_ROLE = {
+    "human": "user",
+    "prompter": "user",
+    "customer": "user",
+    "bot": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+    "ai": "assistant",
+    "agent": "assistant",
+    "developer": "system",
+}
+
+
+def found(value: Any) -> str:
+    """Name a JSON value in a message: short scalars as they are, the rest by kind."""
+    if value is None:
+        return "missing or null"
+    if isinstance(value, Mapping):
+        return "an object"
+    if isinstance(value, list):
+        return "a list" if value else "an empty list"
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def text(value: Any, name: str) -> str:
+    """Return ``value`` if it is a text that says something.
+
+    Raises:
+        RecordError: not a text, blank, or not encodable as UTF-8.
+    """
+    if not isinstance(value, str):
+        raise RecordError(f"{name} is {found(value)}; expected a text.")
+    if not value.strip():
+        raise RecordError(f"{name} is empty; expected a text.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise RecordError(
+            f"{name} has half a surrogate pair at character {error.start + 1}; expected whole "
+            "characters."
+        ) from None
+    return value
+
+
+def optional_text(value: Any, name: str) -> str | None:
+    """Return None for an absent field, else what ``text`` returns."""
+    return None if value is None else text(value, name)
+
+
+def texts(value: Any, name: str) -> tuple[str, ...]:
+    """Return one text or a list of texts as a tuple of different texts, in order.
+
+    Raises:
+        RecordError: an empty list, or an entry that is not a text that says something.
+    """
+    if not isinstance(value, list):
+        return (text(value, name),)
+    if not value:
+        raise RecordError(f"{name} is an empty list; expected at least one text.")
+    return tuple(dict.fromkeys(text(item, f"{name}[{i}]") for i, item in enumerate(value)))
+
+
+def turns(value: Any, name: str, *, roles: Mapping[str, str]) -> tuple[Message, ...]:
+    """Return a list of ``{"role", "content"}`` objects as messages.
+
+    Raises:
+        RecordError: not such a list, an unknown role, or a system turn after the first.
+    """
+    if not isinstance(value, list) or not value:
+        raise RecordError(f"{name} is {found(value)}; expected a list of role and content.")
+    messages = tuple(_turn(item, f"{name}[{i}]", roles=roles) for i, item in enumerate(value))
+    for i, message in enumerate(messages[1:], start=1):
+        if message.role == "system":
+            raise RecordError(f"{name}[{i}].role is 'system'; expected it as the first turn only.")
+    return messages
+
+
+def _turn(value: Any, name: str, *, roles: Mapping[str, str]) -> Message:
+    if not isinstance(value, Mapping):
+        raise RecordError(f"{name} is {found(value)}; expected an object of role and content.")
+    role = value.get("role")
+    role = roles.get(role, role) if isinstance(role, str) else role
+    if not isinstance(role, str):
+        raise RecordError(f"{name}.role is {found(role)}; expected {ROLES_TEXT}.")
+    if role not in ROLES:
+        to = LIKELY_ROLE.get(role.lower(), "ROLE")
+        raise RecordError(
+            f"{name}.role is {found(role)}; expected {ROLES_TEXT}. Map it with --role {role}={to}."
+        )
+    return Message(role=role, content=text(value.get("content"), f"{name}.content"))
+
+
+ROLES_TEXT = "'system', 'user' or 'assistant'"
+
+
+def ends_with_user(messages: tuple[Message, ...], name: str) -> tuple[Message, ...]:
+    """Return ``messages`` if the turn to answer is the user's.
+
+    Raises:
+        RecordError: no turn, or another's turn.
+    """
+    if not messages or messages[-1].role != "user":
+        role = f"{messages[-1].role}'s" if messages else "missing"
+        raise RecordError(f"{name}: the turn before the answer is {role}; expected the user's.")
+    return messages

@@ -1,0 +1,152 @@
+"""Read a file of samples: every bad record is reported, none is dropped."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from lcia.data.readers.base import Problem, Reader, Record, RecordError
+from lcia.data.readers.fields import ROLES, found
+from lcia.data.readers.source import load_bytes, load_records
+from lcia.data.sample import Sample
+from lcia.errors import ConfigError, DataError
+from lcia.registry import READERS
+
+SHOWN = 20
+LOOKED_AT = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """All that a file holds.
+
+    Attributes:
+        path: the file.
+        format: the name of the reader.
+        samples: the usable records, in the order of the file.
+        problems: the others, in the order of the file.
+    """
+
+    path: Path
+    format: str
+    samples: tuple[Sample, ...]
+    problems: tuple[Problem, ...]
+
+    def messages(self) -> list[str]:
+        """Return one line per problem, with the path and the place in it."""
+        return [f"{self.path}{problem.where}: {problem.text}" for problem in self.problems]
+
+
+def read(
+    path: str | Path, *, format: str | None = None, roles: Mapping[str, str] | None = None
+) -> list[Sample]:
+    """Return the samples of a file, in its order.
+
+    Args:
+        path: JSON Lines or JSON, UTF-8.
+        format: the name of a reader; recognised from the content when None.
+        roles: role in the file to ``system``, ``user`` or ``assistant``.
+
+    Returns:
+        At least one sample.
+
+    Raises:
+        DataError: the file cannot be read, no reader fits, or it has bad records; all of them are
+            counted and the first 20 shown.
+        ConfigError: no such format, or a role is mapped to something else.
+    """
+    reading = read_all(path, format=format, roles=roles)
+    lines = reading.messages()
+    if len(lines) == 1:
+        raise DataError(lines[0])
+    if lines:
+        total = len(lines) + len(reading.samples)
+        shown = f"the first {SHOWN}" if len(lines) > SHOWN else "all"
+        head = f"{path}: {len(lines)} of {total} records cannot be used; {shown}:"
+        raise DataError("\n".join((head, *lines[:SHOWN])))
+    return list(reading.samples)
+
+
+def read_all(
+    path: str | Path, *, format: str | None = None, roles: Mapping[str, str] | None = None
+) -> Reading:
+    """Return the samples and the bad records of a file.
+
+    Args:
+        path: JSON Lines or JSON, UTF-8.
+        format: the name of a reader; recognised from the content when None.
+        roles: role in the file to ``system``, ``user`` or ``assistant``.
+
+    Raises:
+        DataError: the file cannot be read, or no reader fits.
+        ConfigError: no such format, or a role is mapped to something else.
+    """
+    path = Path(path)
+    for role, target in (roles or {}).items():
+        if target not in ROLES:
+            raise ConfigError(f"roles: '{role}' is mapped to '{target}'; expected {ROLES}.")
+    values = list(load_records(load_bytes(path)))
+    format = format or _recognise(path, values)
+    reader: Reader = READERS.get(format)(roles=roles)
+    results = list(_samples(values, reader))
+    return Reading(
+        path=path,
+        format=format,
+        samples=tuple(result for result in results if isinstance(result, Sample)),
+        problems=tuple(result for result in results if isinstance(result, Problem)),
+    )
+
+
+def _samples(values: list[Record | Problem], reader: Reader) -> Iterator[Sample | Problem]:
+    seen: dict[str, str] = {}
+    for record in _expanded(values, reader):
+        if isinstance(record, Problem):
+            yield record
+            continue
+        try:
+            sample = _sample(record, reader)
+            if sample.id in seen:
+                first = seen[sample.id].lstrip(": ")
+                raise RecordError(f"id '{sample.id}' is also that of {first}; expected another.")
+        except RecordError as error:
+            yield Problem(where=record.where, text=str(error))
+        else:
+            seen[sample.id] = record.where
+            yield sample
+
+
+def _expanded(values: list[Record | Problem], reader: Reader) -> Iterator[Record | Problem]:
+    for value in values:
+        if isinstance(value, Problem):
+            yield value
+            continue
+        try:
+            yield from reader.expand(value)
+        except RecordError as error:
+            yield Problem(where=value.where, text=str(error))
+
+
+def _sample(record: Record, reader: Reader) -> Sample:
+    if not isinstance(record.value, Mapping):
+        raise RecordError(f"found {found(record.value)}; expected {reader.expected}.")
+    return reader.sample(record)
+
+
+def _recognise(path: Path, values: list[Record | Problem]) -> str:
+    """Return the format that most of the first records have."""
+    objects = [value.value for value in values if isinstance(value, Record)]
+    objects = [value for value in islice(objects, LOOKED_AT) if isinstance(value, Mapping)]
+    readers: dict[str, Reader] = {name: READERS.get(name)() for name in READERS.names()}
+    votes = Counter(
+        name for value in objects for name, reader in readers.items() if reader.recognises(value)
+    )
+    if votes:
+        return max(readers, key=lambda name: votes[name])
+    first = next((value for value in values if isinstance(value, Problem)), None)
+    if not objects and first is not None:
+        raise DataError(f"{path}{first.where}: {first.text}")
+    keys = sorted({str(key) for value in objects for key in value})
+    has = f"records with the keys {', '.join(keys)}" if keys else "no JSON objects"
+    expected = "; ".join(f"{name}: {reader.expected}" for name, reader in readers.items())
+    raise DataError(f"{path}: {has} fit no format; expected one of {expected}.")

@@ -1,0 +1,192 @@
+"""From the entries of a task stream to tasks."""
+
+import logging
+import random
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from lcia.data.reading import read
+from lcia.data.sample import Sample
+from lcia.data.task import Task, check_name
+from lcia.errors import ConfigError, DataError
+from lcia.registry import STREAMS
+
+logger = logging.getLogger(__name__)
+
+SUPERNI_TRAIN = 500
+HELD_OUT = 100
+HELD_OUT_SHARE = 5
+
+
+class TaskConfig(BaseModel):
+    """One entry of ``tasks``.
+
+    Attributes:
+        name: letters, digits, '.', '_' and '-'.
+        train: a data file; its ``test`` is held out of it where no file is given.
+        test: a data file that is only scored.
+        superni: a Super-NaturalInstructions task file, instead of ``train`` and ``test``.
+        scorer: a name of ``lcia.registry.SCORERS``.
+        instruction: how ``lcia.grouping`` finds the instruction; None: ``field`` where every
+            train sample names one, else ``infer``.
+        max_train: at most so many train samples, drawn by seed; None: all (500 of ``superni``).
+        max_test: the same for test; None: all of ``test``, at most 100 held out.
+        format: a name of ``lcia.registry.READERS``; None: recognised from the file.
+        roles: role in the files to ``system``, ``user`` or ``assistant``.
+        max_new_tokens: the longest answer to generate.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Annotated[str, AfterValidator(check_name)]
+    train: Path | None = None
+    test: Path | None = None
+    superni: Path | None = None
+    scorer: str = "exact_match"
+    instruction: str | dict[str, Any] | None = None
+    max_train: int | None = Field(default=None, ge=1)
+    max_test: int | None = Field(default=None, ge=1)
+    format: str | None = None
+    roles: dict[str, str] = Field(default_factory=dict)
+    max_new_tokens: int = Field(default=32, ge=1)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "TaskConfig":
+        if (self.train is None) == (self.superni is None):
+            raise ValueError(f"task '{self.name}': expected either train or superni.")
+        if self.superni is not None and (self.test or self.format):
+            raise ValueError(f"task '{self.name}': superni stands without test and format.")
+        return self
+
+
+def load_stream(source: str) -> tuple[Task, ...]:
+    """Return the tasks of a stream that comes with lcia or a plug-in.
+
+    Args:
+        source: ``builtin:NAME``, for example ``builtin:skills``.
+
+    Raises:
+        ConfigError: not of this form, or no such stream.
+        MissingDependencyError: a package that carries its data is not installed.
+    """
+    kind, _, name = source.partition(":")
+    if kind != "builtin" or not name:
+        raise ConfigError(f"stream '{source}': expected builtin:NAME, for example builtin:skills.")
+    tasks: tuple[Task, ...] = STREAMS.get(name)()
+    return tasks
+
+
+def load_tasks(
+    entries: Iterable[TaskConfig], *, base: str | Path = ".", seed: int = 0
+) -> tuple[Task, ...]:
+    """Return the tasks of a stream's entries, in their order.
+
+    Args:
+        entries: at least one, each with another name.
+        base: the folder relative paths start from: that of the stream's file.
+        seed: draws what is held out and what is kept of a larger file.
+
+    Raises:
+        ConfigError: no entry, or two of one name.
+        DataError: a file cannot be read or used, or is too small to hold samples out of it.
+    """
+    entries = list(entries)
+    if not entries:
+        raise ConfigError("tasks: is empty; expected at least one task.")
+    names: set[str] = set()
+    for entry in entries:
+        if entry.name in names:
+            raise ConfigError(f"tasks: two are named '{entry.name}'; expected different names.")
+        names.add(entry.name)
+    return tuple(load_task(entry, base=base, seed=seed) for entry in entries)
+
+
+def load_task(entry: TaskConfig, *, base: str | Path = ".", seed: int = 0) -> Task:
+    """Return the task of one entry; the arguments are those of ``load_tasks``.
+
+    Raises:
+        DataError: a file cannot be read or used, or is too small to hold samples out of it.
+    """
+    train, test = _splits(entry, base=Path(base), seed=seed)
+    named = all(sample.instruction is not None for sample in train)
+    return Task(
+        name=entry.name,
+        train=train,
+        test=test,
+        scorer=entry.scorer,
+        instruction=entry.instruction or ("field" if named else "infer"),
+        max_new_tokens=entry.max_new_tokens,
+    )
+
+
+def hold_out(
+    samples: Sequence[Sample], *, at_most: int, seed: int
+) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
+    """Split samples into train and test, no conversation in both.
+
+    Args:
+        samples: in any order; both parts keep it.
+        at_most: the size of test, which is also at most a fifth of the samples.
+        seed: draws the test conversations; equal on all platforms.
+
+    Returns:
+        Train and test; test is empty if a fifth is less than one sample or than the repetitions
+        of each drawn conversation.
+    """
+    size = min(at_most, len(samples) // HELD_OUT_SHARE)
+    repeats: dict[object, int] = {}
+    for sample in samples:
+        repeats[sample.messages] = repeats.get(sample.messages, 0) + 1
+    conversations = list(repeats)
+    random.Random(seed).shuffle(conversations)
+    drawn: set[object] = set()
+    for conversation in conversations:
+        if repeats[conversation] <= size:
+            size -= repeats[conversation]
+            drawn.add(conversation)
+    train = tuple(sample for sample in samples if sample.messages not in drawn)
+    return train, tuple(sample for sample in samples if sample.messages in drawn)
+
+
+def _splits(
+    entry: TaskConfig, *, base: Path, seed: int
+) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
+    source = base / (entry.superni or entry.train or "")
+    format = "superni" if entry.superni else entry.format
+    max_train = entry.max_train or (SUPERNI_TRAIN if entry.superni else None)
+    samples = read(source, format=format, roles=entry.roles)
+    if entry.test is None:
+        train, test = hold_out(samples, at_most=entry.max_test or HELD_OUT, seed=seed)
+        if not test:
+            raise DataError(
+                f"{source}: {len(samples)} samples are too few to hold out a fifth of them. "
+                f"Give task '{entry.name}' a test file."
+            )
+    else:
+        train = tuple(samples)
+        held_out = read(base / entry.test, format=format, roles=entry.roles)
+        test = _draw(held_out, at_most=entry.max_test, seed=seed)
+        _warn_of_overlap(entry.name, train, test)
+    return _draw(train, at_most=max_train, seed=seed), test
+
+
+def _draw(samples: Sequence[Sample], *, at_most: int | None, seed: int) -> tuple[Sample, ...]:
+    if at_most is None or len(samples) <= at_most:
+        return tuple(samples)
+    kept = sorted(random.Random(seed).sample(range(len(samples)), at_most))
+    return tuple(samples[i] for i in kept)
+
+
+def _warn_of_overlap(name: str, train: Sequence[Sample], test: Sequence[Sample]) -> None:
+    seen = {sample.messages for sample in train}
+    both = sum(sample.messages in seen for sample in test)
+    if both:
+        logger.warning(
+            "task '%s': %d of %d test prompts are also in train: scores will flatter the model.",
+            name,
+            both,
+            len(test),
+        )
