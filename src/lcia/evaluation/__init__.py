@@ -1,1 +1,15 @@
-"""lcia.evaluation."""
+"""Scores of answers, the accuracy matrix and the metrics of continual learning."""
+
+from lcia.evaluation.matrix import AccuracyMatrix
+from lcia.evaluation.metrics import METRICS, Metric, summarise
+from lcia.evaluation.scorers import Scorer, mean_percent, score_each
+
+__all__ = [
+    "METRICS",
+    "AccuracyMatrix",
+    "Metric",
+    "Scorer",
+    "mean_percent",
+    "score_each",
+    "summarise",
+]

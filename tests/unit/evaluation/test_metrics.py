@@ -1,0 +1,134 @@
+"""Metrics against a hand-worked matrix, a NumPy re-derivation and properties."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lcia.evaluation import METRICS, AccuracyMatrix, summarise
+
+
+def matrix_of(rows):
+    return AccuracyMatrix(
+        tasks=tuple(f"t{i}" for i in range(len(rows[0]))), rows=tuple(map(tuple, rows))
+    )
+
+
+def numpy_metrics(rows):
+    """The formulas of the docs on a (T + 1, T) array, written without the package."""
+    R = np.asarray(rows, dtype=np.float64)
+    T = R.shape[1]
+    learned = R[1:]
+    best = np.array([learned[i : T - 1, i].max() for i in range(T - 1)])
+    return {
+        "average_accuracy": R[T].mean(),
+        "forgetting": (best - R[T, : T - 1]).mean(),
+        "new_accuracy": np.diag(learned).mean(),
+        "backward_transfer": (R[T] - np.diag(learned))[:-1].mean(),
+        "forward_transfer": (np.diag(R[:-1]) - R[0])[1:].mean(),
+        "mean_average_accuracy": np.mean([learned[t, : t + 1].mean() for t in range(T)]),
+    }
+
+
+@st.composite
+def full_rows(draw, smallest=2):
+    count = draw(st.integers(smallest, 6))
+    row = st.lists(st.floats(0, 100), min_size=count, max_size=count)
+    return draw(st.lists(row, min_size=count + 1, max_size=count + 1))
+
+
+def test_a_matrix_worked_out_by_hand():
+    rows = [[10, 20, 30], [80, 25, 31], [70, 90, 40], [60, 85, 50]]
+    assert summarise(matrix_of(rows)) == pytest.approx(
+        {
+            "average_accuracy": (60 + 85 + 50) / 3,
+            "forgetting": ((80 - 60) + (90 - 85)) / 2,
+            "new_accuracy": (80 + 90 + 50) / 3,
+            "backward_transfer": ((60 - 80) + (85 - 90)) / 2,
+            "forward_transfer": ((25 - 20) + (40 - 30)) / 2,
+            "mean_average_accuracy": (80 + (70 + 90) / 2 + (60 + 85 + 50) / 3) / 3,
+        },
+        abs=1e-12,
+    )
+
+
+@given(full_rows())
+def test_every_metric_equals_numpy(rows):
+    expected = numpy_metrics(rows)
+    assert summarise(matrix_of(rows)) == pytest.approx(expected, rel=1e-12, abs=1e-10)
+
+
+def test_forgetting_counts_from_the_best_and_backward_transfer_from_the_first():
+    rows = [[0, 0, 0], [50, 0, 0], [90, 60, 0], [70, 60, 40]]
+    values = summarise(matrix_of(rows))
+    assert values["forgetting"] == (20 + 0) / 2
+    assert values["backward_transfer"] == (20 + 0) / 2
+
+
+@given(full_rows())
+def test_backward_transfer_is_at_least_minus_forgetting(rows):
+    values = summarise(matrix_of(rows))
+    assert values["backward_transfer"] >= -values["forgetting"] - 1e-9
+
+
+@given(rows=full_rows(), shift=st.floats(0, 50))
+def test_differences_ignore_a_shift_and_means_follow_it(rows, shift):
+    low = summarise(matrix_of([[cell / 2 for cell in row] for row in rows]))
+    high = summarise(matrix_of([[cell / 2 + shift for cell in row] for row in rows]))
+    differences = {"forgetting", "backward_transfer", "forward_transfer"}
+    for name, value in low.items():
+        expected = value if name in differences else value + shift
+        assert high[name] == pytest.approx(expected, abs=1e-9)
+
+
+def test_after_one_task_only_the_accuracies_exist():
+    assert summarise(matrix_of([[10], [80]])) == {
+        "average_accuracy": 80,
+        "forgetting": None,
+        "new_accuracy": 80,
+        "backward_transfer": None,
+        "forward_transfer": None,
+        "mean_average_accuracy": 80,
+    }
+
+
+def test_before_any_task_there_is_no_metric():
+    assert set(summarise(AccuracyMatrix.start(["a", "b"], {"a": 1.0})).values()) == {None}
+
+
+@pytest.mark.parametrize(
+    ("cell", "lost"),
+    [
+        ((0, 1), set()),
+        ((0, 2), {"forward_transfer"}),
+        ((1, 2), {"forward_transfer"}),
+        ((1, 3), set()),
+        (
+            (1, 1),
+            {"forgetting", "new_accuracy", "backward_transfer", "mean_average_accuracy"},
+        ),
+        ((2, 1), {"forgetting", "mean_average_accuracy"}),
+        ((3, 3), {"average_accuracy", "new_accuracy", "mean_average_accuracy"}),
+        (
+            (3, 1),
+            {"average_accuracy", "forgetting", "backward_transfer", "mean_average_accuracy"},
+        ),
+    ],
+)
+def test_a_missing_cell_takes_away_what_needs_it_and_nothing_else(cell, lost):
+    rows = [[10, 20, 30], [80, 25, 31], [70, 90, 40], [60, 85, 50]]
+    complete = summarise(matrix_of(rows))
+    rows[cell[0]][cell[1] - 1] = None
+    values = summarise(matrix_of(rows))
+    assert {name for name, value in values.items() if value is None} == lost
+    assert all(values[name] == complete[name] for name in set(values) - lost)
+
+
+def test_tasks_still_to_come_do_not_count():
+    half = [[10, 20, 30], [80, 25, 31], [70, 90, 40]]
+    assert summarise(matrix_of(half)) == summarise(matrix_of([row[:2] for row in half]))
+
+
+def test_every_metric_is_labelled():
+    assert list(METRICS) == list(summarise(matrix_of([[1], [2]])))
+    assert all(metric.label and "R[" in metric.formula for metric in METRICS.values())
