@@ -1,0 +1,56 @@
+"""The settings of grouping and routing."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from lcia.errors import ConfigError
+from lcia.registry import SIMILARITIES, nearest
+
+AGGREGATES = ("best", "mean")
+POLICIES = ("nearest", "latest", "base")
+ROUTE_ON = ("instruction", "prompt", "both")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupingConfig:
+    """How instructions are compared, grouped and routed.
+
+    Attributes:
+        similarity: a name of ``lcia.registry.SIMILARITIES``; ``tfidf`` is the paper's.
+        aggregate: group similarity from pair similarities: ``best`` is the mean over the current
+            instructions of their best match in the group, ``mean`` (the paper's) the mean over all
+            pairs. The mean falls as a group grows more diverse; docs/grouping.md measures both.
+        threshold: in [0, 1]; a group at least this similar is reused (paper: 0.9 for one template
+            a task, 0.3 for diverse templates).
+        below: what answers a prompt whose best group stays below the threshold: the ``nearest``
+            group, the ``latest`` one (the authors' released code) or the ``base`` model.
+        route_on: what answering compares: the ``instruction`` (the paper), the whole ``prompt``
+            with prototypes of each task's prompts, or ``both``.
+        encoder: name or path of the text encoder of ``similarity: embedding``.
+    """
+
+    similarity: str = "tfidf"
+    aggregate: str = "best"
+    threshold: float = 0.9
+    below: str = "nearest"
+    route_on: str = "instruction"
+    encoder: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_choice("similarity", self.similarity, SIMILARITIES.names())
+        _check_choice("aggregate", self.aggregate, AGGREGATES)
+        _check_choice("below", self.below, POLICIES)
+        _check_choice("route_on", self.route_on, ROUTE_ON)
+        number = isinstance(self.threshold, (int, float)) and not isinstance(self.threshold, bool)
+        if not number or not 0 <= self.threshold <= 1:
+            raise ConfigError(
+                f"grouping.threshold is {self.threshold!r}; expected a number from 0 to 1."
+            )
+        if self.encoder is not None and not isinstance(self.encoder, str):
+            raise ConfigError(f"grouping.encoder is {self.encoder!r}; expected a name or a path.")
+
+
+def _check_choice(key: str, value: Any, choices: list[str] | tuple[str, ...]) -> None:
+    if value not in choices:
+        hint = nearest(str(value), choices)
+        raise ConfigError(f"grouping.{key} is {value!r}, which is not a choice. {hint}")

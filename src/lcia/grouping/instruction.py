@@ -1,0 +1,234 @@
+"""Which part of a prompt is its instruction: recipes, fitted on a task, applied to raw text."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from lcia.errors import ConfigError, DataError
+from lcia.grouping.templates import find_templates, infer_templates
+from lcia.registry import nearest
+
+# The simplest first: where two reproduce the field equally often, the earlier one is kept.
+POSITIONAL = ("whole", "first_paragraph", "first_line", "last_line", "before_colon")
+KINDS = (*POSITIONAL, "regex", "infer", "field")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstructionRecipe:
+    """How to find the instruction in a prompt.
+
+    Attributes:
+        kind: ``whole`` prompt; ``first_paragraph``, ``first_line`` or ``last_line`` that is not
+            blank; ``before_colon``: what stands before the first colon that white space follows;
+            ``regex``: the first group of ``pattern``, or its whole match; ``infer``: the lines or
+            sentences that recur over a task's prompts; ``field``: the data name the instruction.
+        pattern: of kind ``regex``.
+        templates: of kind ``infer``, filled in by `fit`.
+
+    `fit` turns ``field`` into the recipe of another kind that reproduces the field best, because
+    nobody names the instruction when a question is asked.
+    """
+
+    kind: str = "infer"
+    pattern: str | None = None
+    templates: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            hint = nearest(str(self.kind), KINDS)
+            raise ConfigError(f"instruction: {self.kind!r} is not a recipe. {hint}")
+        if (self.kind == "regex") != (self.pattern is not None):
+            raise ConfigError(
+                "instruction: a pattern goes with the recipe 'regex', and only with it. "
+                'Write {regex: "..."}.'
+            )
+        if self.pattern is not None:
+            _compile(self.pattern)
+
+    @classmethod
+    def parse(cls, spec: "str | Mapping[str, Any] | InstructionRecipe") -> "InstructionRecipe":
+        """Build a recipe from what a configuration holds: a kind, or ``{regex: "..."}``.
+
+        Raises:
+            ConfigError: unknown kind, or a pattern that does not compile.
+        """
+        if isinstance(spec, InstructionRecipe):
+            return spec
+        if isinstance(spec, str):
+            return cls(kind=spec)
+        if isinstance(spec, Mapping) and set(spec) == {"regex"}:
+            return cls(kind="regex", pattern=spec["regex"])
+        raise ConfigError(
+            f'instruction: found {spec!r}; expected one of {", ".join(KINDS)} or {{regex: "..."}}.'
+        )
+
+    def fit(self, prompts: Sequence[str], fields: Sequence[str | None] = ()) -> "Extraction":
+        """Learn how to find the instruction of a task's prompts, and find it in each of them.
+
+        Args:
+            prompts: the raw text of a task's training prompts.
+            fields: the instruction of each prompt as the data name it; only ``field`` needs them.
+
+        Raises:
+            DataError: there are no prompts, or ``field`` was asked for and a field is missing.
+        """
+        if not prompts:
+            raise DataError("There are no prompts to find an instruction in; expected at least 1.")
+        if self.kind == "field":
+            return _fit_field(prompts, fields)
+        recipe = self
+        if self.kind == "infer":
+            recipe = replace(self, templates=tuple(infer_templates(prompts)))
+        found = [recipe.find(prompt) for prompt in prompts]
+        texts = [
+            prompt.strip() if text is None else text
+            for prompt, text in zip(prompts, found, strict=True)
+        ]
+        return Extraction(
+            recipe=recipe,
+            counts=_by_frequency(texts),
+            prompts=len(prompts),
+            whole_prompts=found.count(None),
+        )
+
+    def find(self, prompt: str) -> str | None:
+        """Return the instruction of ``prompt``, or None where the recipe does not find one.
+
+        Raises:
+            ConfigError: the recipe is ``field`` or ``infer`` and was not fitted.
+        """
+        if self.kind == "infer" and self.templates:
+            return find_templates(prompt, self.templates)
+        if self.kind == "infer":
+            return None
+        if self.kind == "regex":
+            match = _compile(self.pattern or "").search(prompt)
+            return _stripped(match[match.re.groups and 1]) if match else None
+        if self.kind == "field":
+            raise ConfigError("instruction: the recipe 'field' has to be fitted before it is used.")
+        return _stripped(_POSITIONS[self.kind](prompt))
+
+    def extract(self, prompt: str) -> str:
+        """Return the instruction of ``prompt``: the whole of it where the recipe finds none."""
+        found = self.find(prompt)
+        return prompt.strip() if found is None else found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON object that `from_dict` reads back."""
+        return {key: value for key, value in asdict(self).items() if value}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> "InstructionRecipe":
+        """Build the recipe `to_dict` wrote."""
+        return cls(**{**record, "templates": tuple(record.get("templates", ()))})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extraction:
+    """The instructions found in a task's prompts.
+
+    Attributes:
+        recipe: the fitted recipe; it needs raw text alone.
+        counts: unique instruction to the number of prompts it was found in, most frequent first.
+        prompts: how many prompts were read.
+        whole_prompts: in how many the recipe found nothing, so the whole prompt was taken.
+        agreement: share of prompts where ``recipe`` gives back the field the data named, in [0, 1];
+            None where no field was asked for.
+    """
+
+    recipe: InstructionRecipe
+    counts: Mapping[str, int]
+    prompts: int
+    whole_prompts: int = 0
+    agreement: float | None = None
+
+    @property
+    def instructions(self) -> list[str]:
+        """The unique instructions, most frequent first."""
+        return list(self.counts)
+
+    def describe(self) -> str:
+        """Return one line: what was taken as the instruction, and from how many prompts."""
+        line = (
+            f"{len(self.counts)} unique instructions in {self.prompts} prompts "
+            f"(recipe {self.recipe.kind})"
+        )
+        if self.whole_prompts:
+            line += f"; none found in {self.whole_prompts}, where the whole prompt was taken"
+        if self.agreement is not None:
+            line += f"; the recipe gives the named field back in {self.agreement:.0%}"
+        return line
+
+
+def _fit_field(prompts: Sequence[str], fields: Sequence[str | None]) -> Extraction:
+    missing = [number for number, field in enumerate(fields, 1) if not (field or "").strip()]
+    if len(fields) != len(prompts) or missing:
+        where = f"the first without one is number {missing[0]}" if missing else f"got {len(fields)}"
+        raise DataError(
+            f"instruction: 'field' needs a named instruction for each of {len(prompts)} prompts; "
+            f"{where}. Name the field in the data or choose another recipe, such as 'infer'."
+        )
+    wanted = [str(field).strip() for field in fields]
+
+    def agreement(recipe: InstructionRecipe) -> float:
+        same = sum(
+            recipe.find(prompt) == field for prompt, field in zip(prompts, wanted, strict=True)
+        )
+        return same / len(prompts)
+
+    recipe = max((InstructionRecipe(kind=kind) for kind in POSITIONAL), key=agreement)
+    return Extraction(
+        recipe=recipe,
+        counts=_by_frequency(wanted),
+        prompts=len(prompts),
+        agreement=agreement(recipe),
+    )
+
+
+def _by_frequency(texts: Sequence[str]) -> dict[str, int]:
+    return dict(sorted(Counter(texts).items(), key=lambda item: (-item[1], item[0])))
+
+
+def _compile(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise ConfigError(f"instruction: the pattern {pattern!r} does not compile: {error}.") from (
+            error
+        )
+
+
+def _stripped(text: str | None) -> str | None:
+    return (text or "").strip() or None
+
+
+def _whole(prompt: str) -> str:
+    return prompt
+
+
+def _first_paragraph(prompt: str) -> str:
+    return re.split(r"\n[^\S\n]*\n", prompt.lstrip(), maxsplit=1)[0]
+
+
+def _first_line(prompt: str) -> str:
+    return prompt.lstrip().partition("\n")[0]
+
+
+def _last_line(prompt: str) -> str:
+    return prompt.rstrip().rpartition("\n")[2]
+
+
+def _before_colon(prompt: str) -> str | None:
+    match = re.search(r":(?=\s|$)", prompt)
+    return prompt[: match.start()] if match else None
+
+
+_POSITIONS = {
+    "whole": _whole,
+    "first_paragraph": _first_paragraph,
+    "first_line": _first_line,
+    "last_line": _last_line,
+    "before_colon": _before_colon,
+}
