@@ -1,0 +1,137 @@
+"""One base model in memory, any number of LoRA adapters on it."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lcia.data.sample import Message
+from lcia.models.chat import ChatFormat
+from lcia.models.loading import BaseModel
+
+logger = logging.getLogger(__name__)
+
+TRAINED = "default"
+"""Adapter name while training: peft then writes a plain, single-adapter directory."""
+
+BASE = "__base__"
+"""peft's name for "no adapter" in a batch of mixed adapters."""
+
+
+class AdapterHost:
+    """Holds a base model with its adapters; trains one, generates with any mix of them.
+
+    Args:
+        base: the loaded base model.
+        max_prompt_tokens: longest prompt in tokens; longer ones lose their middle.
+        max_loaded: adapters kept in memory besides the trained one; the least recently used
+            leaves first.
+    """
+
+    def __init__(
+        self, base: BaseModel, *, max_prompt_tokens: int = 1024, max_loaded: int = 64
+    ) -> None:
+        self.base = base
+        self.chat = ChatFormat(base.tokenizer, max_prompt_tokens=max_prompt_tokens)
+        self.max_loaded = max_loaded
+        self._peft: Any | None = None
+        self._loaded: dict[str, None] = {}
+
+    def new_adapter(self, lora_config: Any) -> Any:
+        """Put a fresh adapter on the model, ready to train, and return the ``PeftModel``."""
+        from peft import get_peft_model
+
+        self.drop_trained()
+        if self._peft is None:
+            self._peft = get_peft_model(self.base.model, lora_config, adapter_name=TRAINED)
+        else:
+            self._peft.add_adapter(TRAINED, lora_config)
+        return self._activate()
+
+    def adapter_to_train(self, path: Path) -> Any:
+        """Load a stored adapter, ready to train on, and return the ``PeftModel``."""
+        self.drop_trained()
+        self._load(TRAINED, path, trainable=True)
+        return self._activate()
+
+    def drop_trained(self) -> None:
+        """Take the adapter under training off the model."""
+        if self._peft is not None and TRAINED in self._peft.peft_config:
+            self._peft.delete_adapter(TRAINED)
+
+    def generate(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        adapters: Sequence[tuple[str, Path] | None],
+        *,
+        max_new_tokens: int,
+    ) -> list[str]:
+        """Answer a batch of prompts greedily, each with its own adapter.
+
+        Args:
+            conversations: one prompt each.
+            adapters: for each prompt the key and directory of its adapter, or None for the base
+                model; a key always means the same weights.
+            max_new_tokens: longest answer in tokens.
+
+        Returns:
+            One answer each, without surrounding white space.
+        """
+        import torch
+
+        self._ensure(dict(a for a in adapters if a is not None))
+        batch = self._pad([self.chat.encode_prompt(turns)[0] for turns in conversations])
+        extra = {} if self._peft is None else {"adapter_names": [a[0] if a else BASE for a in adapters]}
+        model = self.base.model if self._peft is None else self._peft
+        model.eval()
+        with torch.inference_mode():
+            output = model.generate(
+                **batch,
+                **extra,
+                do_sample=False,
+                max_new_tokens=max_new_tokens,
+                eos_token_id=self.chat.stop_ids,
+                pad_token_id=self.base.tokenizer.pad_token_id,
+            )
+        answers = output[:, batch["input_ids"].shape[1] :]
+        texts = self.base.tokenizer.batch_decode(answers, skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+    def _activate(self) -> Any:
+        assert self._peft is not None
+        self._peft.set_adapter(TRAINED)
+        return self._peft
+
+    def _ensure(self, wanted: dict[str, Path]) -> None:
+        for key, path in wanted.items():
+            if key not in self._loaded:
+                self._load(key, path, trainable=False)
+            self._loaded.pop(key, None)
+            self._loaded[key] = None
+        surplus = max(0, len(self._loaded) - max(self.max_loaded, len(wanted)))
+        for key in list(self._loaded)[:surplus]:
+            self._peft.delete_adapter(key)  # type: ignore[union-attr]
+            del self._loaded[key]
+
+    def _load(self, key: str, path: Path, *, trainable: bool) -> None:
+        from peft import PeftModel
+
+        if self._peft is None:
+            self._peft = PeftModel.from_pretrained(
+                self.base.model, path, adapter_name=key, is_trainable=trainable
+            )
+        else:
+            self._peft.load_adapter(path, adapter_name=key, is_trainable=trainable)
+
+    def _pad(self, rows: list[list[int]]) -> dict[str, Any]:
+        import torch
+
+        width = max(map(len, rows))
+        pad = self.base.tokenizer.pad_token_id
+        ids = [[pad] * (width - len(row)) + row for row in rows]
+        mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+        device = self.base.model.device
+        return {
+            "input_ids": torch.tensor(ids, device=device),
+            "attention_mask": torch.tensor(mask, device=device),
+        }

@@ -1,0 +1,156 @@
+"""Find a base model by name, check it, load it."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lcia.errors import ConfigError, ModelError
+from lcia.models.embedded import EMBEDDED, is_prepared, prepare, prepared_path, sha256_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseModel:
+    """A base model and its tokenizer in memory.
+
+    Attributes:
+        name: what the user wrote: an embedded name, a hub id or a local path.
+        model: a causal language model, in evaluation mode.
+        tokenizer: padded on the left, so that answers end at the last position.
+    """
+
+    name: str
+    model: Any
+    tokenizer: Any
+
+
+def check_model(name: str) -> None:
+    """Check, without loading weights, that ``name`` can be loaded.
+
+    Embedded models pass: they are prepared on first use.
+
+    Raises:
+        ModelError: the path does not exist or holds no model, or the hub does not have it.
+    """
+    if name in EMBEDDED:
+        return
+    if _looks_like_path(name) and not Path(name).expanduser().is_dir():
+        raise ModelError(
+            f"model: '{name}' does not exist; expected a folder with config.json and weights, a "
+            f"hub id like 'org/name', or an embedded model: {', '.join(EMBEDDED)}."
+        )
+    from transformers import AutoConfig
+
+    try:
+        AutoConfig.from_pretrained(_location(name))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"model: '{name}' cannot be loaded: {_first_line(error)} Expected a local folder with "
+            f"config.json, a reachable hub id, or an embedded model: {', '.join(EMBEDDED)}."
+        ) from error
+
+
+def load_model(name: str, *, dtype: str = "auto") -> BaseModel:
+    """Load a base model for training and generation, preparing it first if it is embedded.
+
+    Args:
+        name: an embedded name, a hub id or a local path.
+        dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto``: bfloat16 where the hardware
+            computes in it, else float32.
+
+    Raises:
+        ModelError: it does not exist or cannot be loaded.
+    """
+    import torch
+    from accelerate import PartialState
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    check_model(name)
+    location = str(prepare(name)) if name in EMBEDDED else _location(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(location, padding_side="left")
+        model = AutoModelForCausalLM.from_pretrained(
+            location, dtype=getattr(torch, resolve_dtype(dtype))
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model: '{name}' cannot be loaded: {_first_line(error)}") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model = model.to(PartialState().device).eval()
+    return BaseModel(name=name, model=model, tokenizer=tokenizer)
+
+
+def resolve_dtype(dtype: str) -> str:
+    """Return the dtype ``auto`` stands for on this machine.
+
+    Raises:
+        ConfigError: not a dtype lcia trains in.
+    """
+    import torch
+
+    choices = ("auto", "float32", "bfloat16", "float16")
+    if dtype not in choices:
+        raise ConfigError(f"dtype: '{dtype}' is not known. Choices: {', '.join(choices)}.")
+    if dtype != "auto":
+        return dtype
+    if torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        native = bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+    return "bfloat16" if native else "float32"
+
+
+def content_hash(name: str) -> str:
+    """Return a SHA-256 over configuration, tokenizer and weights of a local or embedded model.
+
+    For a hub id it covers the resolved commit instead: a commit names its content.
+
+    Raises:
+        ModelError: the model does not exist.
+    """
+    folder = prepare(name) if name in EMBEDDED else Path(name).expanduser()
+    if not folder.is_dir():
+        return _hub_commit(name)
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in {".json", ".safetensors", ".jinja", ".model"} and path.is_file():
+            digest.update(f"{path.name}:{sha256_of(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def describe_models() -> list[dict[str, Any]]:
+    """Return one record per embedded model: name, source, licence, size, whether prepared."""
+    return [
+        {
+            "name": model.name,
+            "source": f"{model.package}=={model.version} (PyPI)",
+            "license": model.license,
+            "download_mb": model.size_mb,
+            "prepared": str(prepared_path(model.name)) if is_prepared(model.name) else None,
+        }
+        for model in EMBEDDED.values()
+    ]
+
+
+def _hub_commit(name: str) -> str:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(name)
+    commit = getattr(config, "_commit_hash", None)
+    return commit or hashlib.sha256(json.dumps(config.to_dict(), default=str).encode()).hexdigest()
+
+
+def _looks_like_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists()
+
+
+def _location(name: str) -> str:
+    path = Path(name).expanduser()
+    return str(path) if path.is_dir() else name
+
+
+def _first_line(error: Exception) -> str:
+    line = str(error).strip().partition("\n")[0]
+    return line if line.endswith(".") else f"{line}."
