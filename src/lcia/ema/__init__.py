@@ -1,1 +1,18 @@
-"""lcia.ema."""
+"""Dynamic EMA: a moving average of parameters with a balance weight computed at every step."""
+
+from lcia.ema.average import DynamicEMA
+from lcia.ema.balance import Fixed, Next, Paper, Release, Rule, build_rule
+from lcia.ema.decide import REASONS
+from lcia.ema.record import EMAStats
+
+__all__ = [
+    "REASONS",
+    "DynamicEMA",
+    "EMAStats",
+    "Fixed",
+    "Next",
+    "Paper",
+    "Release",
+    "Rule",
+    "build_rule",
+]

@@ -1,1 +1,5 @@
-"""lcia.integrations."""
+"""Dynamic EMA inside other people's training loops."""
+
+from lcia.integrations.transformers import DynamicEMACallback
+
+__all__ = ["DynamicEMACallback"]

@@ -1,0 +1,297 @@
+"""DynamicEMA: a moving average of parameters whose weight is computed at every step."""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lcia.ema.balance import Rule, build_rule
+from lcia.ema.decide import decide
+from lcia.ema.gradients import PreviousGradients
+from lcia.ema.record import EMAStats, read, summarise
+from lcia.ema.reduce import TERMS, Operands
+from lcia.ema.sharding import full, is_sharded, local, part, share_sums
+from lcia.errors import TrainingError
+
+logger = logging.getLogger(__name__)
+
+# Parameters whose norms and blend are computed together: small enough that theta and theta* are
+# still in the last-level cache when the blend reads them a second time.
+_BLOCK_ELEMENTS = 1 << 20
+# Steps whose figures wait on the device before they are read together.
+_PENDING_STEPS = 256
+
+
+class DynamicEMA:
+    """theta* <- beta theta* + (1 - beta) theta, with beta per tensor and step by a rule.
+
+    Call ``update()`` after ``optimizer.step()`` and before gradients are cleared. The average
+    is kept in float32 (float64 for float64 parameters) on each parameter's device.
+
+    Args:
+        named_parameters: names and parameters, as ``model.named_parameters()`` gives them. Those
+            that require gradients take part; one unfrozen later joins at its first update.
+            A tied parameter takes part once, under its first name.
+        rule: a rule, its name, or a mapping such as ``{"name": "release", "scale": 2.0}``.
+        initial: values theta* starts from, by name; those not named start from the parameters.
+
+    Attributes:
+        shadow: the average theta*, name to tensor; the rank's own part where parameters are
+            sharded.
+        rule: the balance rule.
+
+    Raises:
+        ConfigError: the rule is unknown or a setting is out of range.
+        TrainingError: no parameter requires a gradient, or ``initial`` does not fit.
+
+    Source: LCIA (arXiv:2410.10868).
+    """
+
+    def __init__(
+        self,
+        named_parameters: Iterable[tuple[str, Tensor]],
+        *,
+        rule: Rule | Mapping[str, Any] | str = "release",
+        initial: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.rule = build_rule(rule)
+        self._parameters = _without_ties(named_parameters)
+        self._theta_prev: dict[str, Tensor] = {}
+        self._grad_prev = PreviousGradients()
+        self._stats = EMAStats()
+        self._pending: list[Tensor] = []
+        self._last: EMAStats | None = None
+        self._swapped = False
+        self.shadow: dict[str, Tensor] = {}
+        self._join()
+        if not self.shadow:
+            raise TrainingError("DynamicEMA: no parameter requires a gradient; nothing to average.")
+        for name, values in (initial or {}).items():
+            self._set(name, values)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move theta* after an optimizer step, by the gradients that step used.
+
+        A tensor without a gradient was not stepped and keeps its average.
+
+        Raises:
+            TrainingError: no parameter has a gradient, or ``swapped()`` is open.
+        """
+        if self._swapped:
+            raise TrainingError("DynamicEMA.update() inside swapped(): the parameters are theta*.")
+        joined = self._join()
+        names = self._with_gradients()
+        without_gradient = len(self.shadow) - len(names)
+        decisions, drifts = [], []
+        for block in self._blocks(names):
+            sums = self._sums(block)
+            known = torch.tensor([name not in joined and self._is_known(name) for name in block])
+            decision = decide(self.rule, sums, known=known.to(sums["drift_l1"].device))
+            self._blend(block, decision.gain)
+            self._remember(block)
+            decisions.append(decision)
+            drifts.append(sums["drift_l1"])
+        merged = type(decisions[0])(*map(torch.cat, zip(*decisions, strict=True)))
+        step = summarise(merged, torch.cat(drifts), without_gradient=without_gradient)
+        self._pending.append(step)
+        if step.device.type == "cpu" or len(self._pending) >= _PENDING_STEPS:
+            self._read_pending()
+
+    def copy_to_parameters(self) -> None:
+        """Make the parameters theta*, as at the end of a task."""
+        with torch.no_grad():
+            for name, values in self.shadow.items():
+                local(self._parameters[name]).copy_(values)
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """Give the parameters the values of theta* inside a ``with`` block, to evaluate or save."""
+        if self._swapped:
+            raise TrainingError("DynamicEMA.swapped() is already open.")
+        theta = {name: local(self._parameters[name]).detach().clone() for name in self.shadow}
+        self.copy_to_parameters()
+        self._swapped = True
+        try:
+            yield
+        finally:
+            self._swapped = False
+            with torch.no_grad():
+                for name, values in theta.items():
+                    local(self._parameters[name]).copy_(values)
+
+    def stats(self) -> EMAStats:
+        """Return balance weights and fallbacks over all updates; waits for the device."""
+        self._read_pending()
+        return self._stats
+
+    def last_step(self) -> EMAStats:
+        """Return balance weights and fallbacks of the last update; waits for the device.
+
+        Raises:
+            TrainingError: there was no update yet.
+        """
+        self._read_pending()
+        if self._last is None:
+            raise TrainingError("DynamicEMA.last_step(): update() was not called yet.")
+        return self._last
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that changes during a run, as full tensors by group and name.
+
+        Collective where parameters are sharded: every rank calls it and gets the same.
+        The tensors may share memory with the average; clone them to keep them past an update.
+        """
+        self._read_pending()
+        groups = {
+            "shadow": self.shadow,
+            "grad_prev": self._grad_prev.state(),
+            "theta_prev": self._theta_prev,
+        }
+        state: dict[str, Any] = {
+            group: {n: full(v, like=self._parameters[n]) for n, v in sorted(tensors.items())}
+            for group, tensors in groups.items()
+        }
+        return {**state, "stats": self._stats.as_tensor()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a ``state_dict()`` of any world size, to the bit on the same one.
+
+        Raises:
+            TrainingError: names or shapes do not fit the parameters.
+        """
+        for name in self.shadow:
+            if name not in state["shadow"]:
+                raise TrainingError(f"DynamicEMA.load_state_dict: the state has no '{name}'.")
+        for name, values in state["shadow"].items():
+            self._set(name, values)
+        self._grad_prev.load(self._parts(state["grad_prev"]))
+        self._theta_prev = {n: v.clone() for n, v in self._parts(state["theta_prev"]).items()}
+        self._stats = read(state["stats"].tolist())
+        self._pending.clear()
+        self._last = None
+
+    def _join(self) -> set[str]:
+        """Start averaging every parameter that now requires gradients; return the new names."""
+        new = [n for n, p in self._parameters.items() if p.requires_grad and n not in self.shadow]
+        for name in new:
+            theta = local(self._parameters[name]).detach()
+            self.shadow[name] = theta.to(_average_dtype(theta), copy=True)
+            if self.rule.needs_previous_parameters:
+                self._theta_prev[name] = theta.clone()
+        return set(new)
+
+    def _with_gradients(self) -> list[str]:
+        if not self.rule.needs_gradients:
+            return list(self.shadow)
+        names = [name for name in self.shadow if self._parameters[name].grad is not None]
+        if not names:
+            raise TrainingError(
+                f"DynamicEMA.update(): all {len(self.shadow)} gradients are None, so rule "
+                f"'{type(self.rule).__name__.lower()}' has nothing to compute beta from. Call "
+                "update() after optimizer.step() and before zero_grad(); under DeepSpeed, which "
+                "clears gradients inside backward, use lcia.integrations.deepspeed."
+            )
+        return names
+
+    def _blocks(self, names: list[str]) -> Iterator[list[str]]:
+        first = self._parameters[names[0]]
+        if first.device.type != "cpu" or any(is_sharded(self._parameters[n]) for n in names):
+            yield names
+            return
+        block: list[str] = []
+        size = 0
+        for name in names:
+            if block and size + self.shadow[name].numel() > _BLOCK_ELEMENTS:
+                yield block
+                block, size = [], 0
+            block.append(name)
+            size += self.shadow[name].numel()
+        yield block
+
+    def _sums(self, names: list[str]) -> dict[str, Tensor]:
+        terms = tuple(dict.fromkeys(("drift_l1", *self.rule.terms)))
+        operands = [self._operands(name) for name in names]
+        sums = torch.stack([torch.stack([TERMS[term](x) for term in terms]) for x in operands])
+        share_sums(sums, [self._parameters[name] for name in names])
+        return dict(zip(terms, sums.unbind(dim=1), strict=True))
+
+    def _operands(self, name: str) -> Operands:
+        parameter, grad = self._parameters[name], self._parameters[name].grad
+        grad_prev = self._grad_prev.get(name, grad) if self.rule.needs_gradients else None
+        theta_prev = self._theta_prev.get(name)
+        return Operands(
+            theta=local(parameter).detach().reshape(-1),
+            theta_ema=self.shadow[name].reshape(-1),
+            grad=None if grad is None else local(grad).reshape(-1),
+            grad_prev=None if grad_prev is None else grad_prev.reshape(-1),
+            theta_prev=None if theta_prev is None else theta_prev.reshape(-1),
+        )
+
+    def _is_known(self, name: str) -> bool:
+        return self._grad_prev.get(name, None) is not None
+
+    def _blend(self, names: list[str], gain: Tensor) -> None:
+        for name, weight in zip(names, gain.tolist(), strict=True):
+            if weight > 0:  # 0 times a parameter that is not finite would not be 0
+                theta_ema = self.shadow[name]
+                theta_ema.lerp_(local(self._parameters[name]).to(theta_ema.dtype), weight)
+
+    def _remember(self, names: list[str]) -> None:
+        for name in names:
+            parameter = self._parameters[name]
+            if self.rule.needs_gradients and parameter.grad is not None:
+                self._grad_prev.keep(name, parameter.grad)
+            if self.rule.needs_previous_parameters:
+                self._theta_prev[name].copy_(local(parameter))
+
+    def _read_pending(self) -> None:
+        if not self._pending:
+            return
+        steps = [read(vector) for vector in torch.stack(self._pending).tolist()]
+        self._pending.clear()
+        self._last = steps[-1]
+        before = self._stats.counts["not_finite"]
+        self._stats = sum(steps, start=self._stats)
+        bad = self._stats.counts["not_finite"] - before
+        if bad:
+            logger.warning(
+                "dynamic EMA: %d tensor updates up to step %d met NaN or infinite values; those "
+                "tensors kept their average. Lower the learning rate or clip gradients.",
+                bad,
+                self._stats.steps,
+            )
+
+    def _set(self, name: str, values: Tensor) -> None:
+        parameter = self._parameters.get(name)
+        if parameter is None or parameter.shape != values.shape:
+            found = "no such parameter" if parameter is None else f"shape {tuple(parameter.shape)}"
+            raise TrainingError(
+                f"DynamicEMA: values given for '{name}' have shape {tuple(values.shape)}; the "
+                f"model has {found}."
+            )
+        theta = local(parameter).detach()
+        values = part(values.detach().to(theta.device), like=parameter)
+        self.shadow[name] = values.to(_average_dtype(theta), copy=True).contiguous()
+
+    def _parts(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {
+            name: part(values.to(self._parameters[name].device), like=self._parameters[name])
+            for name, values in tensors.items()
+        }
+
+
+def _without_ties(named_parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    first_name: dict[int, str] = {}
+    parameters = {}
+    for name, parameter in named_parameters:
+        if first_name.setdefault(id(parameter), name) == name:
+            parameters[name] = parameter
+    return parameters
+
+
+def _average_dtype(theta: Tensor) -> torch.dtype:
+    return torch.promote_types(theta.dtype, torch.float32)

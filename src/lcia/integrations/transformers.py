@@ -1,0 +1,143 @@
+"""Dynamic EMA for transformers' Trainer, and all that build on it (TRL's SFTTrainer among them)."""
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from lcia.ema import DynamicEMA, EMAStats, Rule, build_rule
+from lcia.ema.files import FILE_NAME, load_state, save_state
+from lcia.errors import TrainingError
+
+logger = logging.getLogger(__name__)
+
+
+class DynamicEMACallback(TrainerCallback):
+    """Keeps a dynamic EMA of the trained parameters during ``Trainer.train()``.
+
+    The average starts from the parameters at the start of training, moves after every optimizer
+    step with the gradients that step used (accumulated, unscaled, clipped), travels with the
+    Trainer's checkpoints as ``dynamic_ema.safetensors``, and becomes the parameters at the end.
+    A step that fp16 loss scaling skipped does not move it.
+
+    Trainer's logs get ``ema/beta_mean``, ``ema/beta_min``, ``ema/beta_max``,
+    ``ema/horizon_steps``, ``ema/drift`` and ``ema/fallback/<reason>`` (shares) over the steps
+    since the last log. Call ``attach(trainer)`` instead of passing the callback to the Trainer
+    if TensorBoard, W&B or trackio shall have them too: they are told first.
+
+    Args:
+        rule: balance rule, its name, or a mapping such as ``{"name": "release", "scale": 2.0}``.
+        initial: values theta* starts from, by parameter name, if not the parameters' own.
+        copy_at_end: whether the parameters become theta* when training ends.
+        on_step: called after every update with a record for a journal: ``step``, ``beta_mean``,
+            ``beta_min``, ``beta_max``, ``horizon_steps``, ``drift_l1`` and ``fallback`` shares.
+        resume_from: the checkpoint folder whose average training resumes with; by default
+            ``checkpoint-<step>`` in the Trainer's output folder.
+
+    Attributes:
+        ema: the ``DynamicEMA`` of the current or last training.
+    """
+
+    ema: DynamicEMA
+
+    def __init__(
+        self,
+        *,
+        rule: Rule | Mapping[str, Any] | str = "release",
+        initial: Mapping[str, Tensor] | None = None,
+        copy_at_end: bool = True,
+        on_step: Callable[[dict[str, Any]], None] | None = None,
+        resume_from: str | Path | None = None,
+    ) -> None:
+        self.rule = build_rule(rule)
+        self._initial = initial
+        self._copy_at_end = copy_at_end
+        self._on_step = on_step
+        self._resume_from = resume_from
+        self._since_log = EMAStats()
+        self._is_first = False
+
+    def attach(self, trainer: Trainer) -> "DynamicEMACallback":
+        """Put the callback before all others of a Trainer, so that every reporter gets its logs."""
+        handler = trainer.callback_handler
+        if self not in handler.callbacks:
+            trainer.add_callback(self)
+        handler.callbacks.sort(key=lambda callback: callback is not self)
+        self._is_first = True
+        return self
+
+    def summary(self) -> dict[str, Any]:
+        """Return the figures of the whole training: steps, beta, horizon, fallback shares."""
+        return self.ema.stats().as_dict()
+
+    def on_train_begin(self, args, state, control, *, model, **kwargs):
+        """Start the average from the parameters, or from the checkpoint training resumes from."""
+        self._since_log = EMAStats()
+        self.ema = DynamicEMA(model.named_parameters(), rule=self.rule, initial=self._initial)
+        if state.global_step:
+            folder = self._resume_from or _checkpoint_folder(args, state)
+            self.ema.load_state_dict(load_state(Path(folder) / FILE_NAME, rule=self.rule))
+        if args.report_to and not self._is_first:
+            logger.warning(
+                "DynamicEMACallback: %s will not get the ema/* figures; call "
+                "callback.attach(trainer) instead of passing it in callbacks=[...].",
+                ", ".join(args.report_to),
+            )
+
+    def on_optimizer_step(self, args, state, control, *, optimizer=None, **kwargs):
+        """Move the average by the step just taken.
+
+        Raises:
+            TrainingError: there are no gradients to compute beta from.
+        """
+        if getattr(optimizer, "step_was_skipped", False):
+            return
+        self.ema.update()
+        last = self.ema.last_step()
+        self._since_log += last
+        if self._on_step is not None:
+            self._on_step({**last.as_dict(), "step": state.global_step + 1})
+
+    def on_log(self, args, state, control, *, logs=None, **kwargs):
+        """Add the figures since the last log to the Trainer's logs and history."""
+        if logs is None or not self._since_log.steps:
+            return
+        figures = _figures(self._since_log)
+        self._since_log = EMAStats()
+        logs.update(figures)
+        if state.log_history:
+            state.log_history[-1].update(figures)
+
+    def on_save(self, args, state, control, **kwargs):
+        """Write the average's state into the checkpoint just saved."""
+        averages = self.ema.state_dict()  # collective where parameters are sharded
+        if state.is_world_process_zero:
+            folder = _checkpoint_folder(args, state)
+            if not folder.is_dir():
+                raise TrainingError(f"{folder}: no such checkpoint folder to save the average in.")
+            save_state(folder / FILE_NAME, averages, rule=self.rule)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        """Make the parameters the average."""
+        if self._copy_at_end:
+            self.ema.copy_to_parameters()
+
+
+def _checkpoint_folder(args: Any, state: Any) -> Path:
+    return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+
+
+def _figures(stats: EMAStats) -> dict[str, float]:
+    shares = {f"ema/fallback/{reason}": share for reason, share in stats.shares.items()}
+    return {
+        "ema/beta_mean": stats.beta_mean,
+        "ema/beta_min": stats.beta_min,
+        "ema/beta_max": stats.beta_max,
+        "ema/horizon_steps": stats.horizon_steps,
+        "ema/drift": stats.drift_l1,
+        **shares,
+    }

@@ -1,0 +1,203 @@
+"""DynamicEMACallback inside a real Trainer: parity with a hand-written loop, resume, logs."""
+
+import copy
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from lcia.errors import TrainingError
+from lcia.integrations import DynamicEMACallback
+
+
+class Regression(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.hidden = nn.Linear(4, 6)
+        self.out = nn.Linear(6, 1)
+
+    def forward(self, x, labels):
+        return {"loss": (self.out(self.hidden(x).tanh()).squeeze(-1) - labels).pow(2).mean()}
+
+
+class Points(Dataset):
+    def __init__(self, n=64):
+        generator = torch.Generator().manual_seed(0)
+        self.x = torch.randn(n, 4, generator=generator)
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        return {"x": self.x[i], "labels": self.x[i].sum()}
+
+
+def model():
+    torch.manual_seed(1)
+    return Regression()
+
+
+def trainer(folder, callback, *, network=None, **settings):
+    args = TrainingArguments(
+        output_dir=str(folder),
+        use_cpu=True,
+        max_steps=10,
+        per_device_train_batch_size=8,
+        learning_rate=0.05,
+        logging_steps=2,
+        report_to="none",
+        disable_tqdm=True,
+        **{"save_strategy": "no", **settings},
+    )
+    return Trainer(
+        model=network or model(), args=args, train_dataset=Points(), callbacks=[callback]
+    )
+
+
+class Recorder(TrainerCallback):
+    """Keeps, per optimizer step, the parameters and gradients a reference needs."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_optimizer_step(self, args, state, control, *, model, **kwargs):
+        self.steps.append(
+            {n: (p.detach().double(), p.grad.double()) for n, p in model.named_parameters()}
+        )
+
+
+def reference_release(start, steps, *, scale=2.0, fallback=0.01):
+    """The rule in float64, written from the formula."""
+    average = {n: v.double() for n, v in start.items()}
+    for step, before in zip(steps, [None, *steps[:-1]], strict=True):
+        for name, (theta, grad) in step.items():
+            gain = fallback
+            if before is not None:
+                drift = (theta - average[name]).abs().sum()
+                change = (grad - before[name][1]).abs().sum()
+                closed = float(scale * (1 + grad.abs().sum()) / (drift * change))
+                gain = closed if 0 < closed < 1 else fallback
+            average[name] = average[name] + gain * (theta - average[name])
+    return average
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_average_follows_the_formula_and_becomes_the_parameters(tmp_path, accumulation):
+    network, recorder = model(), Recorder()
+    start = {n: p.detach().clone() for n, p in network.named_parameters()}
+    callback = DynamicEMACallback(rule={"name": "release", "scale": 5.0, "fallback": 0.02})
+    run = trainer(
+        tmp_path,
+        callback,
+        network=network,
+        gradient_accumulation_steps=accumulation,
+        max_grad_norm=0.5,
+    )
+    run.add_callback(recorder)
+    run.train()
+    assert len(recorder.steps) == 10
+    expected = reference_release(start, recorder.steps, scale=5.0, fallback=0.02)
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(
+            parameter.detach().double(), expected[name], rtol=1e-5, atol=1e-6
+        )
+        torch.testing.assert_close(callback.ema.shadow[name], parameter.detach(), rtol=0, atol=0)
+    assert callback.summary()["steps"] == 10
+
+
+@pytest.mark.parametrize("rule", ["release", "paper"])
+def test_resumed_run_equals_uninterrupted_to_the_bit(tmp_path, rule):
+    whole = trainer(tmp_path / "a", DynamicEMACallback(rule=rule), save_strategy="steps",
+                    save_steps=4)  # fmt: skip
+    whole.train()
+    records = []
+    callback = DynamicEMACallback(rule=rule, on_step=records.append,
+                                  resume_from=tmp_path / "a" / "checkpoint-4")  # fmt: skip
+    again = trainer(tmp_path / "b", callback)
+    again.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-4"))
+    for (name, a), b in zip(whole.model.named_parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(a, b), name
+    assert [record["step"] for record in records] == [5, 6, 7, 8, 9, 10]
+    assert callback.summary()["steps"] == 10
+
+
+def test_checkpoint_holds_the_average_as_plain_safetensors(tmp_path):
+    run = trainer(tmp_path, DynamicEMACallback(rule="paper"), save_strategy="steps", save_steps=5)
+    run.train()
+    tensors = load_file(tmp_path / "checkpoint-5" / "dynamic_ema.safetensors")
+    names = {n for n, _ in run.model.named_parameters()}
+    expected = {f"{group}/{n}" for group in ("shadow", "grad_prev", "theta_prev") for n in names}
+    assert set(tensors) == expected | {"stats"}
+
+
+def test_resume_without_the_average_or_under_another_rule_is_an_error(tmp_path):
+    run = trainer(tmp_path, DynamicEMACallback(), save_strategy="steps", save_steps=4)
+    run.train()
+    with pytest.raises(TrainingError, match="another folder"):
+        trainer(tmp_path / "b", DynamicEMACallback()).train(
+            resume_from_checkpoint=str(tmp_path / "checkpoint-4")
+        )
+    other = DynamicEMACallback(rule="paper", resume_from=tmp_path / "checkpoint-4")
+    with pytest.raises(TrainingError, match=r'"Release".*"Paper"'):
+        trainer(tmp_path, other).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+
+
+def test_logs_and_later_reporters_get_the_figures(tmp_path):
+    seen = []
+
+    class Reporter(TrainerCallback):
+        def on_log(self, args, state, control, *, logs, **kwargs):
+            seen.append(dict(logs))
+
+    run = Trainer(
+        model=model(),
+        args=trainer(tmp_path, DynamicEMACallback()).args,
+        train_dataset=Points(),
+        callbacks=[Reporter()],
+    )
+    DynamicEMACallback().attach(run)
+    run.train()
+    assert [log["step"] for log in run.state.log_history[:-1]] == [2, 4, 6, 8, 10]
+    for log, told in zip(run.state.log_history[:-1], seen, strict=False):
+        assert 0 < log["ema/beta_min"] <= log["ema/beta_mean"] <= log["ema/beta_max"] < 1
+        assert log["ema/horizon_steps"] == pytest.approx(1 / (1 - log["ema/beta_mean"]))
+        assert log["ema/drift"] > 0
+        assert told["ema/beta_mean"] == log["ema/beta_mean"]
+    assert run.state.log_history[0]["ema/fallback/first_step"] == 0.5
+
+
+def test_gradients_cleared_too_early_are_an_error(tmp_path):
+    class Clear(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, *, model, **kwargs):
+            model.zero_grad()
+
+    run = trainer(tmp_path, DynamicEMACallback())
+    run.add_callback(Clear())
+    with pytest.raises(TrainingError, match="all 4 gradients are None"):
+        run.train()
+
+
+def test_without_copy_at_end_the_parameters_stay(tmp_path):
+    network, recorder = model(), Recorder()
+    run = trainer(tmp_path, DynamicEMACallback(copy_at_end=False), network=network)
+    run.add_callback(recorder)
+    run.train()
+    for name, parameter in network.named_parameters():
+        assert torch.equal(parameter.detach().double(), recorder.steps[-1][name][0])
+
+
+def test_initial_values_start_the_average(tmp_path):
+    network = model()
+    initial = {n: torch.zeros_like(p) for n, p in network.named_parameters()}
+    recorder = Recorder()
+    run = trainer(tmp_path, DynamicEMACallback(initial=copy.deepcopy(initial)), network=network)
+    run.add_callback(recorder)
+    run.train()
+    expected = reference_release(initial, recorder.steps)
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(
+            parameter.detach().double(), expected[name], rtol=1e-5, atol=1e-6
+        )
