@@ -1,6 +1,6 @@
 """What a continual-learning method may change about plain training."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -58,9 +58,8 @@ class Method:
         self.rule = dict(rule or {})
         self.config = {**self.settings, **settings}
 
-    def callbacks(self, context: TaskContext) -> Sequence[Any]:
-        """Return the transformers callbacks that act during this task's training."""
-        return []
+    def attach(self, trainer: Any, context: TaskContext) -> None:
+        """Put what acts during this task's training on the transformers ``Trainer``."""
 
     def finish(self, context: TaskContext) -> Mapping[str, Any]:
         """Change the trained parameters at the end of a task; return tensors to carry on.

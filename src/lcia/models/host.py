@@ -35,7 +35,7 @@ class AdapterHost:
         self.chat = ChatFormat(base.tokenizer, max_prompt_tokens=max_prompt_tokens)
         self.max_loaded = max_loaded
         self._peft: Any | None = None
-        self._loaded: dict[str, None] = {}
+        self._loaded: dict[str, Path] = {}
 
     def new_adapter(self, lora_config: Any) -> Any:
         """Put a fresh adapter on the model, ready to train, and return the ``PeftModel``."""
@@ -57,7 +57,7 @@ class AdapterHost:
     def drop_trained(self) -> None:
         """Take the adapter under training off the model."""
         if self._peft is not None and TRAINED in self._peft.peft_config:
-            self._peft.delete_adapter(TRAINED)
+            self._remove(TRAINED)
 
     def generate(
         self,
@@ -71,7 +71,7 @@ class AdapterHost:
         Args:
             conversations: one prompt each.
             adapters: for each prompt the key and directory of its adapter, or None for the base
-                model; a key always means the same weights.
+                model; a key with another directory than before is loaded again.
             max_new_tokens: longest answer in tokens.
 
         Returns:
@@ -81,7 +81,8 @@ class AdapterHost:
 
         self._ensure(dict(a for a in adapters if a is not None))
         batch = self._pad([self.chat.encode_prompt(turns)[0] for turns in conversations])
-        extra = {} if self._peft is None else {"adapter_names": [a[0] if a else BASE for a in adapters]}
+        names = [adapter[0] if adapter else BASE for adapter in adapters]
+        extra = {} if self._peft is None else {"adapter_names": names}
         model = self.base.model if self._peft is None else self._peft
         model.eval()
         with torch.inference_mode():
@@ -104,14 +105,30 @@ class AdapterHost:
 
     def _ensure(self, wanted: dict[str, Path]) -> None:
         for key, path in wanted.items():
+            if self._loaded.get(key, path) != path:
+                self._unload(key)
             if key not in self._loaded:
                 self._load(key, path, trainable=False)
             self._loaded.pop(key, None)
-            self._loaded[key] = None
+            self._loaded[key] = path
         surplus = max(0, len(self._loaded) - max(self.max_loaded, len(wanted)))
         for key in list(self._loaded)[:surplus]:
-            self._peft.delete_adapter(key)  # type: ignore[union-attr]
-            del self._loaded[key]
+            self._unload(key)
+
+    def _unload(self, key: str) -> None:
+        self._remove(key)
+        del self._loaded[key]
+
+    def _remove(self, key: str) -> None:
+        assert self._peft is not None
+        others = [name for name in self._peft.peft_config if name != key]
+        if others:
+            # peft keeps a deleted adapter active, and then fails on its missing configuration.
+            self._peft.set_adapter(others[0], inference_mode=True)
+            self._peft.delete_adapter(key)
+        else:
+            self._peft.unload()
+            self._peft = None
 
     def _load(self, key: str, path: Path, *, trainable: bool) -> None:
         from peft import PeftModel

@@ -1,0 +1,178 @@
+"""Answers of the assistant to held-out samples, routed one by one, generated in batches."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lcia.data.sample import Message
+from lcia.data.task import Task
+from lcia.grouping.router import RouteDecision
+from lcia.models.host import AdapterHost
+from lcia.registry import SCORERS
+
+Route = Callable[[str], RouteDecision]
+Adapters = Mapping[str, tuple[str, Path]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """One held-out sample with the assistant's answer; a line of ``predictions.jsonl``.
+
+    Attributes:
+        task: the task the sample belongs to.
+        sample: its id.
+        prompt: text of its last user turn.
+        answers: every acceptable answer.
+        prediction: what the assistant answered.
+        score: in [0, 1], by the task's scorer.
+        group: the group that answered; None for the base model.
+        adapter: ``group@version`` of the weights that answered; None for the base model.
+        similarity: of the nearest group.
+        reason: why this group, as in ``RouteDecision``.
+    """
+
+    task: str
+    sample: str
+    prompt: str
+    answers: tuple[str, ...]
+    prediction: str
+    score: float
+    group: str | None
+    adapter: str | None
+    similarity: float
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the prediction as JSON values."""
+        return {**asdict(self), "answers": list(self.answers)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Prediction":
+        """Return the prediction that ``to_json`` described."""
+        return cls(**{**value, "answers": tuple(value["answers"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A prompt to answer.
+
+    Attributes:
+        messages: the conversation; the last turn is the user's.
+        adapter: key and directory of the adapter; None for the base model.
+        max_new_tokens: longest answer in tokens.
+    """
+
+    messages: tuple[Message, ...]
+    adapter: tuple[str, Path] | None
+    max_new_tokens: int
+
+
+def generate(
+    host: AdapterHost,
+    requests: Sequence[Request],
+    *,
+    batch_size: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[str]:
+    """Answer prompts greedily in batches of similar length; a batch may mix adapters.
+
+    Args:
+        host: the base model with its adapters.
+        requests: in any order.
+        batch_size: prompts answered at once.
+        progress: told after each batch how many are done, and of how many.
+
+    Returns:
+        One answer per request, in the order of the requests.
+    """
+
+    def alike(i: int) -> tuple[int, str, int]:
+        request = requests[i]
+        key = request.adapter[0] if request.adapter else ""
+        return request.max_new_tokens, key, sum(len(m.content) for m in request.messages)
+
+    order = sorted(range(len(requests)), key=alike)
+    answers = [""] * len(requests)
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        texts = host.generate(
+            [requests[i].messages for i in batch],
+            [requests[i].adapter for i in batch],
+            max_new_tokens=max(requests[i].max_new_tokens for i in batch),
+        )
+        for i, text in zip(batch, texts, strict=True):
+            answers[i] = text
+        progress(start + len(batch), len(order))
+    return answers
+
+
+def evaluate(
+    host: AdapterHost,
+    tasks: Sequence[Task],
+    *,
+    route: Route,
+    adapters: Adapters,
+    batch_size: int,
+    known: Iterable[Prediction] = (),
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Prediction]:
+    """Route every held-out sample of the tasks, answer it and score the answer.
+
+    Args:
+        host: the base model.
+        tasks: their ``test`` samples are answered.
+        route: prompt to decision.
+        adapters: group to the key ``group@version`` and directory of its adapter.
+        batch_size: prompts answered at once.
+        known: earlier predictions; an answer of the same weights to the same sample is taken
+            from them instead of being generated again.
+        progress: told after each batch how many are done, and of how many.
+
+    Returns:
+        One prediction per sample, in the order of tasks and samples.
+    """
+    cache = {(p.task, p.sample, p.adapter, p.prompt): p.prediction for p in known}
+    samples = [(task, sample, route(sample.prompt)) for task in tasks for sample in task.test]
+    keys, missing = [], []
+    for task, sample, decision in samples:
+        adapter = adapters[decision.group] if decision.group else None
+        key = (task.name, sample.id, adapter[0] if adapter else None, sample.prompt)
+        keys.append(key)
+        if key not in cache:
+            request = Request(
+                messages=sample.messages, adapter=adapter, max_new_tokens=task.max_new_tokens
+            )
+            missing.append((key, request))
+    texts = generate(host, [r for _, r in missing], batch_size=batch_size, progress=progress)
+    cache.update(zip([key for key, _ in missing], texts, strict=True))
+    options = {task.name: _options(task) for task in tasks}
+    return [
+        Prediction(
+            task=task.name,
+            sample=sample.id,
+            prompt=sample.prompt,
+            answers=sample.answers,
+            prediction=cache[key],
+            score=SCORERS.get(task.scorer)(
+                cache[key], sample.answers, options=options[task.name]
+            ),
+            group=decision.group,
+            adapter=key[2],
+            similarity=decision.similarity,
+            reason=decision.reason,
+        )
+        for (task, sample, decision), key in zip(samples, keys, strict=True)
+    ]
+
+
+def scores_percent(predictions: Iterable[Prediction]) -> dict[str, float]:
+    """Return the mean score of each task in percent."""
+    by_task: dict[str, list[float]] = {}
+    for prediction in predictions:
+        by_task.setdefault(prediction.task, []).append(prediction.score)
+    return {task: 100 * sum(scores) / len(scores) for task, scores in by_task.items()}
+
+
+def _options(task: Task) -> tuple[str, ...]:
+    return tuple(sorted({answer for sample in task.test for answer in sample.answers}))

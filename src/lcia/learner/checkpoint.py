@@ -1,0 +1,146 @@
+"""Optimizer, scheduler and random state beside Trainer's checkpoints, in safetensors and JSON.
+
+Trainer's own files for these are pickles. With ``save_only_model`` it writes weights and its
+step counter; ``TrainingState`` adds the rest, so that a resumed run equals an uninterrupted one
+to the bit, and marks the checkpoint complete last.
+"""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from safetensors.torch import load_file, save_file
+from transformers import TrainerCallback
+
+COMPLETE = "complete.json"
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the newest complete checkpoint in ``folder``; half-written ones do not count."""
+    complete = [marker.parent for marker in folder.glob(f"checkpoint-*/{COMPLETE}")]
+    return max(complete, key=checkpoint_step, default=None)
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """Return the optimizer step a checkpoint was taken after."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+class TrainingState(TrainerCallback):
+    """Saves and restores what Trainer would pickle. Must be the last callback.
+
+    Args:
+        resume_from: the checkpoint to continue from, or None.
+        scaler: returns the fp16 gradient scaler, or None where there is none.
+    """
+
+    def __init__(self, resume_from: Path | None, scaler: Any = lambda: None) -> None:
+        self.resume_from = resume_from
+        self.scaler = scaler
+        self._rng_pending = resume_from is not None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Restore optimizer and scheduler after Trainer has made them."""
+        if self.resume_from is None:
+            return
+        kwargs["optimizer"].load_state_dict(_load_tree(self._rank_file(self.resume_from)))
+        extra = json.loads(self._rank_file(self.resume_from, "scheduler", ".json").read_text())
+        kwargs["lr_scheduler"].load_state_dict(extra["scheduler"])
+        if self.scaler() is not None:
+            self.scaler().load_state_dict(extra["scaler"])
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Restore the random state before the first step, after the data were fast-forwarded."""
+        if self._rng_pending:
+            assert self.resume_from is not None
+            _set_rng_state(_load_tree(self._rank_file(self.resume_from, "random")))
+            self._rng_pending = False
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Complete the checkpoint Trainer has just written."""
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        folder.mkdir(parents=True, exist_ok=True)
+        _save_tree(kwargs["optimizer"].state_dict(), self._rank_file(folder))
+        _save_tree(_rng_state(), self._rank_file(folder, "random"))
+        scaler = self.scaler()
+        extra = {
+            "scheduler": kwargs["lr_scheduler"].state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        }
+        self._rank_file(folder, "scheduler", ".json").write_text(json.dumps(extra))
+        processes = PartialState()
+        processes.wait_for_everyone()
+        if processes.is_main_process:
+            (folder / "training_args.bin").unlink(missing_ok=True)
+            (folder / COMPLETE).write_text(json.dumps({"step": state.global_step}))
+        processes.wait_for_everyone()
+
+    def _rank_file(
+        self, folder: Path, name: str = "optimizer", suffix: str = ".safetensors"
+    ) -> Path:
+        return folder / f"{name}-rank{PartialState().process_index}{suffix}"
+
+
+def _rng_state() -> dict[str, Any]:
+    version, numbers, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    state: dict[str, Any] = {
+        "python": [version, list(numbers), gauss],
+        "numpy": [kind, keys.tolist(), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_rng_state(state: dict[str, Any]) -> None:
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def _save_tree(tree: Any, path: Path) -> None:
+    """Write nested dicts and lists: tensors as safetensors, the rest as JSON in its header."""
+    tensors: dict[str, torch.Tensor] = {}
+
+    def strip(node: Any) -> Any:
+        if isinstance(node, torch.Tensor):
+            key = f"t{len(tensors)}"
+            tensors[key] = node.detach().cpu().contiguous().clone()
+            return {"tensor": key}
+        if isinstance(node, dict):
+            return {"items": [[strip(key), strip(value)] for key, value in node.items()]}
+        if isinstance(node, (list, tuple)):
+            return [strip(item) for item in node]
+        return node
+
+    save_file(tensors, path, metadata={"tree": json.dumps(strip(tree))})
+
+
+def _load_tree(path: Path) -> Any:
+    """Read what ``_save_tree`` wrote; dict keys keep their type, tuples become lists."""
+    from safetensors import safe_open
+
+    tensors = load_file(path)
+    with safe_open(path, framework="pt") as file:
+        tree = json.loads(file.metadata()["tree"])
+
+    def fill(node: Any) -> Any:
+        if isinstance(node, list):
+            return [fill(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        if "tensor" in node:
+            return tensors[node["tensor"]]
+        return {fill(key): fill(value) for key, value in node["items"]}
+
+    return fill(tree)

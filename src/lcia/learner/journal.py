@@ -1,0 +1,58 @@
+"""The journal of a run: every event, one JSON line each, and whoever listens to it."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+Listener = Callable[[dict[str, Any]], None]
+
+
+class Journal:
+    """Appends events to a JSON Lines file and passes them on.
+
+    Args:
+        path: the file; created with its first event. None: events are only passed on.
+        listener: called with every event after it is written.
+    """
+
+    def __init__(self, path: Path | None, listener: Listener | None = None) -> None:
+        self.path = path
+        self.listener = listener
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Append one event with the time of day."""
+        record = {"event": event, "time": round(time.time(), 3), **fields}
+        if self.path is not None:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        self.tell(record)
+
+    def tell(self, record: dict[str, Any]) -> None:
+        """Pass an event on without writing it: progress that is worth nothing tomorrow."""
+        if self.listener is not None:
+            self.listener(record)
+
+    def events(self) -> list[dict[str, Any]]:
+        """Return the events written so far."""
+        return list(read_journal(self.path)) if self.path is not None else []
+
+    def rewind(self, step: int) -> None:
+        """Drop the steps after ``step``: a resumed run takes them again."""
+        if self.path is None or not self.path.exists():
+            return
+        kept = [r for r in read_journal(self.path) if r["event"] != "step" or r["step"] <= step]
+        scratch = self.path.with_suffix(".tmp")
+        scratch.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
+        os.replace(scratch, self.path)
+
+
+def read_journal(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the events of a journal; a last line cut off by a crash is left out."""
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.endswith("\n"):
+            yield json.loads(line)

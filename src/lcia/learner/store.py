@@ -1,0 +1,312 @@
+"""The directory an assistant lives in: immutable versions, one pointer to the current one."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from lcia.config import AssistantConfig, parse_config
+from lcia.data.sample import Message, Sample
+from lcia.data.task import Task
+from lcia.errors import StoreError
+from lcia.evaluation.generate import Adapters, Prediction
+from lcia.evaluation.matrix import AccuracyMatrix
+from lcia.grouping import InstructionCodebook
+from lcia.learner.files import (
+    checksums,
+    publish,
+    read_json,
+    read_jsonl,
+    write_json,
+    write_jsonl,
+)
+from lcia.learner.journal import read_journal
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """One immutable state of an assistant.
+
+    Attributes:
+        number: 0 for the empty assistant.
+        root: the assistant's directory.
+        manifest: what ``manifest.json`` holds: parent, task, decision, groups, scores, packages.
+    """
+
+    number: int
+    root: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def path(self) -> Path:
+        """The version's folder."""
+        return version_path(self.root, self.number)
+
+    @property
+    def adapters(self) -> Adapters:
+        """Group to the key ``group@version`` and the folder of its adapter."""
+        return {
+            group: (f"{group}@{Path(entry['adapter']).name}", self.root / entry["adapter"])
+            for group, entry in self.manifest["groups"].items()
+        }
+
+    def codebook(self) -> InstructionCodebook:
+        """Return the instructions of every group."""
+        return InstructionCodebook.load(self.path / "codebook.json")
+
+    def matrix(self) -> AccuracyMatrix:
+        """Return the scores up to this version."""
+        return AccuracyMatrix.load(self.path / "matrix.json")
+
+    def predictions(self) -> list[Prediction]:
+        """Return the predictions on all held-out samples; none for version 0."""
+        path = self.path / "predictions.jsonl"
+        return [Prediction.from_json(record) for record in read_jsonl(path)] if self.number else []
+
+    def journal(self) -> list[dict[str, Any]]:
+        """Return the events of the run that made this version."""
+        return list(read_journal(self.path / "journal.jsonl"))
+
+    def tasks(self) -> list[Task]:
+        """Return the learned tasks in order, with their held-out samples.
+
+        Their ``train`` holds the held-out samples too: the training data are not kept.
+        """
+        return [
+            _read_task(name, self.root / path) for name, path in self.manifest["tasks"].items()
+        ]
+
+
+class Store:
+    """An assistant's directory.
+
+    Use ``Store.create`` or ``Store.open``.
+    """
+
+    def __init__(self, root: Path, record: Mapping[str, Any]) -> None:
+        self.root = root
+        self._record = dict(record)
+
+    @classmethod
+    def create(cls, root: str | Path, config: AssistantConfig, *, content_hash: str) -> "Store":
+        """Make an empty assistant; it appears by one rename.
+
+        Raises:
+            StoreError: ``root`` exists and is not an empty folder.
+        """
+        root = Path(root)
+        if root.exists() and (not root.is_dir() or any(root.iterdir())):
+            raise StoreError(
+                f"{root}: already exists and is not empty; expected a new folder for the assistant."
+            )
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as scratch:
+            draft = Path(scratch) / "assistant"
+            empty = version_path(draft, 0)
+            empty.mkdir(parents=True)
+            manifest = {"version": 0, "parent": None, "task": None, "groups": {}, "tasks": {}}
+            write_json(empty / "manifest.json", manifest)
+            InstructionCodebook(config.resolve_grouping()).save(empty / "codebook.json")
+            AccuracyMatrix.start().save(empty / "matrix.json")
+            record = {
+                "schema": SCHEMA,
+                "model": {"name": config.model, "content_hash": content_hash},
+                "settings": config.model_dump(mode="json"),
+                "current": 0,
+            }
+            write_json(draft / "assistant.json", record)
+            os.replace(draft, root)
+        return cls.open(root)
+
+    @classmethod
+    def open(cls, root: str | Path) -> "Store":
+        """Open an existing assistant.
+
+        Raises:
+            StoreError: no assistant there, or one of another schema.
+        """
+        root = Path(root)
+        if not (root / "assistant.json").is_file():
+            raise StoreError(
+                f"{root}: is not an assistant (no assistant.json). Make one with 'lcia learn "
+                f"{root} DATA --name NAME --model MODEL' or 'lcia run STREAM.yaml'."
+            )
+        record = read_json(root / "assistant.json")
+        if record.get("schema") != SCHEMA:
+            raise StoreError(
+                f"{root}/assistant.json: schema is {record.get('schema')!r}; this lcia reads "
+                f"{SCHEMA}. Use the lcia version that wrote it."
+            )
+        return cls(root, record)
+
+    @property
+    def config(self) -> AssistantConfig:
+        """The settings the assistant was made with."""
+        where = str(self.root / "assistant.json")
+        config: AssistantConfig = parse_config(
+            AssistantConfig, self._record["settings"], where=where
+        )
+        return config
+
+    @property
+    def content_hash(self) -> str:
+        """Hash of the base model's files when the assistant was made."""
+        return str(self._record["model"]["content_hash"])
+
+    @property
+    def current(self) -> Version:
+        """The version that answers and that the next task builds on."""
+        return self.version(int(read_json(self.root / "assistant.json")["current"]))
+
+    def version(self, number: int) -> Version:
+        """Return a version by number.
+
+        Raises:
+            StoreError: no such version.
+        """
+        path = version_path(self.root, number)
+        if not path.is_dir():
+            known = ", ".join(str(v) for v in self.versions())
+            raise StoreError(f"{self.root}: has no version {number}. Versions: {known}.")
+        return Version(number=number, root=self.root, manifest=read_json(path / "manifest.json"))
+
+    def versions(self) -> list[int]:
+        """Return the numbers of all versions."""
+        folders = (self.root / "versions").iterdir()
+        return sorted(int(folder.name) for folder in folders if folder.name.isdigit())
+
+    def history(self) -> list[Version]:
+        """Return the versions that led to the current one, the first task's first."""
+        chain = []
+        version = self.current
+        while version.number:
+            chain.append(version)
+            version = self.version(version.manifest["parent"])
+        return chain[::-1]
+
+    def roll_back(self, number: int) -> Version:
+        """Make an earlier version current; nothing is deleted.
+
+        Raises:
+            StoreError: no such version, or another process is learning.
+        """
+        with self.writing():
+            version = self.version(number)
+            self._point_to(number)
+        return version
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the right to change the assistant; it ends with the process, however that ends.
+
+        Raises:
+            StoreError: another process holds it.
+        """
+        lock = FileLock(self.root / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise StoreError(
+                f"{self.root}: another process is changing this assistant. Wait for it to end."
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def verify(self) -> list[str]:
+        """Compare every adapter file with the checksum in its manifest; return what differs."""
+        problems = []
+        for number in self.versions():
+            for group, entry in self.version(number).manifest["groups"].items():
+                folder = self.root / entry["adapter"]
+                found = checksums(folder) if folder.is_dir() else {}
+                problems += [
+                    f"version {number}, group {group}: {folder / name} differs from its checksum"
+                    for name, checksum in entry["sha256"].items()
+                    if found.get(name) != checksum
+                ]
+        return problems
+
+    def commit(self, draft: Path, manifest: Mapping[str, Any], *, adapter: Path, task: Task) -> None:
+        """Publish a finished run as a version and make it current.
+
+        Every step can be repeated: a process killed in here commits when it is run again.
+
+        Args:
+            draft: folder with the version's other files, to which the manifest is added.
+            manifest: everything but ``sha256`` of the new adapter and the task's folder.
+            adapter: the trained adapter's folder.
+            task: the task just learned.
+        """
+        number, group = int(manifest["version"]), str(manifest["group"])
+        if not version_path(self.root, number).exists():
+            adapter_path = Path("groups") / group / f"{number:04d}"
+            task_path = Path("tasks") / task.name / task.fingerprint()[:12]
+            publish(adapter, self.root / adapter_path)
+            _write_task(task, self.root / task_path)
+            entry = {"adapter": str(adapter_path), "sha256": checksums(adapter)}
+            groups = {**manifest["groups"], group: entry}
+            tasks = {**manifest["tasks"], task.name: str(task_path)}
+            write_json(draft / "manifest.json", {**manifest, "groups": groups, "tasks": tasks})
+            publish(draft, version_path(self.root, number))
+        self._point_to(number)
+
+    def _point_to(self, number: int) -> None:
+        self._record["current"] = number
+        write_json(self.root / "assistant.json", self._record)
+
+
+def version_path(root: Path, number: int) -> Path:
+    """Return the folder of a version."""
+    return root / "versions" / f"{number:04d}"
+
+
+def _write_task(task: Task, folder: Path) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        draft = Path(scratch)
+        about = {
+            "scorer": task.scorer,
+            "instruction": task.instruction,
+            "max_new_tokens": task.max_new_tokens,
+        }
+        write_json(draft / "task.json", about)
+        write_jsonl(draft / "samples.jsonl", (_sample_to_json(s) for s in task.test))
+        publish(draft, folder)
+
+
+def _read_task(name: str, folder: Path) -> Task:
+    samples = tuple(_sample_from_json(r) for r in read_jsonl(folder / "samples.jsonl"))
+    return Task(name=name, train=samples, test=samples, **read_json(folder / "task.json"))
+
+
+def _sample_to_json(sample: Sample) -> dict[str, Any]:
+    turns = [{"role": m.role, "content": m.content} for m in sample.messages]
+    return {
+        "id": sample.id,
+        "messages": turns,
+        "answers": list(sample.answers),
+        "instruction": sample.instruction,
+    }
+
+
+def _sample_from_json(record: Mapping[str, Any]) -> Sample:
+    return Sample(
+        id=record["id"],
+        messages=tuple(Message(**turn) for turn in record["messages"]),
+        answers=tuple(record["answers"]),
+        instruction=record["instruction"],
+    )
+
+
+def remove(folder: Path) -> None:
+    """Delete a run's folder, if it is still there."""
+    shutil.rmtree(folder, ignore_errors=True)
