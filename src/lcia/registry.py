@@ -73,6 +73,7 @@ RULES = Registry(
         "release": "lcia.ema.balance:Release",
         "next": "lcia.ema.balance:Next",
         "fixed": "lcia.ema.balance:Fixed",
+        "curvature": "lcia.ema.curvature:Curvature",
     },
 )
 

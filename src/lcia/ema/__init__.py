@@ -2,16 +2,20 @@
 
 from lcia.ema.average import DynamicEMA
 from lcia.ema.balance import Fixed, Next, Paper, Release, Rule, build_rule
+from lcia.ema.curvature import Curvature
 from lcia.ema.decide import REASONS
+from lcia.ema.merge import PrecisionMerge
 from lcia.ema.record import EMAStats
 
 __all__ = [
     "REASONS",
+    "Curvature",
     "DynamicEMA",
     "EMAStats",
     "Fixed",
     "Next",
     "Paper",
+    "PrecisionMerge",
     "Release",
     "Rule",
     "build_rule",

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from lcia.ema.balance import Rule, build_rule
 from lcia.ema.decide import decide
@@ -100,6 +102,21 @@ class DynamicEMA:
         self._pending.append(step)
         if step.device.type == "cpu" or len(self._pending) >= _PENDING_STEPS:
             self._read_pending()
+
+    def attach(self, optimizer: Optimizer) -> RemovableHandle:
+        """Update after every step of a torch optimizer, until the handle's ``remove()``.
+
+        A step that a gradient scaler skips does not update: the scaler either does not call the
+        optimizer, or calls a fused one with the infinities it found.
+        """
+        inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps the real one
+
+        def after_step(stepped: Optimizer, args: Any, kwargs: Any) -> None:
+            found_inf = getattr(stepped, "found_inf", None)
+            if found_inf is None or not found_inf:
+                self.update()
+
+        return inner.register_step_post_hook(after_step)
 
     def copy_to_parameters(self) -> None:
         """Make the parameters theta*, as at the end of a task."""

@@ -7,7 +7,7 @@ Rules return ``gain`` = 1 - beta, the weight of the new parameters: gains of 1e-
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import torch
@@ -40,8 +40,8 @@ class Rule(ABC):
     fallback: float = 0.01
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            _check(self, field.name)
+        for setting in fields(self):
+            _check(self, setting.name)
 
     @property
     def needs_gradients(self) -> bool:
@@ -129,6 +129,7 @@ class Fixed(Rule):
     curvature_term = None
 
     beta: float = 0.99
+    fallback: float = field(default=0.01, init=False)  # never used: no step falls back
 
     def gain(self, sums: Sums) -> Tensor:
         """Return 1 - beta for every tensor, shape (tensors,)."""
@@ -149,7 +150,7 @@ def build_rule(rule: Rule | Mapping[str, Any] | str) -> Rule:
         raise ConfigError(f"rule: {config} has no 'name'; expected one of {RULES.names()}.")
     name = config.pop("name")
     cls: type[Rule] = RULES.get(name)
-    known = [field.name for field in fields(cls)]
+    known = [setting.name for setting in fields(cls) if setting.init]
     for key in config:
         if key not in known:
             raise ConfigError(f"rule.{key} is not a setting of '{name}'. {nearest(key, known)}")

@@ -89,14 +89,29 @@ def _grad(x: Operands) -> Tensor:
     return x.grad
 
 
+def _against(prev: Tensor | None, term: Callable[[Tensor], Tensor], x: Operands) -> Tensor:
+    # A tensor without a previous step is decided by that alone; the sum only has to exist.
+    return x.theta_ema.new_zeros(()) if prev is None else term(prev)
+
+
+def _change_step(x: Operands) -> Tensor:
+    if x.grad_prev is None or x.theta_prev is None:
+        return x.theta_ema.new_zeros(())
+    return _dot((_grad(x), x.grad_prev), (x.theta, x.theta_prev))
+
+
+def _square(a: Tensor, b: Tensor | None) -> Tensor:
+    return _dot((a, b), (a, b))
+
+
+# With d = theta - theta*, g the gradient, y = g - g_prev, s = theta - theta_prev.
 TERMS: dict[str, Callable[[Operands], Tensor]] = {
     "drift_l1": lambda x: l1_distance(x.theta, x.theta_ema),
     "grad_l1": lambda x: l1_norm(_grad(x)),
     "grad_change_l1": lambda x: _against(x.grad_prev, lambda prev: l1_distance(_grad(x), prev), x),
     "step_l1": lambda x: _against(x.theta_prev, lambda prev: l1_distance(x.theta, prev), x),
+    "grad_drift": lambda x: _dot((_grad(x), None), (x.theta, x.theta_ema)),
+    "drift_sq": lambda x: _square(x.theta, x.theta_ema),
+    "change_step": _change_step,
+    "step_sq": lambda x: _against(x.theta_prev, lambda prev: _square(x.theta, prev), x),
 }
-
-
-def _against(prev: Tensor | None, term: Callable[[Tensor], Tensor], x: Operands) -> Tensor:
-    # A tensor without a previous gradient is decided by that alone; the sum only has to exist.
-    return x.theta_ema.new_zeros(()) if prev is None else term(prev)

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
@@ -21,10 +22,10 @@ def full(values: Tensor, *, like: Tensor) -> Tensor:
 
 
 def part(values: Tensor, *, like: Tensor) -> Tensor:
-    """Return this rank's part of a full tensor, laid out as ``like`` is."""
+    """Return this rank's part of a full tensor, laid out as ``like`` is; no communication."""
     if not isinstance(like, DTensor):
         return values
-    return local(distribute_tensor(values, like.device_mesh, like.placements))
+    return local(distribute_tensor(values, like.device_mesh, like.placements, src_data_rank=None))
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -33,13 +34,22 @@ def is_sharded(tensor: Tensor) -> bool:
 
 
 def share_sums(sums: Tensor, parameters: list[Tensor]) -> None:
-    """Add up, in place and in one all-reduce, the sums of tensors that are sharded.
+    """Add up the sums of sharded tensors in place: one all-reduce for all tensors of a mesh.
+
+    Replicated tensors are whole on every rank, so their sums stay as they are. Rows that FSDP2
+    pads a shard with are not part of the local tensor, so nothing is counted twice.
 
     Args:
         sums: shape (tensors, terms).
-        parameters: the tensors, all on one device mesh where sharded.
+        parameters: the tensors, in the order of ``sums``.
     """
-    meshes = {p.device_mesh for p in parameters if isinstance(p, DTensor) and is_sharded(p)}
-    for mesh in meshes:
-        for dim in range(mesh.ndim):
-            torch.distributed.all_reduce(sums, group=mesh.get_group(dim))
+    rows: dict[tuple[DeviceMesh, int], list[int]] = {}
+    for row, parameter in enumerate(parameters):
+        if isinstance(parameter, DTensor):
+            for dim, placement in enumerate(parameter.placements):
+                if placement.is_shard():
+                    rows.setdefault((parameter.device_mesh, dim), []).append(row)
+    for (mesh, dim), picked in rows.items():
+        values = sums[picked]
+        torch.distributed.all_reduce(values, group=mesh.get_group(dim))
+        sums[picked] = values

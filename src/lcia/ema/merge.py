@@ -1,0 +1,124 @@
+"""Merging the parameters of a finished task into those before it, weighted by precision."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from lcia.ema.sharding import full, local, part, share_sums
+from lcia.errors import ConfigError, TrainingError
+
+
+class PrecisionMerge:
+    """theta* = theta_old + w (theta - theta_old), w = F_new / (F_new + F_old), per element.
+
+    F_new is the sum of squared gradients over a task's optimizer steps, scaled so that all its
+    elements add up to 1: tasks count alike whatever their length and loss. F_old is
+    ``old_weight`` times the sum of the F of all earlier tasks. An element that neither knows
+    takes the new value.
+
+    Call ``accumulate()`` after every optimizer step, before gradients are cleared; at the end of
+    the task ``merge(theta_old)``, and store ``precision()`` for the task after it.
+
+    Args:
+        named_parameters: names and parameters; those that require gradients take part.
+        old_weight: lambda > 0, how much an earlier task counts against the new one.
+        precision_old: ``precision()`` of the task before; None at the first task.
+
+    Raises:
+        ConfigError: ``old_weight`` is not positive.
+        TrainingError: ``precision_old`` lacks a parameter.
+
+    Source: a diagonal Laplace approximation, as in EWC (arXiv:1612.00796) and Fisher merging
+        (arXiv:2111.09832).
+    """
+
+    def __init__(
+        self,
+        named_parameters: Iterable[tuple[str, Tensor]],
+        *,
+        old_weight: float = 0.1,
+        precision_old: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        if not old_weight > 0:
+            raise ConfigError(f"old_weight is {old_weight!r}; expected a number above 0.")
+        self._old_weight = old_weight
+        self._parameters = {name: p for name, p in named_parameters if p.requires_grad}
+        self._squares = {n: self._zeros(p) for n, p in self._parameters.items()}
+        self._old = self._load(precision_old, "precision_old") if precision_old else None
+
+    @torch.no_grad()
+    def accumulate(self) -> None:
+        """Add the squared gradients of the step just taken.
+
+        Raises:
+            TrainingError: no parameter has a gradient.
+        """
+        graded = [(n, p.grad) for n, p in self._parameters.items() if p.grad is not None]
+        if not graded:
+            raise TrainingError(
+                "PrecisionMerge.accumulate(): all gradients are None; call it after "
+                "optimizer.step() and before zero_grad()."
+            )
+        for name, grad in graded:
+            values = local(grad).to(self._squares[name].dtype)
+            self._squares[name].addcmul_(values, values)
+
+    @torch.no_grad()
+    def merge(self, theta_old: Mapping[str, Tensor]) -> None:
+        """Make the parameters the merge of their values now and ``theta_old``, by name.
+
+        Raises:
+            TrainingError: ``theta_old`` lacks a parameter, or nothing was accumulated.
+        """
+        new, old = self._scaled(), self._load(theta_old, "theta_old")
+        for name, parameter in self._parameters.items():
+            theta = local(parameter)
+            weight = torch.ones_like(new[name])
+            if self._old is not None:
+                total = new[name] + self._old_weight * self._old[name]
+                weight = torch.where(total > 0, new[name] / total, weight)
+            theta.copy_(torch.lerp(old[name], theta.to(weight.dtype), weight))
+
+    @torch.no_grad()
+    def precision(self) -> dict[str, Tensor]:
+        """Return the sum of the scaled F of all tasks so far, full tensors by name."""
+        total = self._scaled()
+        for name, values in (self._old or {}).items():
+            total[name] += values
+        return {name: full(v, like=self._parameters[name]) for name, v in total.items()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the squared gradients accumulated so far, full tensors by name."""
+        return {n: full(v.clone(), like=self._parameters[n]) for n, v in self._squares.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from a ``state_dict()``.
+
+        Raises:
+            TrainingError: the state lacks a parameter.
+        """
+        self._squares = self._load(state, "the state")
+
+    def _scaled(self) -> dict[str, Tensor]:
+        parameters = list(self._parameters.values())
+        sums = torch.stack([squares.sum().reshape(1) for squares in self._squares.values()])
+        share_sums(sums, parameters)
+        total = sums.sum()
+        if not total > 0:
+            raise TrainingError("PrecisionMerge: no squared gradients; call accumulate() first.")
+        return {name: squares / total for name, squares in self._squares.items()}
+
+    def _load(self, tensors: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
+        missing = [name for name in self._parameters if name not in tensors]
+        if missing:
+            raise TrainingError(f"PrecisionMerge: {what} has no '{missing[0]}'.")
+        return {
+            name: part(tensors[name].to(p.device), like=p).to(self._squares[name].dtype, copy=True)
+            for name, p in self._parameters.items()
+        }
+
+    @staticmethod
+    def _zeros(parameter: Tensor) -> Tensor:
+        values = local(parameter).detach()
+        return torch.zeros_like(values, dtype=torch.promote_types(values.dtype, torch.float32))

@@ -1,0 +1,81 @@
+"""Precision-weighted merging: closed forms and limits."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lcia.ema import PrecisionMerge
+from lcia.errors import ConfigError, TrainingError
+
+
+def task(merge, parameter, grads):
+    for grad in grads:
+        parameter.grad = torch.tensor(grad)
+        merge.accumulate()
+
+
+def test_merge_weighs_each_element_by_scaled_squared_gradients():
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=(2, 5, 4)).astype(np.float32)
+    theta_old, theta_new = rng.normal(size=(2, 4)).astype(np.float32)
+    p = nn.Parameter(torch.tensor(theta_old))
+    before = PrecisionMerge([("w", p)])
+    task(before, p, first)
+    merge = PrecisionMerge([("w", p)], old_weight=0.3, precision_old=before.precision())
+    task(merge, p, second)
+    p.data = torch.tensor(theta_new)
+    merge.merge({"w": torch.tensor(theta_old)})
+
+    f_old, f_new = ((g.astype(float) ** 2).sum(0) for g in (first, second))
+    f_old, f_new = f_old / f_old.sum(), f_new / f_new.sum()
+    expected = (0.3 * f_old * theta_old + f_new * theta_new) / (0.3 * f_old + f_new)
+    np.testing.assert_allclose(p.detach().numpy(), expected, rtol=1e-5)
+    np.testing.assert_allclose(merge.precision()["w"].numpy(), f_old + f_new, rtol=1e-5)
+
+
+def test_scaling_runs_over_all_tensors_and_makes_tasks_count_alike():
+    a, b = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(3))
+    merge = PrecisionMerge([("a", a), ("b", b)])
+    a.grad, b.grad = torch.full((2,), 1e-3), torch.full((3,), 2e-3)
+    for _ in range(4):
+        merge.accumulate()
+    precision = merge.precision()
+    assert float(sum(v.sum() for v in precision.values())) == pytest.approx(1.0)
+    assert float(precision["b"][0] / precision["a"][0]) == pytest.approx(4.0)
+
+
+def test_the_first_task_and_elements_no_task_knows_take_the_new_value():
+    p = nn.Parameter(torch.tensor([1.0, 2.0]))
+    merge = PrecisionMerge([("w", p)])
+    task(merge, p, [[1.0, 0.0]])
+    merge.merge({"w": torch.zeros(2)})
+    assert p.tolist() == [1.0, 2.0]
+    later = PrecisionMerge([("w", p)], precision_old=merge.precision())
+    task(later, p, [[0.0, 0.0], [1.0, 0.0]])
+    later.merge({"w": torch.zeros(2)})
+    assert p.tolist() == pytest.approx([1 / 1.1, 2.0])
+
+
+def test_state_goes_on_to_the_bit():
+    grads = np.random.default_rng(1).normal(size=(6, 4)).astype(np.float32)
+    p = nn.Parameter(torch.zeros(4))
+    whole, half, resumed = (PrecisionMerge([("w", p)]) for _ in range(3))
+    task(whole, p, grads)
+    task(half, p, grads[:3])
+    resumed.load_state_dict(half.state_dict())
+    task(resumed, p, grads[3:])
+    assert torch.equal(whole.precision()["w"], resumed.precision()["w"])
+
+
+def test_wrong_use_is_named():
+    p = nn.Parameter(torch.zeros(2))
+    with pytest.raises(ConfigError, match="old_weight is 0"):
+        PrecisionMerge([("w", p)], old_weight=0)
+    merge = PrecisionMerge([("w", p)])
+    with pytest.raises(TrainingError, match="gradients are None"):
+        merge.accumulate()
+    with pytest.raises(TrainingError, match="no squared gradients"):
+        merge.precision()
+    with pytest.raises(TrainingError, match="precision_old has no 'w'"):
+        PrecisionMerge([("w", p)], precision_old={"v": torch.zeros(2)})

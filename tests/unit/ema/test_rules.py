@@ -1,0 +1,99 @@
+"""Rules against an independent float64 derivation, their settings and the registry contract."""
+
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+from ema_reference import trajectory
+
+from lcia.ema import DynamicEMA, Fixed, build_rule
+from lcia.errors import ConfigError
+from lcia.registry import RULES
+
+ADAPTIVE = ["paper", "release", "next", "curvature"]
+
+
+def quadratic_steps(shape, *, steps, seed, scale):
+    """Gradient descent on a noisy quadratic: gradients, curvature and drift all change."""
+    rng = np.random.default_rng(seed)
+    theta = rng.normal(size=shape) * scale
+    start, rates = theta.copy(), rng.uniform(0.1, 1.5, size=shape)
+    out = []
+    for _ in range(steps):
+        grad = rates * theta + 0.05 * scale * rng.normal(size=shape)
+        theta = theta - 0.3 * grad
+        out.append((theta.copy(), grad))
+    return start, out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(3,), (8, 16), (97, 101), (5, 33, 70)])
+@pytest.mark.parametrize("rule", ADAPTIVE)
+def test_averages_follow_the_formula(rule, shape, dtype):
+    # The scale puts L1 norms where every rule's closed form applies on some of the steps.
+    start, steps = quadratic_steps(shape, steps=15, seed=3, scale=40.0 / np.prod(shape))
+    parameter = torch.nn.Parameter(torch.tensor(start, dtype=dtype))
+    ema = DynamicEMA([("w", parameter)], rule=rule)
+    as_seen = [tuple(torch.tensor(a, dtype=dtype).double().numpy() for a in s) for s in steps]
+    expected = trajectory(rule, torch.tensor(start, dtype=dtype).double().numpy(), as_seen)
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-10
+    for (theta, grad), average in zip(steps, expected, strict=True):
+        parameter.data = torch.tensor(theta, dtype=dtype)
+        parameter.grad = torch.tensor(grad, dtype=dtype)
+        ema.update()
+        difference = np.abs(ema.shadow["w"].double().numpy().ravel() - average).max()
+        assert difference <= tolerance * np.abs(average).max()
+    assert ema.shadow["w"].dtype == dtype
+
+
+@pytest.mark.parametrize("rule", ADAPTIVE)
+def test_the_closed_form_is_reached_in_the_test_above(rule):
+    used = 0
+    for shape in [(3,), (8, 16), (97, 101)]:
+        start, steps = quadratic_steps(shape, steps=15, seed=3, scale=40.0 / np.prod(shape))
+        parameter = torch.nn.Parameter(torch.tensor(start))
+        ema = DynamicEMA([("w", parameter)], rule=rule)
+        for theta, grad in steps:
+            parameter.data, parameter.grad = torch.tensor(theta), torch.tensor(grad)
+            ema.update()
+        used += ema.stats().counts["closed_form"]
+    assert used > 0
+
+
+def test_fixed_equals_plain_exponential_averaging_and_needs_no_gradient():
+    parameter = torch.nn.Parameter(torch.zeros(4, dtype=torch.float64))
+    ema = DynamicEMA([("w", parameter)], rule=Fixed(beta=0.9))
+    for _ in range(7):
+        parameter.data += 1.0
+        ema.update()
+    expected = sum(0.1 * 0.9 ** (7 - k) * k for k in range(1, 8))
+    torch.testing.assert_close(ema.shadow["w"], torch.full((4,), expected, dtype=torch.float64))
+    assert ema.stats().beta_mean == pytest.approx(0.9)
+    assert sum(ema.stats().shares.values()) == 0
+
+
+@pytest.mark.parametrize("name", RULES.builtin)
+def test_every_registered_rule_builds_from_its_name_and_repeats_its_settings(name):
+    rule = build_rule(name)
+    assert build_rule(rule) is rule
+    settings = {s.name: getattr(rule, s.name) for s in fields(rule) if s.init}
+    assert build_rule({"name": name, **settings}) == rule
+    assert RULES.describe(name)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"name": "relaese"}, "Nearest: release"),
+        ({"name": "release", "fallbak": 0.1}, r"rule\.fallbak .* Nearest: fallback"),
+        ({"name": "release", "fallback": 1.5}, r"rule\.fallback is 1\.5; .* \(0, 1\)"),
+        ({"name": "release", "scale": 0}, r"rule\.scale is 0; .* \(0, inf\)"),
+        ({"name": "fixed", "beta": "high"}, r"rule\.beta is 'high'"),
+        ({"name": "fixed", "fallback": 0.5}, r"rule\.fallback is not a setting of 'fixed'"),
+        ({"scale": 2.0}, "no 'name'"),
+    ],
+)
+def test_wrong_settings_are_named(config, message):
+    with pytest.raises(ConfigError, match=message):
+        build_rule(config)
