@@ -1,0 +1,202 @@
+"""One self-contained HTML page: no network, no script, light and dark, fit to print."""
+
+import functools
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lcia.errors import ConfigError
+from lcia.evaluation.matrix import AccuracyMatrix
+from lcia.evaluation.metrics import METRICS, summarise
+from lcia.reports.data import ReportData, RunRecord, StepRecord
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+
+def write_report(data: ReportData, path: str | Path) -> None:
+    """Write the report as one HTML file.
+
+    Args:
+        data: what to show; everything in it is escaped.
+        path: the file; its folder exists. The same data give the same bytes.
+
+    Raises:
+        ConfigError: there is no run, or two runs have the same method name.
+    """
+    # A lone surrogate, as JSON may carry it, has no UTF-8 form.
+    Path(path).write_text(render(data), encoding="utf-8", errors="replace")
+
+
+def render(data: ReportData) -> str:
+    """Return the page as text; ``write_report`` writes it.
+
+    Raises:
+        ConfigError: there is no run, or two runs have the same method name.
+    """
+    names = [run.method for run in data.runs]
+    if not names or len(set(names)) < len(names):
+        raise ConfigError(f"A report shows runs of different names, at least one; found {names}.")
+    return (
+        _environment()
+        .get_template("report.html")
+        .render(
+            data=data,
+            metrics=_metric_rows(data.runs),
+            runs=[_run_view(run, key=f"run{k}") for k, run in enumerate(data.runs)],
+            settings=list(_flat(data.settings)),
+        )
+    )
+
+
+@functools.cache
+def _environment() -> "Environment":
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("lcia.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": _number, "size": _size}
+    return environment
+
+
+def _metric_rows(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
+    values = [summarise(run.matrix) for run in runs]
+    rows = []
+    for name, metric in METRICS.items():
+        cells = [value[name] for value in values]
+        known = [cell for cell in cells if cell is not None]
+        best = (max if metric.higher_is_better else min)(known) if len(known) > 1 else None
+        rows.append({"name": name, "metric": metric, "cells": cells, "best": best})
+    return rows
+
+
+def _run_view(run: RunRecord, *, key: str) -> dict[str, Any]:
+    return {
+        "record": run,
+        "summary": summarise(run.matrix),
+        "heat": _heat_rows(run.matrix),
+        "charts": _charts(run, key=key),
+        "training": _training_rows(run.steps),
+        "routed_to": list(dict.fromkeys(g for shares in run.routing.values() for g in shares)),
+    }
+
+
+def _heat_rows(matrix: AccuracyMatrix) -> list[dict[str, Any]]:
+    rows = []
+    for t, row in enumerate(matrix.rows):
+        seen = [score for score in row[:t] if score is not None]
+        complete = bool(seen) and len(seen) == t
+        rows.append(
+            {
+                "learned": "before learning" if t == 0 else matrix.tasks[t - 1],
+                "cells": list(zip(matrix.tasks, row, strict=True)),
+                "mean": math.fsum(seen) / t if complete else None,
+            }
+        )
+    return rows
+
+
+def _charts(run: RunRecord, *, key: str) -> list[dict[str, str]]:
+    from markupsafe import Markup
+
+    from lcia.reports import plots
+    from lcia.reports.svg import inline_svg
+
+    steps = run.steps
+    wanted = [
+        (
+            "scores",
+            "Score of each task",
+            "After each task learned; dotted until the task itself is learned.",
+            plots.draw_scores,
+            run.matrix if run.matrix.tasks else None,
+        ),
+        (
+            "loss",
+            "Training loss",
+            "On the answer's tokens.",
+            plots.draw_loss,
+            steps if any(step.loss is not None for step in steps) else (),
+        ),
+        (
+            "beta",
+            "Balance weight β",
+            "Weight of the old average: mean over the tensors, smallest to largest shaded. "
+            "Higher is more stable. No line: no average at work.",
+            plots.draw_beta,
+            steps if any(step.beta_mean is not None for step in steps) else (),
+        ),
+        (
+            "fallbacks",
+            "Fallbacks by reason",
+            "Share of tensors whose β is the fallback, because the closed form did not apply.",
+            plots.draw_fallbacks,
+            steps if plots.reasons_of(steps) else (),
+        ),
+    ]
+    return [
+        {
+            "title": title,
+            "note": note,
+            "svg": Markup(inline_svg(draw, source, key=f"{key}-{name}", label=f"{title}. {note}")),
+        }
+        for name, title, note, draw, source in wanted
+        if source
+    ]
+
+
+def _training_rows(steps: Sequence[StepRecord]) -> list[dict[str, Any]]:
+    rows = []
+    for task, group in groupby(steps, key=lambda step: step.task):
+        records = list(group)
+        losses = [step.loss for step in records if step.loss is not None]
+        betas = [step.beta_mean for step in records if step.beta_mean is not None]
+        beta = math.fsum(betas) / len(betas) if betas else None
+        fallen = [sum(step.fallbacks.values()) for step in records if step.beta_mean is not None]
+        rows.append(
+            {
+                "task": task,
+                "steps": len(records),
+                "loss": losses[-1] if losses else None,
+                "beta": beta,
+                "horizon": 1 / (1 - beta) if beta is not None and beta < 1 else None,
+                "fallbacks": 100 * math.fsum(fallen) / len(fallen) if fallen else None,
+            }
+        )
+    return rows
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, str):
+            yield f"{prefix}{key}", value
+        else:
+            yield f"{prefix}{key}", json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _number(value: float | None, digits: int = 1) -> str:
+    if value is None:
+        return "–"
+    # Rounding first: -0.04 is 0.0, not -0.0.
+    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
+
+
+def _size(count: int | None) -> str:
+    if count is None:
+        return "–"
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000 or unit == "GB":
+            break
+        value /= 1000
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
