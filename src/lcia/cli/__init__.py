@@ -1,1 +1,1 @@
-"""lcia.cli."""
+"""The command line."""

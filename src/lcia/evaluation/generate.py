@@ -1,5 +1,6 @@
 """Answers of the assistant to held-out samples, routed one by one, generated in batches."""
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -154,9 +155,7 @@ def evaluate(
             prompt=sample.prompt,
             answers=sample.answers,
             prediction=cache[key],
-            score=SCORERS.get(task.scorer)(
-                cache[key], sample.answers, options=options[task.name]
-            ),
+            score=SCORERS.get(task.scorer)(cache[key], sample.answers, options=options[task.name]),
             group=decision.group,
             adapter=key[2],
             similarity=decision.similarity,
@@ -172,6 +171,12 @@ def scores_percent(predictions: Iterable[Prediction]) -> dict[str, float]:
     for prediction in predictions:
         by_task.setdefault(prediction.task, []).append(prediction.score)
     return {task: 100 * sum(scores) / len(scores) for task, scores in by_task.items()}
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """Return the predictions in a ``predictions.jsonl``."""
+    with path.open(encoding="utf-8") as file:
+        return [Prediction.from_json(json.loads(line)) for line in file]
 
 
 def _options(task: Task) -> tuple[str, ...]:

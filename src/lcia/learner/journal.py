@@ -21,6 +21,10 @@ class Journal:
     def __init__(self, path: Path | None, listener: Listener | None = None) -> None:
         self.path = path
         self.listener = listener
+        if path is not None and path.exists():
+            text = path.read_bytes()
+            if not text.endswith(b"\n"):  # a crash cut the last line off
+                path.write_bytes(text[: text.rfind(b"\n") + 1])
 
     def write(self, event: str, **fields: Any) -> None:
         """Append one event with the time of day."""
@@ -39,6 +43,11 @@ class Journal:
         """Return the events written so far."""
         return list(read_journal(self.path)) if self.path is not None else []
 
+    def seconds(self) -> float:
+        """Return the seconds from the first event to the last; pauses between attempts count."""
+        times = [event["time"] for event in self.events()]
+        return round(times[-1] - times[0], 1) if times else 0.0
+
     def rewind(self, step: int) -> None:
         """Drop the steps after ``step``: a resumed run takes them again."""
         if self.path is None or not self.path.exists():
@@ -50,9 +59,6 @@ class Journal:
 
 
 def read_journal(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the events of a journal; a last line cut off by a crash is left out."""
-    if not path.exists():
-        return
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
-            yield json.loads(line)
+    """Yield the events of a journal; none if there is no such file."""
+    if path.exists():
+        yield from map(json.loads, path.read_text(encoding="utf-8").splitlines())

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,20 @@ from accelerate import PartialState
 from lcia.config import AssistantConfig
 from lcia.data.task import Task
 from lcia.errors import GateError, ModelError, StoreError
-from lcia.evaluation.generate import Prediction, evaluate, scores_percent
+from lcia.evaluation.generate import (
+    Adapters,
+    Prediction,
+    evaluate,
+    read_predictions,
+    scores_percent,
+)
 from lcia.evaluation.metrics import summarise
-from lcia.grouping import InstructionCodebook, InstructionRecipe, RouteDecision, Router
+from lcia.grouping import GroupDecision, InstructionCodebook, InstructionRecipe, Router
 from lcia.learner.environment import environment
-from lcia.learner.files import read_json, read_jsonl, write_json, write_jsonl
+from lcia.learner.files import write_jsonl
 from lcia.learner.gate import check_gate
 from lcia.learner.journal import Journal, Listener
-from lcia.learner.store import Store, Version, remove
+from lcia.learner.store import Run, Store, Version
 from lcia.learner.training import train_adapter
 from lcia.models.host import AdapterHost
 from lcia.models.loading import check_model, content_hash, load_model
@@ -49,7 +56,7 @@ class Outcome:
     similarity: float
     score_base: float | None
     score_before: float | None
-    scores: Mapping[str, float]
+    scores: Mapping[str, float | None]
     seconds: float
 
 
@@ -104,6 +111,14 @@ class ContinualLearner:
                 )
         return self._host
 
+    def router(self, version: Version | None = None) -> Router:
+        """Return the router of a version, by default the current one."""
+        return Router((version or self.store.current).codebook())
+
+    def run(self, tasks: Iterable[Task]) -> list[Outcome]:
+        """Learn one task after another; those already learned are skipped."""
+        return [self.learn(task) for task in tasks]
+
     def learn(self, task: Task) -> Outcome:
         """Learn one task: group, train, evaluate all tasks, gate, commit.
 
@@ -120,188 +135,197 @@ class ContinualLearner:
             GateError: the new version lost more than ``gate.max_drop``; nothing was changed.
             TrainingError: training failed; calling again resumes it.
         """
-        with self.store.writing():
-            version = self.store.current
-            if done := self._learned(task, version):
-                return done
-            start = time.monotonic()
-            run, plan = self._begin(task, version)
-            journal = Journal(run / "journal.jsonl", self.listener)
+        with self.store.writing() if self._processes.is_main_process else nullcontext():
+            current = self.store.current
+            if task.name in current.manifest["tasks"]:
+                return self._outcome(task)
+            self._on_main(lambda: self.store.begin(task.name, self._fingerprint(task)))
+            run = self.store.begin(task.name, self._fingerprint(task))
+            journal = self._journal(run)
 
-            codebook = version.codebook()
-            extraction = InstructionRecipe.parse(task.instruction).fit(
-                [sample.prompt for sample in task.train],
-                [sample.instruction for sample in task.train],
-            )
-            decision = codebook.decide(extraction.instructions)
-            group = codebook.add(decision.group, extraction, task=task.name)
-            journal.write(
-                "grouped",
-                task=task.name,
-                group=group,
-                reason=decision.reason,
-                similarity=decision.similarity,
-                similarities=dict(decision.similarities),
-                instructions=list(extraction.instructions)[:5],
-            )
-
-            before = self._score_before(task, version, folder=run, journal=journal)
-            adapter = run / "adapter"
-            if not adapter.is_dir():
-                previous = version.adapters.get(group)
-                adapter = train_adapter(
-                    self.host,
-                    task,
-                    method=self.config.build_method(),
-                    config=self.config,
-                    group=group,
-                    previous=previous[1] if previous else None,
-                    task_index=len(version.manifest["tasks"]),
-                    folder=run,
-                    journal=journal,
-                )
-            self.host.drop_trained()
-
-            adapters = {**version.adapters, group: (f"{group}@{plan['version']:04d}", adapter)}
-            predictions = self._evaluate(
-                [*version.tasks(), task],
+            codebook, decision, group = self._group(task, current, journal=journal)
+            before = self._answers_before(task, current, run=run, journal=journal)
+            adapter = self._train(task, current, group=group, run=run, journal=journal)
+            after = self._answers_after(
+                [*current.tasks(), task],
                 codebook=codebook,
-                adapters=adapters,
-                known=version.predictions(),
-                name="after",
+                adapters={**current.adapters, group: (f"{group}@{run.number:04d}", adapter)},
+                known=current.predictions(),
+                run=run,
                 journal=journal,
             )
-            scores = scores_percent(predictions)
-            matrix = version.matrix()
+
+            matrix = current.matrix()
             matrix = matrix.with_scores(0, scores_percent(before["base"]))
             matrix = matrix.with_scores(matrix.learned, scores_percent(before["current"]))
-            try:
-                check_gate(self.config.gate, before=matrix.row(matrix.learned), after=scores)
-            except GateError:
-                remove(run)
-                raise
+            scores = scores_percent(after)
+            self._pass_gate(matrix.row(matrix.learned), scores, run=run)
             matrix = matrix.append(task.name, scores)
             journal.write("learned", task=task.name, scores=scores, metrics=summarise(matrix))
 
-            draft = run / "version"
-            draft.mkdir(exist_ok=True)
-            codebook.save(draft / "codebook.json")
-            matrix.save(draft / "matrix.json")
-            write_jsonl(draft / "predictions.jsonl", (p.to_json() for p in predictions))
-            write_jsonl(draft / "journal.jsonl", journal.events())
-            outcome = Outcome(
-                task=task.name,
-                version=plan["version"],
-                group=group,
-                reason=decision.reason,
-                similarity=decision.similarity,
-                score_base=scores_percent(before["base"])[task.name],
-                score_before=scores_percent(before["current"])[task.name],
-                scores=scores,
-                seconds=round(time.monotonic() - start, 1),
-            )
-            manifest = {
-                **plan,
-                "group": group,
-                "groups": version.manifest["groups"],
-                "tasks": version.manifest["tasks"],
-                "outcome": asdict(outcome),
-                "metrics": summarise(matrix),
-                "environment": environment(),
-            }
-            self.store.commit(draft, manifest, adapter=adapter, task=task)
-            remove(run)
-            return outcome
+            def commit() -> None:
+                draft = run.folder / "version"
+                draft.mkdir(exist_ok=True)
+                codebook.save(draft / "codebook.json")
+                matrix.save(draft / "matrix.json")
+                write_jsonl(draft / "predictions.jsonl", (p.to_json() for p in after))
+                write_jsonl(draft / "journal.jsonl", journal.events())
+                contents = {
+                    "reason": decision.reason,
+                    "similarity": decision.similarity,
+                    "seconds": journal.seconds(),
+                    "metrics": summarise(matrix),
+                    "environment": environment(),
+                }
+                self.store.commit(run, task, group=group, adapter=adapter, contents=contents)
 
-    def router(self, version: Version | None = None) -> Router:
-        """Return the router of a version, by default the current one."""
-        return Router((version or self.store.current).codebook())
+            self._on_main(commit)
+            return self._outcome(task)
 
-    def _learned(self, task: Task, version: Version) -> Outcome | None:
-        """Return the outcome if the assistant has learned this very task."""
-        if task.name not in version.manifest["tasks"]:
-            return None
+    def _outcome(self, task: Task) -> Outcome:
+        """Return what learning the task led to.
+
+        Raises:
+            StoreError: the task of this name was learned from other data.
+        """
         made = next(v for v in self.store.history() if v.manifest["task"] == task.name)
         if made.manifest["fingerprint"] != self._fingerprint(task):
             raise StoreError(
                 f"{self.store.root}: task '{task.name}' was learned from other data in version "
                 f"{made.number}. Give the new data another name."
             )
-        remove(self.store.root / "runs" / _run_name(made.number, task))
-        return Outcome(**made.manifest["outcome"])
+        matrix = made.matrix()
+        return Outcome(
+            task=task.name,
+            version=made.number,
+            group=made.manifest["group"],
+            reason=made.manifest["reason"],
+            similarity=made.manifest["similarity"],
+            score_base=matrix.row(0)[task.name],
+            score_before=matrix.row(matrix.learned - 1)[task.name],
+            scores=matrix.row(matrix.learned),
+            seconds=made.manifest["seconds"],
+        )
 
-    def _begin(self, task: Task, version: Version) -> tuple[Path, dict[str, Any]]:
-        """Return the folder and the plan of this task's run, a new one or the interrupted one."""
-        number = max(self.store.versions()) + 1
-        plan = {
-            "version": number,
-            "parent": version.number,
-            "task": task.name,
-            "fingerprint": self._fingerprint(task),
-        }
-        runs = self.store.root / "runs"
-        run = runs / _run_name(number, task)
-        for other in sorted(runs.glob("*/plan.json")):
-            found = read_json(other)
-            if found["fingerprint"] == plan["fingerprint"] and found["parent"] == version.number:
-                return other.parent, found
-            raise StoreError(
-                f"{other.parent}: the task '{found['task']}' is unfinished. Run the command that "
-                "began it again, or delete this folder to give it up."
+    def _group(
+        self, task: Task, current: Version, *, journal: Journal
+    ) -> tuple[InstructionCodebook, GroupDecision, str]:
+        """Decide which group learns the task, and add its instructions to the codebook."""
+        codebook = current.codebook()
+        extraction = InstructionRecipe.parse(task.instruction).fit(
+            [sample.prompt for sample in task.train],
+            [sample.instruction for sample in task.train],
+        )
+        decision = codebook.decide(extraction.instructions)
+        group = codebook.add(decision.group, extraction, task=task.name)
+        journal.write(
+            "grouped",
+            task=task.name,
+            group=group,
+            reason=decision.reason,
+            similarity=decision.similarity,
+            similarities=dict(decision.similarities),
+        )
+        return codebook, decision, group
+
+    def _train(
+        self, task: Task, current: Version, *, group: str, run: Run, journal: Journal
+    ) -> Path:
+        """Return the trained adapter's folder, training it unless that is done."""
+        adapter = run.folder / "adapter"
+        if not adapter.is_dir():
+            previous = current.adapters.get(group)
+            train_adapter(
+                self.host,
+                task,
+                method=self.config.build_method(),
+                config=self.config,
+                group=group,
+                previous=previous[1] if previous else None,
+                task_index=len(current.manifest["tasks"]),
+                folder=run.folder,
+                journal=journal,
             )
-        run.mkdir(parents=True, exist_ok=True)
-        write_json(run / "plan.json", plan)
-        return run, plan
+            self.host.clear()
+        return adapter
+
+    def _answers_before(
+        self, task: Task, current: Version, *, run: Run, journal: Journal
+    ) -> dict[str, list[Prediction]]:
+        """Answer the task's held-out samples with the base model and the current version."""
+
+        def answer(name: str, codebook: InstructionCodebook, adapters: Adapters) -> Path:
+            return self._answer(
+                name, [task], codebook=codebook, adapters=adapters, run=run, journal=journal
+            )
+
+        paths = {
+            "base": answer("base", InstructionCodebook(), {}),
+            "current": answer("current", current.codebook(), current.adapters),
+        }
+        return {name: read_predictions(path) for name, path in paths.items()}
+
+    def _answers_after(
+        self, tasks: Sequence[Task], *, run: Run, journal: Journal, **routing: Any
+    ) -> list[Prediction]:
+        """Answer the held-out samples of all tasks with the new version."""
+        return read_predictions(self._answer("after", tasks, run=run, journal=journal, **routing))
+
+    def _answer(
+        self,
+        name: str,
+        tasks: Sequence[Task],
+        *,
+        codebook: InstructionCodebook,
+        adapters: Adapters,
+        run: Run,
+        journal: Journal,
+        known: Sequence[Prediction] = (),
+    ) -> Path:
+        """Write predictions to the run's folder unless they are there; return the file."""
+        path = run.folder / f"{name}.jsonl"
+
+        def answer() -> None:
+            predictions = evaluate(
+                self.host,
+                tasks,
+                route=Router(codebook).route,
+                adapters=adapters,
+                batch_size=self.config.generation.batch_size,
+                known=known,
+                progress=lambda done, total: journal.tell(
+                    {"event": "answering", "what": name, "done": done, "total": total}
+                ),
+            )
+            write_jsonl(path, (p.to_json() for p in predictions))
+
+        if not path.is_file():
+            self._on_main(answer)
+        return path
+
+    def _pass_gate(
+        self, before: Mapping[str, float | None], after: Mapping[str, float], *, run: Run
+    ) -> None:
+        try:
+            check_gate(self.config.gate, before=before, after=after)
+        except GateError:
+            self._on_main(lambda: shutil.rmtree(run.folder))
+            raise
+
+    def _journal(self, run: Run) -> Journal:
+        if not self._processes.is_main_process:
+            return Journal(None)
+        return Journal(run.folder / "journal.jsonl", self.listener)
+
+    def _on_main(self, action: Callable[[], Any]) -> None:
+        """Do something on the main process only, while the others wait for it."""
+        if self._processes.is_main_process:
+            action()
+        self._processes.wait_for_everyone()
 
     def _fingerprint(self, task: Task) -> str:
         content = [task.name, task.fingerprint(), self.config.model_dump(mode="json")]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-    def _score_before(
-        self, task: Task, version: Version, *, folder: Path, journal: Journal
-    ) -> dict[str, list[Prediction]]:
-        """Answer the new task's held-out samples with the base model and the current version."""
-        path = folder / "before.jsonl"
-        if not path.is_file():
-            base = self._evaluate(
-                [task], codebook=None, adapters={}, known=[], name="base", journal=journal
-            )
-            current = self._evaluate(
-                [task],
-                codebook=version.codebook(),
-                adapters=version.adapters,
-                known=base,
-                name="before",
-                journal=journal,
-            )
-            write_jsonl(path, [[p.to_json() for p in base], [p.to_json() for p in current]])
-        base, current = ([Prediction.from_json(p) for p in part] for part in read_jsonl(path))
-        return {"base": base, "current": current}
-
-    def _evaluate(
-        self,
-        tasks: Sequence[Task],
-        *,
-        codebook: InstructionCodebook | None,
-        adapters: Mapping[str, tuple[str, Path]],
-        known: Sequence[Prediction],
-        name: str,
-        journal: Journal,
-    ) -> list[Prediction]:
-        """Answer and score held-out samples; ``codebook=None`` is the base model."""
-
-        def progress(done: int, total: int) -> None:
-            journal.tell({"event": "answering", "what": name, "done": done, "total": total})
-
-        return evaluate(
-            self.host,
-            tasks,
-            route=Router(codebook).route if codebook else Router(InstructionCodebook()).route,
-            adapters=adapters,
-            batch_size=self.config.generation.batch_size,
-            known=known,
-            progress=progress,
-        )
 
 
 def load_host(config: AssistantConfig) -> AdapterHost:
@@ -312,10 +336,3 @@ def load_host(config: AssistantConfig) -> AdapterHost:
     """
     base = load_model(config.model, dtype=config.dtype)
     return AdapterHost(base, max_prompt_tokens=config.generation.max_prompt_tokens)
-
-
-def _run_name(number: int, task: Task) -> str:
-    return f"{number:04d}-{task.name}"
-
-
-__all__ = ["ContinualLearner", "Outcome", "RouteDecision", "load_host"]

@@ -15,7 +15,7 @@ from lcia.config import AssistantConfig, parse_config
 from lcia.data.sample import Message, Sample
 from lcia.data.task import Task
 from lcia.errors import StoreError
-from lcia.evaluation.generate import Adapters, Prediction
+from lcia.evaluation.generate import Adapters, Prediction, read_predictions
 from lcia.evaluation.matrix import AccuracyMatrix
 from lcia.grouping import InstructionCodebook
 from lcia.learner.files import (
@@ -68,8 +68,7 @@ class Version:
 
     def predictions(self) -> list[Prediction]:
         """Return the predictions on all held-out samples; none for version 0."""
-        path = self.path / "predictions.jsonl"
-        return [Prediction.from_json(record) for record in read_jsonl(path)] if self.number else []
+        return read_predictions(self.path / "predictions.jsonl") if self.number else []
 
     def journal(self) -> list[dict[str, Any]]:
         """Return the events of the run that made this version."""
@@ -80,9 +79,26 @@ class Version:
 
         Their ``train`` holds the held-out samples too: the training data are not kept.
         """
-        return [
-            _read_task(name, self.root / path) for name, path in self.manifest["tasks"].items()
-        ]
+        return [_read_task(name, self.root / path) for name, path in self.manifest["tasks"].items()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A task being learned: a folder with whatever is done so far.
+
+    Attributes:
+        folder: deleted when the version it leads to is committed.
+        number: of that version.
+        parent: the version it builds on.
+        task: name of the task.
+        fingerprint: of the task's content and the assistant's settings.
+    """
+
+    folder: Path
+    number: int
+    parent: int
+    task: str
+    fingerprint: str
 
 
 class Store:
@@ -236,29 +252,69 @@ class Store:
                 ]
         return problems
 
-    def commit(self, draft: Path, manifest: Mapping[str, Any], *, adapter: Path, task: Task) -> None:
-        """Publish a finished run as a version and make it current.
+    def begin(self, task: str, fingerprint: str) -> Run:
+        """Return the run that learns a task on the current version: the interrupted one, or new.
+
+        Raises:
+            StoreError: another task is unfinished.
+        """
+        current = self.current.number
+        runs = self.root / "runs"
+        for plan in sorted(runs.glob("*/plan.json")):
+            found = Run(folder=plan.parent, **read_json(plan))
+            if found.number in self.versions() and found.number <= current:
+                shutil.rmtree(found.folder)  # committed, but killed before it was cleared away
+                continue
+            if (found.fingerprint, found.parent) == (fingerprint, current):
+                return found
+            raise StoreError(
+                f"{found.folder}: the task '{found.task}' is unfinished. Run the command that "
+                "began it again, or delete this folder to give it up."
+            )
+        number = max(self.versions()) + 1
+        plan = {"number": number, "parent": current, "task": task, "fingerprint": fingerprint}
+        folder = runs / f"{number:04d}-{task}"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "plan.json", plan)
+        return Run(folder=folder, **plan)
+
+    def commit(
+        self, run: Run, task: Task, *, group: str, adapter: Path, contents: Mapping[str, Any]
+    ) -> Version:
+        """Publish a finished run as a version, make it current and delete the run.
 
         Every step can be repeated: a process killed in here commits when it is run again.
 
         Args:
-            draft: folder with the version's other files, to which the manifest is added.
-            manifest: everything but ``sha256`` of the new adapter and the task's folder.
-            adapter: the trained adapter's folder.
+            run: its folder holds the version's other files in ``version/``.
             task: the task just learned.
+            group: the group that learned it.
+            adapter: the trained adapter's folder.
+            contents: what the manifest says beyond lineage, groups and tasks.
         """
-        number, group = int(manifest["version"]), str(manifest["group"])
-        if not version_path(self.root, number).exists():
-            adapter_path = Path("groups") / group / f"{number:04d}"
+        parent = self.version(run.parent).manifest
+        draft, target = run.folder / "version", version_path(self.root, run.number)
+        if not target.exists():
+            adapter_path = Path("groups") / group / f"{run.number:04d}"
             task_path = Path("tasks") / task.name / task.fingerprint()[:12]
             publish(adapter, self.root / adapter_path)
             _write_task(task, self.root / task_path)
             entry = {"adapter": str(adapter_path), "sha256": checksums(adapter)}
-            groups = {**manifest["groups"], group: entry}
-            tasks = {**manifest["tasks"], task.name: str(task_path)}
-            write_json(draft / "manifest.json", {**manifest, "groups": groups, "tasks": tasks})
-            publish(draft, version_path(self.root, number))
-        self._point_to(number)
+            manifest = {
+                "version": run.number,
+                "parent": run.parent,
+                "task": task.name,
+                "fingerprint": run.fingerprint,
+                "group": group,
+                "groups": {**parent["groups"], group: entry},
+                "tasks": {**parent["tasks"], task.name: str(task_path)},
+                **contents,
+            }
+            write_json(draft / "manifest.json", manifest)
+            publish(draft, target)
+        self._point_to(run.number)
+        shutil.rmtree(run.folder)
+        return self.version(run.number)
 
     def _point_to(self, number: int) -> None:
         self._record["current"] = number
@@ -305,8 +361,3 @@ def _sample_from_json(record: Mapping[str, Any]) -> Sample:
         answers=tuple(record["answers"]),
         instruction=record["instruction"],
     )
-
-
-def remove(folder: Path) -> None:
-    """Delete a run's folder, if it is still there."""
-    shutil.rmtree(folder, ignore_errors=True)

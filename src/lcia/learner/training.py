@@ -19,7 +19,7 @@ from lcia.learner.collator import AnswerCollator
 from lcia.learner.files import publish
 from lcia.learner.journal import Journal
 from lcia.methods.base import Method, TaskContext
-from lcia.models.host import TRAINED, AdapterHost
+from lcia.models.host import AdapterHost
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def train_adapter(
     model.train()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     state = method.finish(context)
-    return _save(trainer, model, state, folder=folder)
+    return _save(trainer, state, folder=folder)
 
 
 def _trainer(
@@ -134,12 +134,12 @@ def _trainer(
     return trainer
 
 
-def _save(trainer: Trainer, model: Any, state: Mapping[str, Any], *, folder: Path) -> Path:
-    target = folder / "adapter"
+def _save(trainer: Trainer, state: Mapping[str, Any], *, folder: Path) -> Path:
+    target, draft = folder / "adapter", folder / ".adapter-draft"
+    trainer.save_model(str(draft))  # gathers what is sharded
     if trainer.is_world_process_zero():
-        draft = folder / ".adapter-draft"
-        model.save_pretrained(draft, selected_adapters=[TRAINED])
-        (draft / "README.md").unlink(missing_ok=True)
+        for name in ("training_args.bin", "README.md"):
+            (draft / name).unlink(missing_ok=True)
         if state:
             tensors = {name: t.detach().cpu().contiguous() for name, t in state.items()}
             save_file(tensors, draft / CARRIED)

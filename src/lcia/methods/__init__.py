@@ -1,1 +1,5 @@
-"""lcia.methods."""
+"""Continual-learning methods, one file each."""
+
+from lcia.methods.base import Method, TaskContext
+
+__all__ = ["Method", "TaskContext"]

@@ -63,9 +63,7 @@ class ChatFormat:
         """Return a sample's prompt and first answer as token ids."""
         prompt_ids, truncated = self.encode_prompt(sample.messages)
         answer = self.tokenizer(sample.answers[0] + self._turn_end, add_special_tokens=False)
-        return Example(
-            prompt_ids=prompt_ids, answer_ids=answer["input_ids"], truncated=truncated
-        )
+        return Example(prompt_ids=prompt_ids, answer_ids=answer["input_ids"], truncated=truncated)
 
     def _render(self, messages: Sequence[Message]) -> str:
         if not self._templated:

@@ -41,23 +41,22 @@ class AdapterHost:
         """Put a fresh adapter on the model, ready to train, and return the ``PeftModel``."""
         from peft import get_peft_model
 
-        self.drop_trained()
-        if self._peft is None:
-            self._peft = get_peft_model(self.base.model, lora_config, adapter_name=TRAINED)
-        else:
-            self._peft.add_adapter(TRAINED, lora_config)
-        return self._activate()
+        self.clear()
+        self._peft = get_peft_model(self.base.model, lora_config, adapter_name=TRAINED)
+        return self._peft
 
     def adapter_to_train(self, path: Path) -> Any:
         """Load a stored adapter, ready to train on, and return the ``PeftModel``."""
-        self.drop_trained()
+        self.clear()
         self._load(TRAINED, path, trainable=True)
-        return self._activate()
+        return self._peft
 
-    def drop_trained(self) -> None:
-        """Take the adapter under training off the model."""
-        if self._peft is not None and TRAINED in self._peft.peft_config:
-            self._remove(TRAINED)
+    def clear(self) -> None:
+        """Take all adapters off the model: while one is trained, Trainer saves all there are."""
+        if self._peft is not None:
+            self._peft.unload()
+            self._peft = None
+        self._loaded.clear()
 
     def generate(
         self,
@@ -98,11 +97,6 @@ class AdapterHost:
         texts = self.base.tokenizer.batch_decode(answers, skip_special_tokens=True)
         return [text.strip() for text in texts]
 
-    def _activate(self) -> Any:
-        assert self._peft is not None
-        self._peft.set_adapter(TRAINED)
-        return self._peft
-
     def _ensure(self, wanted: dict[str, Path]) -> None:
         for key, path in wanted.items():
             if self._loaded.get(key, path) != path:
@@ -116,19 +110,15 @@ class AdapterHost:
             self._unload(key)
 
     def _unload(self, key: str) -> None:
-        self._remove(key)
-        del self._loaded[key]
-
-    def _remove(self, key: str) -> None:
         assert self._peft is not None
-        others = [name for name in self._peft.peft_config if name != key]
-        if others:
+        del self._loaded[key]
+        if self._peft.active_adapter == key and self._loaded:
             # peft keeps a deleted adapter active, and then fails on its missing configuration.
-            self._peft.set_adapter(others[0], inference_mode=True)
+            self._peft.set_adapter(next(iter(self._loaded)), inference_mode=True)
+        if self._loaded:
             self._peft.delete_adapter(key)
         else:
-            self._peft.unload()
-            self._peft = None
+            self.clear()
 
     def _load(self, key: str, path: Path, *, trainable: bool) -> None:
         from peft import PeftModel

@@ -1,0 +1,78 @@
+"""``lcia chat``: ask an assistant."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from lcia.assistant import Answer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command line."""
+    app.command()(chat)
+
+
+def chat(
+    store: Annotated[Path, typer.Argument(help="An assistant's folder.")],
+    prompts: Annotated[
+        list[str] | None, typer.Option("--prompt", "-p", help="Ask this and stop; repeatable.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 64,
+    as_json: Annotated[bool, typer.Option("--json", help="Print answers as JSON.")] = False,
+) -> None:
+    r"""Ask an assistant; it says which group answers and why.
+
+    A line is one prompt, and a backslash-n in it a line break; an empty line ends.
+
+    Examples:
+
+      lcia chat assistant
+
+      lcia chat assistant -p "On which continent is this country?\n\nPeru"
+    """
+    import sys
+    from dataclasses import asdict
+
+    from lcia.assistant import Assistant
+    from lcia.cli.console import console, print_json
+
+    assistant = Assistant.open(store)
+    if prompts:
+        asked = [prompt.replace("\\n", "\n") for prompt in prompts]
+        answers = assistant.answer_many(asked, max_new_tokens=max_new_tokens)
+        if as_json:
+            print_json([asdict(answer) for answer in answers])
+            return
+        for prompt, answer in zip(asked, answers, strict=True):
+            console.print(f"> {prompt}", markup=False)
+            _show(answer)
+        return
+    console.print("Ask; an empty line ends.", markup=False)
+    while line := (console.input("> ") if sys.stdin.isatty() else sys.stdin.readline()).strip():
+        _show(assistant.answer(line.replace("\\n", "\n"), max_new_tokens=max_new_tokens))
+
+
+def _show(answer: "Answer") -> None:
+    from lcia.cli.console import console
+
+    console.print(answer.text, markup=False)
+    console.print(explain(answer), style="dim", markup=False)
+
+
+def explain(answer: "Answer") -> str:
+    """Return one line: which group answered, how similar, why."""
+    group = answer.group or "base model"
+    reasons = {
+        "reached": "its instructions match",
+        "below_nearest": "below the threshold; the nearest group answers",
+        "below_latest": "below the threshold; the latest group answers",
+        "below_base": "below the threshold; the base model answers",
+        "no_groups": "nothing is learned yet",
+    }
+    reason = reasons[answer.reason]
+    similarity = answer.similarity
+    runner_up = answer.runner_up
+    other = f", then {runner_up}" if runner_up else ""
+    return f"  [{group}; similarity {similarity:.2f}{other}; {reason}]"

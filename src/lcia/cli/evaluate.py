@@ -1,0 +1,93 @@
+"""``lcia eval``: the scores of an assistant."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from lcia.evaluation.matrix import AccuracyMatrix
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command line."""
+    app.command(name="eval")(evaluate)
+
+
+def evaluate(
+    store: Annotated[Path, typer.Argument(help="An assistant's folder.")],
+    again: Annotated[
+        bool, typer.Option("--again", help="Answer all held-out samples again.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
+) -> None:
+    """Show the accuracy matrix and every metric of an assistant.
+
+    With --again, the held-out samples of all tasks are answered anew by the current version and
+    compared with the recorded scores.
+
+    Examples:
+
+      lcia eval runs/demo/lcia-seed0/assistant
+
+      lcia eval runs/demo/lcia-seed0/assistant --again --json
+    """
+    from lcia.cli.console import console, number, print_json, table
+    from lcia.evaluation.metrics import METRICS, summarise
+    from lcia.learner import Store
+
+    version = Store.open(store).current
+    matrix = version.matrix()
+    result: dict[str, Any] = {
+        "version": version.number,
+        "matrix": matrix.to_json(),
+        "metrics": summarise(matrix),
+    }
+    if again:
+        result["scores_again"] = _answer_again(store)
+    if as_json:
+        print_json(result)
+        return
+    console.print(matrix_table(matrix, title=f"{store}, version {version.number}"))
+    rows = [
+        [metric.label, number(result["metrics"][name]), metric.formula]
+        for name, metric in METRICS.items()
+    ]
+    console.print()
+    console.print(table("Metrics", ["", "percent", "formula"], rows))
+    if again:
+        rows = [
+            [task, number(matrix.row(matrix.learned)[task]), number(score)]
+            for task, score in result["scores_again"].items()
+        ]
+        console.print()
+        console.print(table("Answered again", ["task", "recorded", "now"], rows))
+
+
+def _answer_again(store: Path) -> dict[str, float]:
+    from lcia.evaluation.generate import evaluate as answer_all
+    from lcia.evaluation.generate import scores_percent
+    from lcia.learner import ContinualLearner, Store
+
+    learner = ContinualLearner(Store.open(store))
+    version = learner.store.current
+    return scores_percent(
+        answer_all(
+            learner.host,
+            version.tasks(),
+            route=learner.router(version).route,
+            adapters=version.adapters,
+            batch_size=learner.config.generation.batch_size,
+        )
+    )
+
+
+def matrix_table(matrix: "AccuracyMatrix", *, title: str) -> Any:
+    """Return the accuracy matrix as a table: a row per task learned, a column per task scored."""
+    from lcia.cli.console import number, table
+
+    rows = [
+        ["before" if t == 0 else matrix.tasks[t - 1], *(number(cell) for cell in row)]
+        for t, row in enumerate(matrix.rows)
+    ]
+    return table(title, ["after learning", *matrix.tasks], rows)

