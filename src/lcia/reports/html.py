@@ -3,7 +3,7 @@
 import functools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,7 +111,7 @@ def _charts(run: RunRecord, *, key: str) -> list[dict[str, str]]:
     from lcia.reports.svg import inline_svg
 
     steps = run.steps
-    wanted = [
+    wanted: list[tuple[str, str, str, Callable[..., None], Any]] = [
         (
             "scores",
             "Score of each task",

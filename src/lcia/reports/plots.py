@@ -6,6 +6,7 @@ Drawn with matplotlib's object API: no global state, no display, usable from any
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ SERIES = ("#0072b2", "#d55e00", "#009e73", "#c0649b", "#b07d00", "#3f97cf", "#7a
 REASONS = ("first_step", "no_drift", "no_curvature", "out_of_range", "not_finite")
 _MARKERS = "osD^vPX*"
 _MOST_POINTS = 400
-_STYLE: dict[str, Any] = {
+_STYLE: dict[Any, Any] = {
     "axes.edgecolor": GRID,
     "axes.grid": True,
     "axes.grid.axis": "y",
@@ -92,7 +93,7 @@ def draw_scores(axes: Axes, matrix: AccuracyMatrix) -> None:
     few = count <= len(SERIES)
     ends: list[tuple[float, str, str]] = []
     for i, task in enumerate(matrix.tasks):
-        scores = [math.nan if row[i] is None else row[i] for row in matrix.rows]
+        scores = [math.nan if (score := row[i]) is None else score for row in matrix.rows]
         colour = SERIES[i] if few else _gradient(i, count)
         _draw_task(axes, scores, learned_at=i + 1, colour=colour, marker=_MARKERS[i] if few else "")
         if few and not math.isnan(scores[-1]):
@@ -132,7 +133,7 @@ def draw_fallbacks(axes: Axes, steps: Sequence[StepRecord]) -> None:
     x: list[float] = []
     shares = []
     for reason in reasons:
-        x, share = _points(steps, lambda step, reason=reason: _share(step, reason))
+        x, share = _points(steps, partial(_share, reason=reason))
         shares.append([100 * value for value in share])
     order = [*REASONS, *sorted(set(reasons) - {*REASONS})]
     colours = [SERIES[order.index(reason) % len(SERIES)] for reason in reasons]
@@ -182,7 +183,8 @@ def _draw_task(
 def _label_ends(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
     # Labels at the height of their line's end, pushed apart from the bottom up, then down again
     # where they left the axes at the top.
-    gap, places = 7.5, []
+    gap = 7.5
+    places: list[float] = []
     for score, _, _ in sorted(ends):
         places.append(max(score, places[-1] + gap) if places else score)
     ceiling = 100.0
@@ -215,7 +217,7 @@ def _percent_axis(axes: Axes) -> None:
     axes.set_yticks(range(0, 101, 25), [f"{tick} %" for tick in range(0, 101, 25)])
 
 
-def _share(step: StepRecord, reason: str) -> float | None:
+def _share(step: StepRecord, *, reason: str) -> float | None:
     # A step without an average has no fallbacks either: a gap, not 0.
     plain = step.beta_mean is None and not step.fallbacks
     return None if plain else step.fallbacks.get(reason, 0.0)

@@ -9,7 +9,7 @@ import pytest
 
 from lcia.errors import ConfigError
 from lcia.evaluation import METRICS, AccuracyMatrix
-from lcia.reports import ReportData, StepRecord
+from lcia.reports import ReportData, SampleAnswer, StepRecord
 from lcia.reports.html import render, write_report
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -115,15 +115,13 @@ def test_groups_routing_samples_settings_and_versions_are_shown(make_run):
 
 def test_everything_from_outside_is_escaped(make_run):
     evil = "<script>alert(1)</script>-->\"'&$x$]]>"
-    run = make_run(method=evil, tasks=(evil, "b\x00\ud800日本"))
-    sample = run.samples[0]
-    object.__setattr__(sample, "prompt", evil)
-    object.__setattr__(sample, "answer", evil)
+    tasks = (evil, "b\x00\ud800日本")
+    sample = SampleAnswer(prompt=evil, answer=evil, group=evil, reason=evil)
     steps = (StepRecord(task=evil, step=1, loss=1.0, beta_mean=0.5, fallbacks={evil: 1.0}),)
     text = render(
         ReportData(
             title=evil,
-            runs=(make_run(method=evil, tasks=run.matrix.tasks, samples=(sample,), steps=steps),),
+            runs=(make_run(method=evil, tasks=tasks, samples=(sample,), steps=steps),),
             settings={evil: evil},
             versions={evil: evil},
             date=evil,
