@@ -15,6 +15,7 @@ from lcia.registry import READERS
 
 SHOWN = 20
 LOOKED_AT = 100
+KEYS_SHOWN = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +88,8 @@ def read_all(
         if target not in ROLES:
             raise ConfigError(f"roles: '{role}' is mapped to '{target}'; expected {ROLES}.")
     values = list(load_records(load_bytes(path)))
+    if not values:
+        raise DataError(f"{path}: is an empty list; expected at least one record.")
     format = format or _recognise(path, values)
     reader: Reader = READERS.get(format)(roles=roles)
     results = list(_samples(values, reader))
@@ -147,6 +150,9 @@ def _recognise(path: Path, values: list[Record | Problem]) -> str:
     if not objects and first is not None:
         raise DataError(f"{path}{first.where}: {first.text}")
     keys = sorted({str(key) for value in objects for key in value})
-    has = f"records with the keys {', '.join(keys)}" if keys else "no JSON objects"
+    more = f" and {len(keys) - KEYS_SHOWN} more" if len(keys) > KEYS_SHOWN else ""
+    has = (
+        f"records with the keys {', '.join(keys[:KEYS_SHOWN])}{more}" if keys else "no JSON object"
+    )
     expected = "; ".join(f"{name}: {reader.expected}" for name, reader in readers.items())
-    raise DataError(f"{path}: {has} fit no format; expected one of {expected}.")
+    raise DataError(f"{path}: found {has}, which fits no format; expected one of {expected}.")

@@ -84,9 +84,13 @@ def test_line_separators_inside_a_text_do_not_end_a_line(path):
         (dump(record("a")) + b"[1]\n", ":2: found a list; expected {"),
         (dump(record("a")) + b"17\n", ":2: found 17; expected {"),
         (b"[" * 100_000, ":1: not valid JSON: "),
-        (b"null", ": no JSON objects fit no format; expected one of messages: {"),
-        (b"[]", ": no JSON objects fit no format; expected one of messages: {"),
-        (dump({"text": "a"}), ": records with the keys text fit no format; expected one of"),
+        (b"null", ": found no JSON object, which fits no format; expected one of messages: {"),
+        (b"[]", ": is an empty list; expected at least one record."),
+        (dump({"text": "a"}), ": found records with the keys text, which fits no format; expected"),
+        (
+            dump({f"k{i:02}": i for i in range(30)}),
+            ": found records with the keys k00, k01, k02, k03, k04, k05, k06, k07 and 22 more, ",
+        ),
         (
             dump(record("a", id="x"), record("b", id="x")),
             ":2: id 'x' is also that of 1; expected another.",

@@ -9,7 +9,7 @@ from lcia.data.readers.base import Problem, Record, RecordError
 from lcia.errors import DataError
 
 BOM = b"\xef\xbb\xbf"
-OTHER_BOMS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 
 
 def load_bytes(path: Path) -> bytes:
@@ -26,9 +26,8 @@ def load_bytes(path: Path) -> bytes:
         raise DataError(f"{path}: is a directory; expected a file.") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
-    for mark, encoding in OTHER_BOMS.items():
-        if content.startswith(mark):
-            raise DataError(f"{path}: is {encoding}; expected UTF-8. Save it as UTF-8.")
+    if content.startswith(UTF16_BOMS):
+        raise DataError(f"{path}: is UTF-16; expected UTF-8. Save it as UTF-8.")
     content = content.removeprefix(BOM)
     if not content.strip():
         raise DataError(f"{path}: is empty; expected at least one record.")
