@@ -7,6 +7,7 @@ import typer
 
 if TYPE_CHECKING:
     from lcia.assistant import Answer
+    from lcia.evaluation.generate import Prediction
 
 
 def register(app: typer.Typer) -> None:
@@ -61,18 +62,13 @@ def _show(answer: "Answer") -> None:
     console.print(explain(answer), style="dim", markup=False)
 
 
-def explain(answer: "Answer") -> str:
+def explain(answer: "Answer | Prediction") -> str:
     """Return one line: which group answered, how similar, why."""
-    group = answer.group or "base model"
-    reasons = {
+    reason = {
         "reached": "its instructions match",
-        "below_nearest": "below the threshold; the nearest group answers",
-        "below_latest": "below the threshold; the latest group answers",
-        "below_base": "below the threshold; the base model answers",
+        "below_nearest": "below the threshold, so the nearest group answers",
+        "below_latest": "below the threshold, so the latest group answers",
+        "below_base": "below the threshold, so the base model answers",
         "no_groups": "nothing is learned yet",
-    }
-    reason = reasons[answer.reason]
-    similarity = answer.similarity
-    runner_up = answer.runner_up
-    other = f", then {runner_up}" if runner_up else ""
-    return f"  [{group}; similarity {similarity:.2f}{other}; {reason}]"
+    }[answer.reason]
+    return f"  [{answer.group or 'base model'}; similarity {answer.similarity:.2f}; {reason}]"

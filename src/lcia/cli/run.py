@@ -1,6 +1,5 @@
 """``lcia run``: learn a whole stream."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,6 +35,7 @@ def run(
       lcia run stream.yaml --set training.learning_rate=1e-4 --set seeds=[0,1,2]
     """
     from lcia.cli.console import LearningProgress, print_json
+    from lcia.cli.results import show_results
     from lcia.config import load_stream_config
     from lcia.experiments import run_experiment
     from lcia.reports.collect import report_of
@@ -56,27 +56,3 @@ def run(
         print_json([{**vars(result), "folder": str(result.folder)} for result in results])
     else:
         show_results(results, report=page)
-
-
-def show_results(results: Sequence["Result"], *, report: Path) -> None:
-    """Print each result's matrix and one table of all."""
-    from lcia.cli.console import console, duration, number, table
-    from lcia.cli.evaluate import matrix_table
-    from lcia.evaluation.metrics import METRICS
-
-    for result in results:
-        console.print()
-        console.print(matrix_table(result.store.current.matrix(), title=result.folder.name))
-    columns = ["", *(metric.label for metric in METRICS.values()), "groups", "time"]
-    rows = [
-        [
-            result.folder.name,
-            *(number(result.metrics[name]) for name in METRICS),
-            str(result.groups),
-            duration(result.seconds),
-        ]
-        for result in results
-    ]
-    console.print()
-    console.print(table("Results, in percent", columns, rows))
-    console.print(f"\nReport: {report}", markup=False)

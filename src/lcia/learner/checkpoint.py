@@ -41,7 +41,7 @@ class TrainingState(TrainerCallback):
     def __init__(self, resume_from: Path | None, scaler: Any = lambda: None) -> None:
         self.resume_from = resume_from
         self.scaler = scaler
-        self._rng_pending = resume_from is not None
+        self._random_pending = resume_from is not None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Restore optimizer and scheduler after Trainer has made them."""
@@ -53,19 +53,24 @@ class TrainingState(TrainerCallback):
         if self.scaler() is not None:
             self.scaler().load_state_dict(extra["scaler"])
 
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Restore the random state of a checkpoint taken at the end of an epoch.
+
+        Starting to read the data draws a random number: at an epoch's end that is still to come.
+        """
+        if state.epoch == int(state.epoch):
+            self._restore_random_state()
+
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Restore the random state before the first step, after the data were fast-forwarded."""
-        if self._rng_pending:
-            assert self.resume_from is not None
-            _set_rng_state(_load_tree(self._rank_file(self.resume_from, "random")))
-            self._rng_pending = False
+        """Restore the random state of another checkpoint, after the data were fast-forwarded."""
+        self._restore_random_state()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Complete the checkpoint Trainer has just written."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         folder.mkdir(parents=True, exist_ok=True)
         _save_tree(kwargs["optimizer"].state_dict(), self._rank_file(folder))
-        _save_tree(_rng_state(), self._rank_file(folder, "random"))
+        _save_tree(_random_state(), self._rank_file(folder, "random"))
         scaler = self.scaler()
         extra = {
             "scheduler": kwargs["lr_scheduler"].state_dict(),
@@ -79,13 +84,19 @@ class TrainingState(TrainerCallback):
             (folder / COMPLETE).write_text(json.dumps({"step": state.global_step}))
         processes.wait_for_everyone()
 
+    def _restore_random_state(self) -> None:
+        if self._random_pending:
+            assert self.resume_from is not None
+            _set_random_state(_load_tree(self._rank_file(self.resume_from, "random")))
+            self._random_pending = False
+
     def _rank_file(
         self, folder: Path, name: str = "optimizer", suffix: str = ".safetensors"
     ) -> Path:
         return folder / f"{name}-rank{PartialState().process_index}{suffix}"
 
 
-def _rng_state() -> dict[str, Any]:
+def _random_state() -> dict[str, Any]:
     version, numbers, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state()
     state: dict[str, Any] = {
@@ -98,7 +109,7 @@ def _rng_state() -> dict[str, Any]:
     return state
 
 
-def _set_rng_state(state: dict[str, Any]) -> None:
+def _set_random_state(state: dict[str, Any]) -> None:
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     kind, keys, *rest = state["numpy"]

@@ -18,7 +18,7 @@ def report_of(stores: Mapping[str, Store], *, title: str) -> ReportData:
         stores: name of the method to its assistant.
         title: heading of the page.
     """
-    last = next(reversed(stores.values()))
+    last = list(stores.values())[-1]
     return ReportData(
         title=title,
         runs=tuple(run_record(name, store) for name, store in stores.items()),
