@@ -15,7 +15,7 @@ from lcia.ema.decide import decide
 from lcia.ema.gradients import PreviousGradients
 from lcia.ema.record import EMAStats, read, summarise
 from lcia.ema.reduce import TERMS, Operands
-from lcia.ema.sharding import full, is_sharded, local, part, share_sums
+from lcia.ema.sharding import Shards, local
 from lcia.errors import TrainingError
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ class DynamicEMA:
             A tied parameter takes part once, under its first name.
         rule: a rule, its name, or a mapping such as ``{"name": "release", "scale": 2.0}``.
         initial: values theta* starts from, by name; those not named start from the parameters.
+        shards: how parameters are spread over ranks; by default plain tensors and FSDP2.
 
     Attributes:
         shadow: the average theta*, name to tensor; the rank's own part where parameters are
@@ -58,8 +59,10 @@ class DynamicEMA:
         *,
         rule: Rule | Mapping[str, Any] | str = "release",
         initial: Mapping[str, Tensor] | None = None,
+        shards: Shards | None = None,
     ) -> None:
         self.rule = build_rule(rule)
+        self._shards = shards or Shards()
         self._parameters = _without_ties(named_parameters)
         self._theta_prev: dict[str, Tensor] = {}
         self._grad_prev = PreviousGradients()
@@ -123,6 +126,7 @@ class DynamicEMA:
         with torch.no_grad():
             for name, values in self.shadow.items():
                 local(self._parameters[name]).copy_(values)
+        self._shards.publish()
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
@@ -139,6 +143,7 @@ class DynamicEMA:
             with torch.no_grad():
                 for name, values in theta.items():
                     local(self._parameters[name]).copy_(values)
+            self._shards.publish()
 
     def stats(self) -> EMAStats:
         """Return balance weights and fallbacks over all updates; waits for the device."""
@@ -169,7 +174,7 @@ class DynamicEMA:
             "theta_prev": self._theta_prev,
         }
         state: dict[str, Any] = {
-            group: {n: full(v, like=self._parameters[n]) for n, v in sorted(tensors.items())}
+            group: {n: self._full(n, v) for n, v in sorted(tensors.items())}
             for group, tensors in groups.items()
         }
         return {**state, "stats": self._stats.as_tensor()}
@@ -185,8 +190,8 @@ class DynamicEMA:
                 raise TrainingError(f"DynamicEMA.load_state_dict: the state has no '{name}'.")
         for name, values in state["shadow"].items():
             self._set(name, values)
-        self._grad_prev.load(self._parts(state["grad_prev"]))
-        self._theta_prev = {n: v.clone() for n, v in self._parts(state["theta_prev"]).items()}
+        self._grad_prev.load({n: self._part(n, v) for n, v in state["grad_prev"].items()})
+        self._theta_prev = {n: self._part(n, v).clone() for n, v in state["theta_prev"].items()}
         self._stats = read(state["stats"].tolist())
         self._pending.clear()
         self._last = None
@@ -216,7 +221,8 @@ class DynamicEMA:
 
     def _blocks(self, names: list[str]) -> Iterator[list[str]]:
         first = self._parameters[names[0]]
-        if first.device.type != "cpu" or any(is_sharded(self._parameters[n]) for n in names):
+        is_sharded = any(self._shards.groups(self._parameters[name]) for name in names)
+        if is_sharded or first.device.type != "cpu":
             yield names
             return
         block: list[str] = []
@@ -233,7 +239,7 @@ class DynamicEMA:
         terms = tuple(dict.fromkeys(("drift_l1", *self.rule.terms)))
         operands = [self._operands(name) for name in names]
         sums = torch.stack([torch.stack([TERMS[term](x) for term in terms]) for x in operands])
-        share_sums(sums, [self._parameters[name] for name in names])
+        self._shards.share_sums(sums, [self._parameters[name] for name in names])
         return dict(zip(terms, sums.unbind(dim=1), strict=True))
 
     def _operands(self, name: str) -> Operands:
@@ -284,21 +290,21 @@ class DynamicEMA:
 
     def _set(self, name: str, values: Tensor) -> None:
         parameter = self._parameters.get(name)
-        if parameter is None or parameter.shape != values.shape:
-            found = "no such parameter" if parameter is None else f"shape {tuple(parameter.shape)}"
+        shape = None if parameter is None else self._shards.shape(parameter)
+        if parameter is None or shape != values.shape:
+            found = "no such parameter" if shape is None else f"shape {tuple(shape)}"
             raise TrainingError(
                 f"DynamicEMA: values given for '{name}' have shape {tuple(values.shape)}; the "
                 f"model has {found}."
             )
-        theta = local(parameter).detach()
-        values = part(values.detach().to(theta.device), like=parameter)
-        self.shadow[name] = values.to(_average_dtype(theta), copy=True).contiguous()
+        dtype = _average_dtype(parameter)
+        self.shadow[name] = self._part(name, values).to(dtype, copy=True).contiguous()
 
-    def _parts(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {
-            name: part(values.to(self._parameters[name].device), like=self._parameters[name])
-            for name, values in tensors.items()
-        }
+    def _full(self, name: str, values: Tensor) -> Tensor:
+        return self._shards.full(values, like=self._parameters[name])
+
+    def _part(self, name: str, values: Tensor) -> Tensor:
+        return self._shards.part(values, like=self._parameters[name])
 
 
 def _without_ties(named_parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:

@@ -69,4 +69,6 @@ class PreviousGradients:
 
 
 def _owns_memory(values: Tensor) -> bool:
-    return values.untyped_storage().nbytes() == values.numel() * values.element_size()
+    # DDP's bucket of a single gradient is as large as the gradient, yet a view of it.
+    whole = values.untyped_storage().nbytes() == values.numel() * values.element_size()
+    return whole and not values._is_view()

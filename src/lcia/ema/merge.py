@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from lcia.ema.sharding import full, local, part, share_sums
+from lcia.ema.sharding import Shards, local
 from lcia.errors import ConfigError, TrainingError
 
 
@@ -24,6 +24,7 @@ class PrecisionMerge:
         named_parameters: names and parameters; those that require gradients take part.
         old_weight: lambda > 0, how much an earlier task counts against the new one.
         precision_old: ``precision()`` of the task before; None at the first task.
+        shards: how parameters are spread over ranks; by default plain tensors and FSDP2.
 
     Raises:
         ConfigError: ``old_weight`` is not positive.
@@ -39,10 +40,12 @@ class PrecisionMerge:
         *,
         old_weight: float = 0.1,
         precision_old: Mapping[str, Tensor] | None = None,
+        shards: Shards | None = None,
     ) -> None:
         if not old_weight > 0:
             raise ConfigError(f"old_weight is {old_weight!r}; expected a number above 0.")
         self._old_weight = old_weight
+        self._shards = shards or Shards()
         self._parameters = {name: p for name, p in named_parameters if p.requires_grad}
         self._squares = {n: self._zeros(p) for n, p in self._parameters.items()}
         self._old = self._load(precision_old, "precision_old") if precision_old else None
@@ -79,6 +82,7 @@ class PrecisionMerge:
                 total = new[name] + self._old_weight * self._old[name]
                 weight = torch.where(total > 0, new[name] / total, weight)
             theta.copy_(torch.lerp(old[name], theta.to(weight.dtype), weight))
+        self._shards.publish()
 
     @torch.no_grad()
     def precision(self) -> dict[str, Tensor]:
@@ -86,11 +90,11 @@ class PrecisionMerge:
         total = self._scaled()
         for name, values in (self._old or {}).items():
             total[name] += values
-        return {name: full(v, like=self._parameters[name]) for name, v in total.items()}
+        return {name: self._full(name, values) for name, values in total.items()}
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the squared gradients accumulated so far, full tensors by name."""
-        return {n: full(v.clone(), like=self._parameters[n]) for n, v in self._squares.items()}
+        return {name: self._full(name, v.clone()) for name, v in self._squares.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continue from a ``state_dict()``.
@@ -101,9 +105,8 @@ class PrecisionMerge:
         self._squares = self._load(state, "the state")
 
     def _scaled(self) -> dict[str, Tensor]:
-        parameters = list(self._parameters.values())
         sums = torch.stack([squares.sum().reshape(1) for squares in self._squares.values()])
-        share_sums(sums, parameters)
+        self._shards.share_sums(sums, list(self._parameters.values()))
         total = sums.sum()
         if not total > 0:
             raise TrainingError("PrecisionMerge: no squared gradients; call accumulate() first.")
@@ -114,9 +117,12 @@ class PrecisionMerge:
         if missing:
             raise TrainingError(f"PrecisionMerge: {what} has no '{missing[0]}'.")
         return {
-            name: part(tensors[name].to(p.device), like=p).to(self._squares[name].dtype, copy=True)
+            name: self._shards.part(tensors[name], like=p).to(self._squares[name].dtype, copy=True)
             for name, p in self._parameters.items()
         }
+
+    def _full(self, name: str, values: Tensor) -> Tensor:
+        return self._shards.full(values, like=self._parameters[name])
 
     @staticmethod
     def _zeros(parameter: Tensor) -> Tensor:

@@ -1,8 +1,10 @@
-"""Full, FSDP2-sharded and replicated tensors seen alike: a local part and a full form."""
+"""Where the parts of a parameter are: whole on every rank, or spread over ranks by FSDP2."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed import ProcessGroup
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
@@ -11,45 +13,59 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def full(values: Tensor, *, like: Tensor) -> Tensor:
-    """Return local values as the full tensor they are part of; collective where sharded."""
-    if not isinstance(like, DTensor):
-        return values
-    sharded = DTensor.from_local(
-        values, like.device_mesh, like.placements, shape=like.shape, stride=like.stride()
-    )
-    return sharded.full_tensor()
+class Shards:
+    """What an average has to know about parameters spread over ranks.
 
-
-def part(values: Tensor, *, like: Tensor) -> Tensor:
-    """Return this rank's part of a full tensor, laid out as ``like`` is; no communication."""
-    if not isinstance(like, DTensor):
-        return values
-    return local(distribute_tensor(values, like.device_mesh, like.placements, src_data_rank=None))
-
-
-def is_sharded(tensor: Tensor) -> bool:
-    """Whether other ranks hold other parts of the tensor."""
-    return isinstance(tensor, DTensor) and any(p.is_shard() for p in tensor.placements)
-
-
-def share_sums(sums: Tensor, parameters: list[Tensor]) -> None:
-    """Add up the sums of sharded tensors in place: one all-reduce for all tensors of a mesh.
-
-    Replicated tensors are whole on every rank, so their sums stay as they are. Rows that FSDP2
-    pads a shard with are not part of the local tensor, so nothing is counted twice.
-
-    Args:
-        sums: shape (tensors, terms).
-        parameters: the tensors, in the order of ``sums``.
+    This one knows plain tensors (one process, or DDP, whose ranks hold the same) and the
+    DTensors of FSDP2. Another way of sharding is a subclass.
     """
-    rows: dict[tuple[DeviceMesh, int], list[int]] = {}
-    for row, parameter in enumerate(parameters):
-        if isinstance(parameter, DTensor):
-            for dim, placement in enumerate(parameter.placements):
-                if placement.is_shard():
-                    rows.setdefault((parameter.device_mesh, dim), []).append(row)
-    for (mesh, dim), picked in rows.items():
-        values = sums[picked]
-        torch.distributed.all_reduce(values, group=mesh.get_group(dim))
-        sums[picked] = values
+
+    def shape(self, parameter: Tensor) -> torch.Size:
+        """Return the shape of the whole parameter."""
+        return parameter.shape
+
+    def groups(self, parameter: Tensor) -> list[ProcessGroup]:
+        """Return the process groups the parameter is spread over, none if it is whole here."""
+        if not isinstance(parameter, DTensor):
+            return []
+        mesh = parameter.device_mesh
+        return [mesh.get_group(i) for i, p in enumerate(parameter.placements) if p.is_shard()]
+
+    def full(self, values: Tensor, *, like: Tensor) -> Tensor:
+        """Return the whole of which ``values`` is this rank's part; collective where sharded."""
+        if not isinstance(like, DTensor):
+            return values
+        sharded = DTensor.from_local(
+            values, like.device_mesh, like.placements, shape=like.shape, stride=like.stride()
+        )
+        return sharded.full_tensor()
+
+    def part(self, values: Tensor, *, like: Tensor) -> Tensor:
+        """Return this rank's part of a whole, laid out as ``like`` is; no communication."""
+        values = values.detach().to(like.device)
+        if not isinstance(like, DTensor):
+            return values
+        mesh, placements = like.device_mesh, like.placements
+        return local(distribute_tensor(values, mesh, placements, src_data_rank=None))
+
+    def publish(self) -> None:
+        """Tell whoever keeps further copies that the parameters were set; nobody here."""
+
+    def share_sums(self, sums: Tensor, parameters: Sequence[Tensor]) -> None:
+        """Add up the sums of sharded parameters over their ranks, in place.
+
+        One all-reduce serves all parameters that are spread over the same ranks. The sums of a
+        whole parameter are the same on every rank and stay as they are.
+
+        Args:
+            sums: shape (parameters, terms).
+            parameters: the parameters, in the order of ``sums``.
+        """
+        rows: dict[ProcessGroup, list[int]] = {}
+        for row, parameter in enumerate(parameters):
+            for group in self.groups(parameter):
+                rows.setdefault(group, []).append(row)
+        for group, picked in rows.items():
+            values = sums[picked]
+            torch.distributed.all_reduce(values, group=group)
+            sums[picked] = values

@@ -1,5 +1,6 @@
 """Dynamic EMA inside other people's training loops."""
 
+from lcia.integrations.deepspeed import DeepSpeedEMA
 from lcia.integrations.transformers import DynamicEMACallback
 
-__all__ = ["DynamicEMACallback"]
+__all__ = ["DeepSpeedEMA", "DynamicEMACallback"]

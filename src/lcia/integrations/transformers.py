@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import DeepSpeedOptimizerWrapper
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -12,6 +13,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from lcia.ema import DynamicEMA, EMAStats, Rule, build_rule
 from lcia.ema.files import FILE_NAME, load_state, save_state
 from lcia.errors import TrainingError
+from lcia.integrations.deepspeed import DeepSpeedEMA
 
 logger = logging.getLogger(__name__)
 
@@ -74,10 +76,14 @@ class DynamicEMACallback(TrainerCallback):
         """Return the figures of the whole training: steps, beta, horizon, fallback shares."""
         return self.ema.stats().as_dict()
 
-    def on_train_begin(self, args, state, control, *, model, **kwargs):
+    def on_train_begin(self, args, state, control, *, model, optimizer=None, **kwargs):
         """Start the average from the parameters, or from the checkpoint training resumes from."""
         self._since_log = EMAStats()
-        self.ema = DynamicEMA(model.named_parameters(), rule=self.rule, initial=self._initial)
+        settings = {"rule": self.rule, "initial": self._initial}
+        if isinstance(optimizer, DeepSpeedOptimizerWrapper):
+            self.ema = DeepSpeedEMA(model, optimizer, **settings)
+        else:
+            self.ema = DynamicEMA(model.named_parameters(), **settings)
         if state.global_step:
             folder = self._resume_from or _checkpoint_folder(args, state)
             self.ema.load_state_dict(load_state(Path(folder) / FILE_NAME, rule=self.rule))

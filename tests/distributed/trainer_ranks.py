@@ -1,0 +1,117 @@
+"""A Trainer on one process, then on two: trained, saved, resumed.
+
+python trainer_ranks.py PORT ddp|fsdp2|zero2 FOLDER
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainingArguments
+
+from lcia.integrations import DynamicEMACallback
+
+STEPS, SAVE_AT = 8, 4
+ZERO = {
+    "train_batch_size": "auto",
+    "train_micro_batch_size_per_gpu": "auto",
+    "gradient_accumulation_steps": "auto",
+    "gradient_clipping": "auto",
+    "zero_allow_untested_optimizer": True,
+    "zero_force_ds_cpu_optimizer": False,
+}
+
+
+class Regression(PreTrainedModel):
+    config_class = PreTrainedConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.body = nn.Sequential(nn.Linear(6, 3, bias=False), nn.Tanh(), nn.Linear(3, 1))
+        self.post_init()
+
+    def forward(self, x, labels):
+        return {"loss": 30 * (self.body(x).squeeze(-1) - labels).pow(2).mean()}
+
+
+class Points(Dataset):
+    def __init__(self):
+        self.x = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        return {"x": self.x[i], "labels": self.x[i].sum()}
+
+
+def parallel_settings(setting):
+    if setting == "fsdp2":
+        return {"fsdp": True, "fsdp_config": {"version": 2, "reshard_after_forward": True}}
+    if setting.startswith("zero"):
+        return {"deepspeed": {**ZERO, "zero_optimization": {"stage": int(setting[-1])}}}
+    return {}
+
+
+def train(folder, setting, *, resume=None):
+    """Train once; return the average's state, the figures of each step and the logs."""
+    args = TrainingArguments(
+        output_dir=str(folder),
+        use_cpu=True,
+        ddp_backend=None if setting == "single" else "gloo",
+        max_steps=STEPS,
+        per_device_train_batch_size=8 if setting == "single" else 4,
+        gradient_accumulation_steps=2,
+        max_grad_norm=5.0,
+        learning_rate=0.02,
+        optim="adamw_torch",
+        save_steps=SAVE_AT,
+        logging_steps=2,
+        report_to="none",
+        disable_tqdm=True,
+        **parallel_settings(setting),
+    )
+    torch.manual_seed(0)
+    records = []
+    callback = DynamicEMACallback(rule="paper", on_step=records.append)
+    model = Regression(PreTrainedConfig())
+    trainer = Trainer(model=model, args=args, train_dataset=Points(), callbacks=[callback])
+    trainer.train(resume_from_checkpoint=resume)
+    logs = trainer.state.log_history
+    return {"state": callback.ema.state_dict(), "records": records, "logs": logs}
+
+
+def equal(a, b):
+    """Whether two states are the same to the bit."""
+    groups = ("shadow", "grad_prev", "theta_prev")
+    tensors = [(a[g][n], b[g][n]) for g in groups for n in a[g]]
+    return all(torch.equal(x, y) for x, y in [*tensors, (a["stats"], b["stats"])])
+
+
+def rank_main(rank, port, setting, folder):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
+    torch.set_num_threads(1)
+    if setting.startswith("zero"):
+        import deepspeed
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # minutes to compile
+    whole = train(folder / setting, setting)
+    again = train(folder / setting, setting, resume=str(folder / setting / f"checkpoint-{SAVE_AT}"))
+    if rank == 0:
+        torch.save(whole["state"], folder / f"{setting}.pt")
+        same = equal(whole["state"], again["state"])
+        facts = {"resumed_to_the_bit": same, "records": whole["records"], "logs": whole["logs"]}
+        (folder / f"{setting}.json").write_text(json.dumps(facts))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    port, setting, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+    single = train(folder / "single", "single")
+    torch.save(single["state"], folder / "single.pt")
+    torch.multiprocessing.spawn(rank_main, args=(port, setting, folder), nprocs=2)
