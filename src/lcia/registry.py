@@ -79,7 +79,11 @@ RULES = Registry(
 
 SIMILARITIES = Registry(
     kind="similarities",
-    builtin={"tfidf": "lcia.grouping.tfidf:TfidfSimilarity"},
+    builtin={
+        "tfidf": "lcia.grouping.tfidf:TfidfSimilarity",
+        "tfidf_unicode": "lcia.grouping.tfidf:UnicodeTfidfSimilarity",
+        "embedding": "lcia.grouping.embedding:EmbeddingSimilarity",
+    },
 )
 
 READERS = Registry(
@@ -113,5 +117,6 @@ METHODS = Registry(
         "sequential": "lcia.methods.sequential:Sequential",
         "lcia": "lcia.methods.lcia:Lcia",
         "fixed_ema": "lcia.methods.fixed_ema:FixedEMA",
+        "merge": "lcia.methods.merge:Merge",
     },
 )

@@ -16,8 +16,9 @@ QUIET_S = 5.0
 
 
 def print_json(value: Any) -> None:
-    """Print JSON and nothing else, for programs."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+    """Print JSON for programs, on the stdout that ``main`` keeps free of everything else."""
+    assert sys.__stdout__ is not None
+    sys.__stdout__.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
 def number(value: float | None, digits: int = 1) -> str:

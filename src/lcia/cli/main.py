@@ -44,6 +44,8 @@ def main() -> None:
     from lcia.errors import LciaError
 
     debug = "--debug" in sys.argv
+    if "--json" in sys.argv:
+        sys.stdout = sys.stderr  # some libraries log to stdout when they are imported
     try:
         app()
     except LciaError as error:

@@ -188,9 +188,7 @@ def test_an_unfinished_task_blocks_others_with_a_way_out(
         learner.learn(numbers)
 
 
-def test_the_gate_refuses_a_version_that_lost_too_much(
-    tiny_model, tmp_path, colours, shades
-):
+def test_the_gate_refuses_a_version_that_lost_too_much(tiny_model, tmp_path, colours, shades):
     config = configure(tiny_model, gate={"max_drop": 5.0})
     learner = ContinualLearner.create(tmp_path / "gated", config)
     learner.learn(colours)

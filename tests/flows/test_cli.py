@@ -1,0 +1,185 @@
+"""The command line end to end, in processes of its own."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from lcia.learner import Store
+
+
+def edit(stream, **changes):
+    tree = yaml.safe_load(stream.read_text())
+    stream.write_text(yaml.safe_dump({**tree, **changes}))
+
+
+def test_a_stream_is_learned_reported_and_skipped_when_done(lcia, stream, tmp_path):
+    edit(stream, methods=["sequential", "lcia"])
+    done = lcia("run", stream)
+    assert done.returncode == 0, done.stderr
+    for text in ("Average accuracy", "Forgetting", "g1     colours, shades", "g2     numbers"):
+        assert text in done.stdout
+    for label in ("sequential", "lcia"):
+        folder = tmp_path / "out" / f"{label}-seed0"
+        found = {path.name for path in folder.iterdir()}
+        assert found == {
+            "assistant",
+            "journal.jsonl",
+            "metrics.json",
+            "predictions.jsonl",
+            "report.html",
+            "resolved.yaml",
+        }
+        metrics = json.loads((folder / "metrics.json").read_text())
+        predictions = [json.loads(x) for x in (folder / "predictions.jsonl").open()]
+        for t, after in enumerate(metrics["tasks"], start=1):
+            for i, task in enumerate(metrics["tasks"][:t]):
+                cell = [p for p in predictions if (p["after"], p["task"]) == (after, task)]
+                mean = 100 * sum(p["score"] for p in cell) / len(cell)
+                assert metrics["matrix"]["rows"][t][i] == pytest.approx(mean)
+    groups = {
+        g.id
+        for g in Store.open(tmp_path / "out/sequential-seed0/assistant").current.codebook().groups
+    }
+    assert groups == {"g1"}
+    before = (tmp_path / "out/lcia-seed0/metrics.json").stat().st_mtime_ns
+    again = lcia("run", stream, "--json")
+    assert [r["label"] for r in json.loads(again.stdout)] == ["sequential", "lcia"]
+    assert (tmp_path / "out/lcia-seed0/metrics.json").stat().st_mtime_ns == before
+
+
+def test_a_misspelt_key_is_named_with_the_nearest(fails, stream):
+    edit(stream, grouping={"treshold": 0.5})
+    line = fails("run", stream)
+    assert "grouping.treshold is not a field of lcia. Nearest: threshold" in line
+    assert str(stream) in line
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"sede": 1}, "sede is not a field of lcia. Nearest: seed"),
+        ({"method": "lwff"}, "'lwff' is not one of the methods of lcia"),
+        ({"rule": {"name": "release", "scal": 1}}, "scal"),
+        ({"training": {"learning_rat": 1}}, "training.learning_rat is not a field of Train"),
+        ({"adapter": {"rank": 8}}, "adapter.rank is not a field of LoraConfig"),
+        ({"gate": {"max_drop": -1}}, "gate.max_drop"),
+        ({"generation": {"batchsize": 1}}, "Nearest: batch_size"),
+        ({"model": "./missing"}, "'./missing' does not exist"),
+        ({"orders": {"a": ["colours"]}}, "orders.a: expected every task of the stream once"),
+    ],
+)
+def test_wrong_settings_are_one_line_and_make_nothing(fails, stream, tmp_path, change, expected):
+    edit(stream, **change)
+    assert expected in fails("run", stream)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_broken_line_is_named_with_file_and_number(fails, stream, tmp_path):
+    path = tmp_path / "shades-train.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines, "{oops\n", *lines[:3]]))
+    assert f"{path}:17" in fails("run", stream)
+    assert "17" in fails("data", "check", path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_file_is_one_line(fails, stream, tmp_path):
+    (tmp_path / "numbers-test.jsonl").unlink()
+    assert "numbers-test.jsonl" in fails("run", stream)
+    assert "nowhere.yaml" in fails("run", tmp_path / "nowhere.yaml")
+    assert "is not an assistant" in fails("eval", tmp_path)
+
+
+def test_other_settings_do_not_continue_a_finished_folder(fails, lcia, stream):
+    assert lcia("run", stream).returncode == 0
+    edit(stream, training={"num_train_epochs": 1})
+    assert "was begun with settings.training" in fails("run", stream)
+
+
+def test_learn_then_ask_evaluate_report_and_roll_back(fails, lcia, stream, tmp_path, tiny_model):
+    store = tmp_path / "assistant"
+    quick = ["--set", "training.num_train_epochs=1", "--set", "dtype=float32"]
+    assert "new assistant; say --model" in fails(
+        "learn", store, tmp_path / "colours-train.jsonl", "--name", "colours"
+    )
+    assert not store.exists()
+    first = lcia(
+        "learn", store, tmp_path / "colours-train.jsonl", "--name", "colours",
+        "--model", tiny_model, *quick, "--json",
+    )  # fmt: skip
+    assert json.loads(first.stdout)["group"] == "g1", first.stderr
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"messages": []}\n')
+    before = sorted(p for p in store.rglob("*"))
+    fails("learn", store, bad, "--name", "bad")
+    assert sorted(p for p in store.rglob("*")) == before
+    second = lcia(
+        "learn", store, tmp_path / "numbers-train.jsonl", "--name", "numbers",
+        "--test", tmp_path / "numbers-test.jsonl", "--instruction", "first_line",
+    )  # fmt: skip
+    assert second.returncode == 0, second.stderr
+    assert "numbers is learned: version 2" in second.stdout
+
+    asked = lcia("chat", store, "-p", r"Write this number as a digit.\n\ntwo", "--json")
+    (answer,) = json.loads(asked.stdout)
+    assert answer["group"] == Store.open(store).current.manifest["group"]
+    assert answer["reason"] == "reached"
+
+    evaluated = json.loads(lcia("eval", store, "--again", "--json").stdout)
+    recorded = dict(zip(evaluated["matrix"]["tasks"], evaluated["matrix"]["rows"][-1], strict=True))
+    assert evaluated["scores_again"] == pytest.approx(recorded)
+
+    page = tmp_path / "page.html"
+    assert lcia("report", store, "-o", page).returncode == 0
+    assert "numbers" in page.read_text()
+
+    assert "every adapter is as it was" in lcia("verify", store).stdout
+    assert lcia("rollback", store, "1").returncode == 0
+    current = [
+        r["version"] for r in json.loads(lcia("versions", store, "--json").stdout) if r["current"]
+    ]
+    assert current == [1]
+    adapter = next((store / "groups").rglob("adapter_model.safetensors"))
+    adapter.write_bytes(adapter.read_bytes()[:-1] + b"\x00")
+    assert "differs from its checksum" in lcia("verify", store).stderr
+
+
+def test_plan_decides_as_learning_would_without_a_model(lcia, stream):
+    edit(stream, model="never/loaded")
+    plan = json.loads(lcia("plan", stream, "--json").stdout)
+    assert [(d["task"], d["group"]) for d in plan["decisions"]] == [
+        ("colours", "g1"),
+        ("shades", "g1"),
+        ("numbers", "g2"),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["methods", "rules", "readers", "scorers", "similarities"])
+def test_everything_that_can_be_chosen_is_listed_with_what_it_is(lcia, kind):
+    records = json.loads(lcia("ls", kind, "--json").stdout)
+    assert records
+    assert all(record["description"] for record in records)
+
+
+VERBS = ["run", "learn", "plan", "eval", "report", "chat", "versions", "rollback", "verify", "ls"]
+
+
+@pytest.mark.parametrize("verb", [*([v] for v in VERBS), ["data", "check"], ["models", "prepare"]])
+def test_every_verb_shows_examples(lcia, verb):
+    done = lcia(*verb, "--help")
+    assert done.returncode == 0
+    assert "Examples:" in done.stdout
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys, runpy; sys.argv = ['lcia', '--help']\n"
+        "try: runpy.run_module('lcia', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "print({'torch', 'transformers', 'numpy', 'pydantic'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("set()")
