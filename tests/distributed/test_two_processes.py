@@ -73,7 +73,14 @@ def test_zero_averages_equal_a_single_process(parity, setting, rule):
     assert cell["closed_form"] > 0
 
 
-@pytest.mark.parametrize("setting", ["ddp", "fsdp2", pytest.param("zero2", marks=needs_deepspeed)])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "fsdp2",
+        pytest.param("ddp", marks=pytest.mark.slow),
+        pytest.param("zero2", marks=[needs_deepspeed, pytest.mark.slow]),
+    ],
+)
 def test_a_trainer_on_two_processes_resumes_to_the_bit_and_equals_one_process(setting, tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -14,15 +14,12 @@ from lcia.ema.balance import Rule, build_rule
 from lcia.ema.decide import decide
 from lcia.ema.gradients import PreviousGradients
 from lcia.ema.record import EMAStats, read, summarise
-from lcia.ema.reduce import TERMS, Operands
+from lcia.ema.reduce import CHUNK, TERMS, Operands
 from lcia.ema.sharding import Shards, local
 from lcia.errors import TrainingError
 
 logger = logging.getLogger(__name__)
 
-# Parameters whose norms and blend are computed together: small enough that theta and theta* are
-# still in the last-level cache when the blend reads them a second time.
-_BLOCK_ELEMENTS = 1 << 20
 # Steps whose figures wait on the device before they are read together.
 _PENDING_STEPS = 256
 
@@ -70,6 +67,7 @@ class DynamicEMA:
         self._pending: list[Tensor] = []
         self._last: EMAStats | None = None
         self._swapped = False
+        self._scratches: dict[tuple[torch.dtype, torch.device], Tensor] = {}
         self.shadow: dict[str, Tensor] = {}
         self._join()
         if not self.shadow:
@@ -91,17 +89,12 @@ class DynamicEMA:
         joined = self._join()
         names = self._with_gradients()
         without_gradient = len(self.shadow) - len(names)
-        decisions, drifts = [], []
-        for block in self._blocks(names):
-            sums = self._sums(block)
-            known = torch.tensor([name not in joined and self._is_known(name) for name in block])
-            decision = decide(self.rule, sums, known=known.to(sums["drift_l1"].device))
-            self._blend(block, decision.gain)
-            self._remember(block)
-            decisions.append(decision)
-            drifts.append(sums["drift_l1"])
-        merged = type(decisions[0])(*map(torch.cat, zip(*decisions, strict=True)))
-        step = summarise(merged, torch.cat(drifts), without_gradient=without_gradient)
+        sums = self._sums(names)
+        known = torch.tensor([name not in joined and self._is_known(name) for name in names])
+        decision = decide(self.rule, sums, known=known.to(sums["drift_l1"].device))
+        self._blend(names, decision.gain)
+        self._remember(names)
+        step = summarise(decision, sums["drift_l1"], without_gradient=without_gradient)
         self._pending.append(step)
         if step.device.type == "cpu" or len(self._pending) >= _PENDING_STEPS:
             self._read_pending()
@@ -219,24 +212,8 @@ class DynamicEMA:
             )
         return names
 
-    def _blocks(self, names: list[str]) -> Iterator[list[str]]:
-        first = self._parameters[names[0]]
-        is_sharded = any(self._shards.groups(self._parameters[name]) for name in names)
-        if is_sharded or first.device.type != "cpu":
-            yield names
-            return
-        block: list[str] = []
-        size = 0
-        for name in names:
-            if block and size + self.shadow[name].numel() > _BLOCK_ELEMENTS:
-                yield block
-                block, size = [], 0
-            block.append(name)
-            size += self.shadow[name].numel()
-        yield block
-
     def _sums(self, names: list[str]) -> dict[str, Tensor]:
-        terms = tuple(dict.fromkeys(("drift_l1", *self.rule.terms)))
+        terms = tuple(dict.fromkeys((*self.rule.terms, "drift_l1")))
         operands = [self._operands(name) for name in names]
         sums = torch.stack([torch.stack([TERMS[term](x) for term in terms]) for x in operands])
         self._shards.share_sums(sums, [self._parameters[name] for name in names])
@@ -252,7 +229,14 @@ class DynamicEMA:
             grad=None if grad is None else local(grad).reshape(-1),
             grad_prev=None if grad_prev is None else grad_prev.reshape(-1),
             theta_prev=None if theta_prev is None else theta_prev.reshape(-1),
+            scratch=self._scratch(self.shadow[name]),
         )
+
+    def _scratch(self, like: Tensor) -> Tensor:
+        kind = (like.dtype, like.device)
+        if kind not in self._scratches:
+            self._scratches[kind] = like.new_empty(CHUNK)
+        return self._scratches[kind]
 
     def _is_known(self, name: str) -> bool:
         return self._grad_prev.get(name, None) is not None

@@ -72,7 +72,7 @@ class Paper(Rule):
     Source: LCIA (arXiv:2410.10868), closed form after the Taylor expansion.
     """
 
-    terms = ("drift_l1", "grad_l1", "grad_change_l1", "step_l1")
+    terms = ("grad_change_l1", "grad_l1", "step_l1", "drift_l1")
 
     def gain(self, sums: Sums) -> Tensor:
         """Return 1 - (1 + |g|) |s| / (|d| |y|), shape (tensors,), unclipped."""
@@ -93,7 +93,7 @@ class Release(Rule):
         released code weights the *new* parameters with it, so that a growing drift keeps the old.
     """
 
-    terms = ("drift_l1", "grad_l1", "grad_change_l1")
+    terms = ("grad_change_l1", "grad_l1", "drift_l1")
 
     scale: float = 2.0
 
