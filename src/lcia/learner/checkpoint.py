@@ -1,6 +1,6 @@
 """Optimizer, scheduler and random state beside Trainer's checkpoints, in safetensors and JSON.
 
-Trainer's own files for these are pickles. With ``save_only_model`` it writes weights and its
+Trainer pickles its own. With ``save_only_model`` it writes weights and its
 step counter; ``TrainingState`` adds the rest, so that a resumed run equals an uninterrupted one
 to the bit, and marks the checkpoint complete last.
 """
@@ -31,7 +31,7 @@ def checkpoint_step(checkpoint: Path) -> int:
 
 
 class TrainingState(TrainerCallback):
-    """Saves and restores what Trainer would pickle. Must be the last callback.
+    """Saves and restores optimizer, scheduler and random state. Must be the last callback.
 
     Args:
         resume_from: the checkpoint to continue from, or None.

@@ -1,0 +1,73 @@
+"""One batch may mix adapters; memory is bounded; nothing trained stays behind."""
+
+import pytest
+import torch
+from peft import LoraConfig
+
+from lcia.data import Message
+from lcia.models import AdapterHost, load_model
+
+
+def user(text: str):
+    return (Message(role="user", content=text),)
+
+
+@pytest.fixture
+def host(tiny_model) -> AdapterHost:
+    return AdapterHost(load_model(str(tiny_model), dtype="float32"), max_loaded=2)
+
+
+@pytest.fixture
+def adapters(host, tmp_path):
+    """Three adapters that answer differently."""
+    folders = {}
+    for i in range(3):
+        torch.manual_seed(i)
+        model = host.new_adapter(LoraConfig(r=4, target_modules="all-linear"))
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(std=1.0)
+        model.save_pretrained(tmp_path / f"a{i}")
+        folders[f"a{i}"] = tmp_path / f"a{i}"
+    host.clear()
+    return list(folders.items())
+
+
+def ask(host, prompts, chosen):
+    return host.generate([user(p) for p in prompts], chosen, max_new_tokens=6)
+
+
+def test_a_mixed_batch_answers_as_each_adapter_alone(host, adapters):
+    prompts = ["one", "a longer prompt", "two", "x"]
+    chosen = [adapters[0], adapters[1], None, adapters[0]]
+    alone = [ask(host, [p], [c])[0] for p, c in zip(prompts, chosen, strict=True)]
+    assert ask(host, prompts, chosen) == alone
+    assert ask(host, ["one"], [None]) != ask(host, ["one"], [adapters[0]]), "adapters do something"
+
+
+def test_the_least_recently_used_adapter_leaves_memory(host, adapters):
+    for adapter in (*adapters, adapters[1]):
+        ask(host, ["one"], [adapter])
+    assert list(host._loaded) == ["a2", "a1"]
+    first = ask(host, ["one"], [adapters[0]])
+    assert list(host._loaded) == ["a1", "a0"]
+    host.clear()
+    assert ask(host, ["one"], [adapters[0]]) == first
+
+
+def test_a_key_with_another_folder_is_loaded_anew(host, adapters):
+    (_, folder_0), (_, folder_1) = adapters[:2]
+    one = ask(host, ["one"], [("k", folder_0)])
+    two = ask(host, ["one"], [("k", folder_1)])
+    assert two == ask(host, ["one"], [adapters[1]])
+    assert one == ask(host, ["one"], [adapters[0]])
+
+
+def test_clearing_gives_the_base_model_back(host, adapters, tiny_model):
+    ask(host, ["one"], [adapters[0]])
+    host.clear()
+    fresh = AdapterHost(load_model(str(tiny_model), dtype="float32"))
+    names = [name for name, _ in host.base.model.named_parameters()]
+    assert not any("lora" in name for name in names)
+    assert ask(host, ["one"], [None]) == ask(fresh, ["one"], [None])
