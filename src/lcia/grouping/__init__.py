@@ -13,25 +13,43 @@ Answering a prompt::
     router.route(prompt)                                                # -> RouteDecision
     router.route_many(prompts)
 
+What a threshold would do to a stream, before any training::
+
+    tasks = {name: recipe.fit(prompts), ...}                            # name -> Extraction
+    plan_groups(tasks, config)                                          # name -> (group, decision)
+    suggest_threshold(tasks, config)                                    # threshold and levels
+    task_similarities(tasks, config)                                    # (tasks, tasks)
+
 Signatures:
 
     GroupingConfig(*, similarity="tfidf", aggregate="best", threshold=0.9, below="nearest",
-                   route_on="instruction", encoder=None)
+                   route_on="instruction", route_threshold=None, encoder=None)
     InstructionRecipe.parse(spec: str | Mapping | InstructionRecipe) -> InstructionRecipe
     InstructionRecipe.fit(prompts, fields=()) -> Extraction
-    InstructionRecipe.find(prompt) -> str | None        # extract(prompt) -> str: else the whole
+    InstructionRecipe.find(prompt) -> str | None        # split(prompt) -> (instruction, rest)
+    InstructionRecipe.extract(prompt) -> str            # the whole prompt where none is found
     Extraction: recipe, counts {instruction: prompts}, instructions, prompts, whole_prompts,
                 agreement, describe()
-    InstructionCodebook(config=None): decide(instructions), add(group, extraction, *, task),
-                similarities(instructions), groups, active, group(id), save, load, copy
-    Router(codebook, below=None): route(text), route_many(texts)
+    InstructionCodebook(config=None): decide(instructions), similarities(instructions),
+                add(group, extraction, *, task, prompts=()), groups, active, group(id),
+                merge(group, other), split(group, tasks), rename(group, name), retire(group),
+                save(path), load(path), copy()
+    Router(codebook, below=None): route(text), route_many(texts), explain(text)
     pair_similarity(a, b) -> (len(a), len(b))
 """
 
-from lcia.grouping.codebook import Group, GroupDecision, InstructionCodebook, TaughtTask
+from lcia.grouping.advice import (
+    ThresholdAdvice,
+    ThresholdLevel,
+    plan_groups,
+    suggest_threshold,
+    task_similarities,
+)
+from lcia.grouping.codebook import GroupDecision, InstructionCodebook
 from lcia.grouping.config import GroupingConfig
+from lcia.grouping.groups import Group, TaughtTask
 from lcia.grouping.instruction import Extraction, InstructionRecipe
-from lcia.grouping.router import RouteDecision, Router
+from lcia.grouping.router import RouteDecision, RouteExplanation, Router
 from lcia.grouping.tfidf import pair_similarity
 
 __all__ = [
@@ -42,7 +60,13 @@ __all__ = [
     "InstructionCodebook",
     "InstructionRecipe",
     "RouteDecision",
+    "RouteExplanation",
     "Router",
     "TaughtTask",
+    "ThresholdAdvice",
+    "ThresholdLevel",
     "pair_similarity",
+    "plan_groups",
+    "suggest_threshold",
+    "task_similarities",
 ]

@@ -9,82 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lcia.errors import ConfigError, DataError, StoreError
+from lcia.errors import ConfigError, DataError, LciaError, StoreError
 from lcia.grouping.backend import Similarity
 from lcia.grouping.config import GroupingConfig
-from lcia.grouping.instruction import Extraction, InstructionRecipe
+from lcia.grouping.groups import Group, TaughtTask
+from lcia.grouping.instruction import Extraction
+from lcia.grouping.rows import GroupedRows
 from lcia.registry import SIMILARITIES, nearest
 
 SCHEMA = 1
-# Similarities are summed in units of 2^-42, as integers: exact, so no order of instructions can
-# change a decision, and room for two million rows a group.
-_ONE = float(2**42)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaughtTask:
-    """What one task left in a group.
-
-    Attributes:
-        name: the task.
-        order: position in the order of learning over all groups, from 1.
-        recipe: finds the instruction in a raw prompt.
-        instructions: unique instruction to the number of prompts it was found in.
-    """
-
-    name: str
-    order: int
-    recipe: InstructionRecipe
-    instructions: Mapping[str, int]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a JSON object that `from_dict` reads back."""
-        return {
-            "name": self.name,
-            "order": self.order,
-            "recipe": self.recipe.to_dict(),
-            "instructions": dict(self.instructions),
-        }
-
-    @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> "TaughtTask":
-        """Build the task `to_dict` wrote."""
-        return cls(**{**record, "recipe": InstructionRecipe.from_dict(record["recipe"])})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Group:
-    """One adapter group.
-
-    Attributes:
-        id: ``g1``, ``g2``, ...; never used again.
-        tasks: what each task left here, in the order of learning.
-        retired: kept, but neither reused nor routed to.
-    """
-
-    id: str
-    tasks: tuple[TaughtTask, ...] = ()
-    retired: bool = False
-
-    @property
-    def instructions(self) -> list[str]:
-        """The unique instructions, in the order they were learned."""
-        return list(dict.fromkeys(text for task in self.tasks for text in task.instructions))
-
-    @property
-    def order(self) -> int:
-        """Position of the group's last task in the order of learning."""
-        return max((task.order for task in self.tasks), default=0)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a JSON object that `from_dict` reads back."""
-        tasks = [task.to_dict() for task in self.tasks]
-        return {"id": self.id, "retired": self.retired, "tasks": tasks}
-
-    @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> "Group":
-        """Build the group `to_dict` wrote."""
-        return cls(**{**record, "tasks": tuple(map(TaughtTask.from_dict, record["tasks"]))})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +50,7 @@ class InstructionCodebook:
 
     def __init__(self, config: GroupingConfig | None = None) -> None:
         self.config = config or GroupingConfig()
-        self.similarity: Similarity = SIMILARITIES.get(self.config.similarity)(self.config)
+        self.backend: Similarity = SIMILARITIES.get(self.config.similarity)(self.config)
         self._groups: dict[str, Group] = {}
         self._opened = 0
         self._reindex()
@@ -148,13 +81,31 @@ class InstructionCodebook:
         Raises:
             DataError: there are no instructions.
         """
-        texts = list(dict.fromkeys(instructions))
+        texts = sorted(set(instructions))
         if not texts:
             raise DataError("There are no instructions to compare; expected at least 1.")
-        totals = sum((self._totals(text) for text in texts), np.zeros(len(self._groups), object))
-        pairs = len(texts) * (self._sizes() if self.config.aggregate == "mean" else 1)
-        values = np.asarray(totals / pairs / _ONE, float)
-        return {g.id: float(v) for g, v in zip(self.groups, values, strict=True) if not g.retired}
+        # In sorted order, so that no order of instructions changes a digit.
+        mean = sum(map(self.instruction_scores, texts), np.zeros(len(self._groups))) / len(texts)
+        return {
+            group.id: value
+            for group, value in zip(self.groups, mean.tolist(), strict=True)
+            if not group.retired
+        }
+
+    def instruction_scores(self, text: str) -> NDArray[np.float64]:
+        """Return the similarity of one instruction to every group, shape (groups,)."""
+        return self._instructions.scores(text, len(self._groups))
+
+    def prompt_scores(self, text: str) -> NDArray[np.float64]:
+        """Return the similarity of a prompt to every group's nearest prototype, shape (groups,)."""
+        return self._prompts.scores(text, len(self._groups))
+
+    def nearest_instruction(self, text: str, group: str) -> str | None:
+        """Return the group's instruction most similar to ``text``; None where it has none."""
+        nearest_item: str | None = self._instructions.nearest_item(
+            text, list(self._groups).index(self.group(group).id)
+        )
+        return nearest_item
 
     def decide(self, instructions: Iterable[str]) -> GroupDecision:
         """Decide which group a task with these instructions joins.
@@ -169,60 +120,124 @@ class InstructionCodebook:
             DataError: there are no instructions.
         """
         similarities = self.similarities(instructions)
-        best, second = two_highest(similarities)
-        if best is None:
+        ranked = sorted(similarities, key=lambda group: -similarities[group])
+        if not ranked:
             return GroupDecision(
                 group=None, similarity=0.0, nearest=None, runner_up=None, reason="first_group"
             )
-        reached = similarities[best] >= self.config.threshold
+        reached = similarities[ranked[0]] >= self.config.threshold
         return GroupDecision(
-            group=best if reached else None,
-            similarity=similarities[best],
-            nearest=best,
-            runner_up=second,
+            group=ranked[0] if reached else None,
+            similarity=similarities[ranked[0]],
+            nearest=ranked[0],
+            runner_up=ranked[1] if len(ranked) > 1 else None,
             similarities=similarities,
             reason="reuse" if reached else "expand",
         )
 
-    def add(self, group: str | None, extraction: Extraction, *, task: str) -> str:
+    def add(
+        self, group: str | None, extraction: Extraction, *, task: str, prompts: Sequence[str] = ()
+    ) -> str:
         """Record what a task taught, and return its group.
 
         Args:
             group: the group it joined, or None to open a new one.
             extraction: the task's instructions and the recipe that finds them.
             task: its name. A task learned again adds to what it left in that group before.
+            prompts: its training prompts; needed, and read, unless answering compares instructions
+                alone (``route_on: instruction``).
+
+        Raises:
+            ConfigError: there is no such group.
+            DataError: prompts are needed and there are none.
+        """
+        target = self.group(group) if group is not None else None
+        taught = TaughtTask(
+            name=task,
+            order=1 + max((known.order for known in self.groups), default=0),
+            recipe=extraction.recipe,
+            instructions=extraction.counts,
+            prototypes=self._prototypes(extraction, prompts),
+        )
+        target = target or self._open()
+        known_texts = set(target.instructions)
+        position = list(self._groups).index(target.id)
+        self._groups[target.id] = target.with_task(taught)
+        new_texts = [text for text in taught.instructions if text not in known_texts]
+        self._instructions.add(position, new_texts)
+        self._prompts.add(position, taught.prototypes)
+        return target.id
+
+    def merge(self, group: str, other: str) -> None:
+        """Move everything of ``other`` into ``group``; ``other`` is gone.
+
+        Raises:
+            ConfigError: there is no such group, or both are the same.
+        """
+        target, source = self.group(group), self.group(other)
+        if group == other:
+            raise ConfigError(f"Group {group!r} cannot be merged with itself. Name two groups.")
+        for task in source.tasks:
+            target = target.with_task(task)
+        self._groups[group] = target
+        del self._groups[other]
+        self._reindex()
+
+    def split(self, group: str, tasks: Iterable[str]) -> str:
+        """Move ``tasks`` of a group into a new one, and return it.
+
+        Raises:
+            ConfigError: there is no such group or task, or nothing would move or stay.
+        """
+        source, wanted = self.group(group), set(tasks)
+        names = [task.name for task in source.tasks]
+        for name in sorted(wanted - set(names)):
+            raise ConfigError(f"Group {group!r} has no task {name!r}. {nearest(name, names)}")
+        if not wanted or len(wanted) == len(names):
+            raise ConfigError(
+                f"A split of group {group!r} has to move some of its tasks and keep some; it has "
+                f"{', '.join(names)}."
+            )
+        target = self._open()
+        moved = tuple(task for task in source.tasks if task.name in wanted)
+        kept = tuple(task for task in source.tasks if task.name not in wanted)
+        self._groups[target.id] = replace(target, tasks=moved)
+        self._groups[group] = replace(source, tasks=kept)
+        self._reindex()
+        return target.id
+
+    def rename(self, group: str, name: str) -> None:
+        """Give a group the name people call it; its id stays.
 
         Raises:
             ConfigError: there is no such group.
         """
-        target = self.group(group) if group is not None else self._open()
-        order = 1 + max((g.order for g in self.groups), default=0)
-        kept = [known for known in target.tasks if known.name != task]
-        earlier = [known.instructions for known in target.tasks if known.name == task]
-        taught = TaughtTask(
-            name=task,
-            order=order,
-            recipe=extraction.recipe,
-            instructions=_sum_counts([*earlier, extraction.counts]),
-        )
-        known_texts = set(target.instructions)
-        self._groups[target.id] = replace(target, tasks=(*kept, taught))
-        self._index_rows(target.id, [t for t in taught.instructions if t not in known_texts])
-        return target.id
+        self._groups[group] = replace(self.group(group), name=name)
+
+    def retire(self, group: str, *, retired: bool = True) -> None:
+        """Keep a group but neither reuse it nor route to it; or take it back.
+
+        Raises:
+            ConfigError: there is no such group.
+        """
+        self._groups[group] = replace(self.group(group), retired=retired)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON object that `from_dict` reads back."""
+        texts = dict.fromkeys(text for group in self.groups for text in group.instructions)
         return {
             "schema": SCHEMA,
             "settings": asdict(self.config),
             "opened": self._opened,
             "groups": [group.to_dict() for group in self.groups],
+            "computed": self.backend.computed(list(texts)) if texts else {},
         }
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "InstructionCodebook":
         """Build the codebook `to_dict` wrote."""
         codebook = cls(GroupingConfig(**record["settings"]))
+        codebook.backend.restore(record["computed"])
         codebook._opened = record["opened"]
         groups = [Group.from_dict(group) for group in record["groups"]]
         codebook._groups = {group.id: group for group in groups}
@@ -248,55 +263,39 @@ class InstructionCodebook:
         try:
             text = Path(path).read_text(encoding="utf-8", errors="surrogatepass")
             record = json.loads(text)
-            if record["schema"] != SCHEMA:
-                raise StoreError(
-                    f"{path}: codebook schema {record['schema']!r}; this lcia reads {SCHEMA}."
-                )
-            return cls.from_dict(record)
+            if record["schema"] == SCHEMA:
+                return cls.from_dict(record)
+        except LciaError:
+            raise
         except OSError as error:
-            if isinstance(error, StoreError):
-                raise
             raise StoreError(f"{path}: cannot read the codebook: {error.strerror}.") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoreError(f"{path}: not a codebook: {error!r}.") from error
+        raise StoreError(f"{path}: codebook schema {record['schema']!r}; this lcia reads {SCHEMA}.")
 
     def _open(self) -> Group:
         self._opened += 1
-        group = Group(id=f"g{self._opened}")
+        group = Group(id=f"g{self._opened}", name=f"g{self._opened}")
         self._groups[group.id] = group
         return group
 
+    def _prototypes(self, extraction: Extraction, prompts: Sequence[str]) -> tuple[Any, ...]:
+        if self.config.route_on == "instruction":
+            return ()
+        if not prompts:
+            raise DataError(
+                f"grouping.route_on is {self.config.route_on!r}, which compares prompts, but the "
+                "task came without any. Pass its training prompts, or route on 'instruction'."
+            )
+        if self.config.route_on == "both":
+            prompts = [extraction.recipe.split(prompt)[1] for prompt in prompts]
+        return tuple(self.backend.prototypes(prompts))
+
     def _reindex(self) -> None:
-        self._index = self.similarity.new_index()
-        self._row_group = np.zeros(0, np.int64)
-        for group in self.groups:
-            self._index_rows(group.id, group.instructions)
-
-    def _index_rows(self, group: str, texts: Sequence[str]) -> None:
-        self._index.add(texts)
-        position = list(self._groups).index(group)
-        self._row_group = np.append(self._row_group, np.full(len(texts), position))
-
-    def _sizes(self) -> NDArray[np.int64]:
-        return np.maximum(1, np.bincount(self._row_group, minlength=len(self._groups)))
-
-    def _totals(self, text: str) -> NDArray[np.int64]:
-        fixed = np.rint(self._index.similarity_to(text) * _ONE).astype(np.int64)
-        totals = np.zeros(len(self._groups), np.int64)
-        accumulate = np.add if self.config.aggregate == "mean" else np.maximum
-        accumulate.at(totals, self._row_group, fixed)
-        return totals
-
-
-def two_highest(similarities: Mapping[str, float]) -> tuple[str | None, str | None]:
-    """Return the most similar group and the runner-up; of equals the first comes first."""
-    ranked = sorted(similarities, key=lambda group: -similarities[group])
-    return (*ranked[:2], None, None)[:2]  # type: ignore[return-value]
-
-
-def _sum_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    total: dict[str, int] = {}
-    for part in counts:
-        for text, count in part.items():
-            total[text] = total.get(text, 0) + count
-    return total
+        self._instructions = GroupedRows(
+            self.backend.instruction_index(), mean=self.config.aggregate == "mean"
+        )
+        self._prompts = GroupedRows(self.backend.prompt_index(), mean=False)
+        for position, group in enumerate(self.groups):
+            self._instructions.add(position, group.instructions)
+            self._prompts.add(position, group.prototypes)

@@ -26,7 +26,10 @@ class GroupingConfig:
             group, the ``latest`` one (the authors' released code) or the ``base`` model.
         route_on: what answering compares: the ``instruction`` (the paper), the whole ``prompt``
             with prototypes of each task's prompts, or ``both``.
-        encoder: name or path of the text encoder of ``similarity: embedding``.
+        route_threshold: what ``below`` refers to when answering; None: ``threshold``. Similarities
+            of prompts are lower than those of instructions, so ``prompt`` and ``both`` need one.
+        encoder: of ``similarity: embedding``: hub name or path of a transformers encoder;
+            None: ``all-minilm-l6-v2``.
     """
 
     similarity: str = "tfidf"
@@ -34,6 +37,7 @@ class GroupingConfig:
     threshold: float = 0.9
     below: str = "nearest"
     route_on: str = "instruction"
+    route_threshold: float | None = None
     encoder: str | None = None
 
     def __post_init__(self) -> None:
@@ -41,13 +45,22 @@ class GroupingConfig:
         _check_choice("aggregate", self.aggregate, AGGREGATES)
         _check_choice("below", self.below, POLICIES)
         _check_choice("route_on", self.route_on, ROUTE_ON)
-        number = isinstance(self.threshold, (int, float)) and not isinstance(self.threshold, bool)
-        if not number or not 0 <= self.threshold <= 1:
-            raise ConfigError(
-                f"grouping.threshold is {self.threshold!r}; expected a number from 0 to 1."
-            )
+        _check_share("threshold", self.threshold)
+        if self.route_threshold is not None:
+            _check_share("route_threshold", self.route_threshold)
         if self.encoder is not None and not isinstance(self.encoder, str):
             raise ConfigError(f"grouping.encoder is {self.encoder!r}; expected a name or a path.")
+
+    @property
+    def answer_threshold(self) -> float:
+        """The threshold when answering."""
+        return self.threshold if self.route_threshold is None else self.route_threshold
+
+
+def _check_share(key: str, value: Any) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 <= value <= 1:
+        raise ConfigError(f"grouping.{key} is {value!r}; expected a number from 0 to 1.")
 
 
 def _check_choice(key: str, value: Any, choices: list[str] | tuple[str, ...]) -> None:

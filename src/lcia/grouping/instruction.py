@@ -93,27 +93,41 @@ class InstructionRecipe:
             whole_prompts=found.count(None),
         )
 
+    def split(self, prompt: str) -> tuple[str | None, str]:
+        """Return the instruction of ``prompt``, None where there is none, and what else it says.
+
+        Raises:
+            ConfigError: the recipe is ``field`` and was not fitted.
+        """
+        if self.kind == "infer":
+            templates, rest = find_templates(prompt, self.templates)
+            return ("\n".join(templates) or None), rest
+        found = self._locate(prompt)
+        if found is None or not found.strip():
+            return None, prompt.strip()
+        before, _, after = prompt.partition(found)
+        return found.strip(), (before + after).strip()
+
     def find(self, prompt: str) -> str | None:
         """Return the instruction of ``prompt``, or None where the recipe does not find one.
 
         Raises:
-            ConfigError: the recipe is ``field`` or ``infer`` and was not fitted.
+            ConfigError: the recipe is ``field`` and was not fitted.
         """
-        if self.kind == "infer" and self.templates:
-            return find_templates(prompt, self.templates)
-        if self.kind == "infer":
-            return None
-        if self.kind == "regex":
-            match = _compile(self.pattern or "").search(prompt)
-            return _stripped(match[match.re.groups and 1]) if match else None
-        if self.kind == "field":
-            raise ConfigError("instruction: the recipe 'field' has to be fitted before it is used.")
-        return _stripped(_POSITIONS[self.kind](prompt))
+        return self.split(prompt)[0]
 
     def extract(self, prompt: str) -> str:
         """Return the instruction of ``prompt``: the whole of it where the recipe finds none."""
         found = self.find(prompt)
         return prompt.strip() if found is None else found
+
+    def _locate(self, prompt: str) -> str | None:
+        if self.kind == "regex":
+            match = _compile(self.pattern or "").search(prompt)
+            return match[1 if match.re.groups else 0] if match else None
+        if self.kind == "field":
+            raise ConfigError("instruction: the recipe 'field' has to be fitted before it is used.")
+        return _POSITIONS[self.kind](prompt)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON object that `from_dict` reads back."""
@@ -198,10 +212,6 @@ def _compile(pattern: str) -> re.Pattern[str]:
         raise ConfigError(f"instruction: the pattern {pattern!r} does not compile: {error}.") from (
             error
         )
-
-
-def _stripped(text: str | None) -> str | None:
-    return (text or "").strip() or None
 
 
 def _whole(prompt: str) -> str:

@@ -1,10 +1,13 @@
 """Which group answers a prompt."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lcia.errors import ConfigError
-from lcia.grouping.codebook import InstructionCodebook, two_highest
+from lcia.grouping.codebook import InstructionCodebook
 from lcia.grouping.config import POLICIES
 from lcia.registry import nearest
 
@@ -15,13 +18,14 @@ class RouteDecision:
 
     Attributes:
         group: the group; None for the base model without an adapter.
-        similarity: of the most similar group, in [0, 1]; 0 where there is none.
+        similarity: of the most similar group, in [0, 1]; 0 where there is none. With ``route_on:
+            both`` the mean of the similarities of instruction and input.
         nearest: the most similar group, whether it was chosen or not.
         runner_up: the second most similar group.
         runner_up_similarity: its similarity.
         reason: ``reached`` (the threshold), ``below_nearest``, ``below_latest``, ``below_base``
             (the policy that chose) or ``no_groups``.
-        instruction: the text that was compared.
+        instruction: the text that was taken for the instruction.
         instruction_found: False where no stored recipe found an instruction, so the whole
             prompt was compared.
     """
@@ -39,6 +43,24 @@ class RouteDecision:
     def margin(self) -> float:
         """How much more similar the nearest group is than the runner-up."""
         return self.similarity - self.runner_up_similarity
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouteExplanation:
+    """A decision and what it rests on.
+
+    Attributes:
+        decision: what `Router.route` returns.
+        matched: the nearest group's instruction that is most similar.
+        terms: terms of both instructions with their share of the similarity, largest first;
+            empty for a similarity that does not come from terms.
+        similarities: active group to similarity, the most similar first.
+    """
+
+    decision: RouteDecision
+    matched: str | None
+    terms: Mapping[str, float]
+    similarities: Mapping[str, float]
 
 
 class Router:
@@ -59,48 +81,87 @@ class Router:
             raise ConfigError(
                 f"below: {self.below!r} is not a policy. {nearest(self.below, POLICIES)}"
             )
-        active = self.codebook.active
+        groups, active = self.codebook.groups, self.codebook.active
         self.recipes = tuple(dict.fromkeys(task.recipe for g in active for task in g.tasks))
+        self._ids = [group.id for group in groups]
+        self._retired = np.array([group.retired for group in groups], bool)
         self._latest = max(active, key=lambda group: group.order).id if active else None
 
     def route(self, text: str) -> RouteDecision:
         """Decide which group answers the prompt ``text``."""
-        found = dict.fromkeys(recipe.find(text) for recipe in self.recipes)
-        instructions = [instruction for instruction in found if instruction is not None]
-        scores: dict[str, float] = {}
-        compared = text
-        for instruction in instructions or [text]:
-            similarities = self.codebook.similarities([instruction])
-            if not scores or max(similarities.values()) > max(scores.values()):
-                compared = instruction
-            scores = {g: max(s, scores.get(g, 0.0)) for g, s in similarities.items()}
-        return self._decision(scores, instruction=compared, found=bool(instructions))
+        return self._route(text)[0]
 
     def route_many(self, texts: Iterable[str]) -> list[RouteDecision]:
         """Decide for each of several prompts."""
         return [self.route(text) for text in texts]
 
+    def explain(self, text: str) -> RouteExplanation:
+        """Decide, and say what the decision rests on."""
+        decision, scores = self._route(text)
+        matched = None
+        if decision.nearest is not None:
+            matched = self.codebook.nearest_instruction(decision.instruction, decision.nearest)
+        ranked = [int(i) for i in np.argsort(-scores, kind="stable") if scores[i] >= 0]
+        return RouteExplanation(
+            decision=decision,
+            matched=matched,
+            terms=self.codebook.backend.shared_terms(decision.instruction, matched or ""),
+            similarities={self._ids[i]: float(scores[i]) for i in ranked},
+        )
+
+    def _route(self, text: str) -> tuple[RouteDecision, NDArray[np.float64]]:
+        splits = dict(recipe.split(text) for recipe in self.recipes)
+        rest_of = {found: rest for found, rest in splits.items() if found is not None}
+        instruction_found = bool(rest_of)
+        rest_of = rest_of or {text: text}
+        route_on = self.codebook.config.route_on
+        instruction = next(iter(rest_of))
+        scores = np.full(len(self._ids), -1.0)
+        if route_on == "prompt":
+            scores = self.codebook.prompt_scores(text)
+        else:
+            for candidate, rest in rest_of.items():
+                found = self.codebook.instruction_scores(candidate)
+                if route_on == "both":
+                    found = (found + self.codebook.prompt_scores(rest)) / 2
+                if found.max(initial=-1) > scores.max(initial=-1):
+                    instruction = candidate
+                scores = np.maximum(scores, found)
+        scores[self._retired] = -1
+        return self._decision(scores, instruction, found=instruction_found), scores
+
     def _decision(
-        self, scores: dict[str, float], *, instruction: str, found: bool
+        self, scores: NDArray[np.float64], instruction: str, *, found: bool
     ) -> RouteDecision:
-        best, second = two_highest(scores)
-        similarity = scores[best] if best else 0.0
+        best, similarity = self._highest(scores)
+        others = scores.copy()
+        if best is not None:
+            others[self._ids.index(best)] = -1
+        second, runner_up_similarity = self._highest(others)
         group, reason = self._choose(best, similarity)
         return RouteDecision(
             group=group,
             similarity=similarity,
             nearest=best,
             runner_up=second,
-            runner_up_similarity=scores[second] if second else 0.0,
+            runner_up_similarity=runner_up_similarity,
             reason=reason,
             instruction=instruction,
             instruction_found=found,
         )
 
+    def _highest(self, scores: NDArray[np.float64]) -> tuple[str | None, float]:
+        """Return the most similar group, of equals the one opened first, and its similarity."""
+        if scores.max(initial=-1) < 0:
+            return None, 0.0
+        position = int(np.argmax(scores))
+        return self._ids[position], float(scores[position])
+
     def _choose(self, best: str | None, similarity: float) -> tuple[str | None, str]:
+        config = self.codebook.config
         if best is None:
             return None, "no_groups"
-        if similarity >= self.codebook.config.threshold:
+        if similarity >= config.answer_threshold:
             return best, "reached"
         chosen = {"nearest": best, "latest": self._latest, "base": None}[self.below]
         return chosen, f"below_{self.below}"

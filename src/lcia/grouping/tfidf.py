@@ -1,35 +1,22 @@
-"""Pair TF-IDF similarity, exactly, for all pairs at once, and its incremental index."""
+"""Similarity by words: pair TF-IDF, exactly, for all pairs at once and incrementally."""
 
-import re
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
-from math import log
+from math import log, sqrt
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
 
 from lcia.grouping.config import GroupingConfig
-from lcia.grouping.stopwords import STOP_WORDS
+from lcia.grouping.postings import Postings
+from lcia.grouping.terms import Terms, normalized, paper_terms, unicode_terms
 
-Terms = Callable[[str], list[str]]
-
-_WORD = re.compile(r"(?u)\b\w\w+\b")
 # Squared smoothed IDF of a term in one of two documents; that of a term in both is 1.
 _C2 = (log(3 / 2) + 1) ** 2
-
-
-def paper_terms(text: str) -> list[str]:
-    """Split ``text`` as the paper does: lower case, words of two or more, no stop words."""
-    return [word for word in _WORD.findall(text.lower()) if word not in STOP_WORDS]
-
-
-def normalized(text: str) -> str:
-    """Return ``text`` in lower case with every run of white space as one space."""
-    return " ".join(text.lower().split())
+_CENTROID_TERMS = 300
 
 
 def pair_similarity(
@@ -58,100 +45,147 @@ def pair_similarity(
     with ``stop_words="english"``, fitted on each pair.
     """
     counts_a, counts_b = _count_matrices([terms(text) for text in a], [terms(text) for text in b])
-    dot = (counts_a @ counts_b.T).toarray()
-    shared_a = (counts_a.multiply(counts_a) @ counts_b.sign().T).toarray()
-    shared_b = (counts_a.sign() @ counts_b.multiply(counts_b).T).toarray()
-    squares_a = counts_a.multiply(counts_a).sum(axis=1).reshape(-1, 1)
-    squares_b = counts_b.multiply(counts_b).sum(axis=1).reshape(1, -1)
-    result = _cosine(dot, (shared_a, squares_a), (shared_b, squares_b))
-    for i in np.flatnonzero(squares_a == 0).tolist():
-        for j in np.flatnonzero(squares_b == 0).tolist():
+    squared_a, squared_b = counts_a.multiply(counts_a), counts_b.multiply(counts_b)
+    result = _cosine(
+        (counts_a @ counts_b.T).toarray(),
+        ((squared_a @ counts_b.sign().T).toarray(), squared_a.sum(axis=1).reshape(-1, 1)),
+        ((counts_a.sign() @ squared_b.T).toarray(), squared_b.sum(axis=1).reshape(1, -1)),
+    )
+    for i in np.flatnonzero(squared_a.sum(axis=1) == 0).tolist():
+        for j in np.flatnonzero(squared_b.sum(axis=1) == 0).tolist():
             result[i, j] = normalized(a[i]) == normalized(b[j])
     return result
 
 
 class TfidfIndex:
-    """The stored texts' term counts by term: one posting list a term, one row a text.
-
-    This is the sparse count matrix held by column, so a query reads only the columns of its own
-    terms, and adding a text appends to the columns of its terms and touches nothing else.
-    """
+    """Term counts of stored texts, to compare a text with all of them at once."""
 
     def __init__(self, terms: Terms = paper_terms) -> None:
         self._terms = terms
-        self._rows: dict[str, array[int]] = {}
-        self._counts: dict[str, array[int]] = {}
+        self._postings = Postings()
         self._squares: array[float] = array("d")
         self._without_terms: dict[int, str] = {}
 
     def __len__(self) -> int:
         return len(self._squares)
 
-    def add(self, texts: Iterable[str]) -> None:
+    def add(self, items: Iterable[str]) -> None:
         """Append one row a text."""
-        for text in texts:
-            row = len(self._squares)
+        for text in items:
             counts = Counter(self._terms(text))
-            for term, count in counts.items():
-                self._rows.setdefault(term, array("i")).append(row)
-                self._counts.setdefault(term, array("i")).append(count)
-            self._squares.append(sum(count * count for count in counts.values()))
             if not counts:
-                self._without_terms[row] = normalized(text)
+                self._without_terms[len(self)] = normalized(text)
+            self._postings.add(len(self), counts)
+            self._squares.append(_squared(counts))
 
     def similarity_to(self, text: str) -> NDArray[np.float64]:
         """Pair similarity of ``text`` to every row, shape (rows,); equals `pair_similarity`."""
         counts = Counter(self._terms(text))
         if not counts:
-            return self._similarity_without_terms(text)
-        known = [term for term in counts if term in self._rows]
-        if not known:
-            return np.zeros(len(self))
-        rows = np.concatenate([np.frombuffer(self._rows[term], np.int32) for term in known])
-        stored = np.concatenate([np.frombuffer(self._counts[term], np.int32) for term in known])
-        asked = np.repeat(
-            np.array([counts[term] for term in known], float),
-            [len(self._rows[term]) for term in known],
+            wanted = normalized(text)
+            equal = [row for row, stored in self._without_terms.items() if stored == wanted]
+            return np.isin(np.arange(len(self)), equal).astype(float)
+        rows, stored, asked = self._postings.gather(counts)
+        return _cosine(
+            np.bincount(rows, asked * stored, len(self)),
+            (np.bincount(rows, asked * asked, len(self)), _squared(counts)),
+            (np.bincount(rows, stored * stored, len(self)), np.frombuffer(self._squares)),
         )
-        length = len(self)
-        dot = np.bincount(rows, asked * stored, length)
-        shared_stored = np.bincount(rows, stored.astype(float) ** 2, length)
-        shared_asked = np.bincount(rows, asked * asked, length)
-        squares = np.frombuffer(self._squares)
-        asked_squares = float(sum(count * count for count in counts.values()))
-        return _cosine(dot, (shared_asked, asked_squares), (shared_stored, squares))
 
-    def _similarity_without_terms(self, text: str) -> NDArray[np.float64]:
-        result = np.zeros(len(self))
-        wanted = normalized(text)
-        result[[row for row, stored in self._without_terms.items() if stored == wanted]] = 1
-        return result
+
+class CentroidIndex:
+    """Centroids of the term counts of tasks' prompts: the cosine of a text to each of them."""
+
+    def __init__(self, terms: Terms = paper_terms) -> None:
+        self._terms = terms
+        self._postings = Postings()
+        self._length = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def add(self, items: Iterable[Mapping[str, float]]) -> None:
+        """Append one row a centroid, given as term to weight."""
+        for centroid in items:
+            self._postings.add(self._length, centroid)
+            self._length += 1
+
+    def similarity_to(self, text: str) -> NDArray[np.float64]:
+        """Cosine of ``text`` to every centroid, shape (rows,)."""
+        counts = Counter(self._terms(text))
+        rows, stored, asked = self._postings.gather(counts)
+        dot = np.bincount(rows, asked * stored, len(self))
+        return np.minimum(1.0, dot / sqrt(_squared(counts) or 1.0))
 
 
 class TfidfSimilarity:
-    """Pair TF-IDF, the paper's: exact word overlap, English stop words removed."""
+    """Pair TF-IDF, the paper's: words in common, English stop words removed."""
 
     terms: Terms = staticmethod(paper_terms)
 
     def __init__(self, config: GroupingConfig) -> None:
         del config
 
-    def new_index(self) -> TfidfIndex:
-        """Return an empty index of instructions."""
-        return TfidfIndex(self.terms)
-
     def pairs(self, a: Sequence[str], b: Sequence[str]) -> NDArray[np.float64]:
         """Similarity of all pairs, shape (len(a), len(b))."""
         return pair_similarity(a, b, terms=self.terms)
+
+    def shared_terms(self, a: str, b: str) -> dict[str, float]:
+        """Terms of both texts with their share of the similarity, largest first."""
+        counts_a, counts_b = Counter(self.terms(a)), Counter(self.terms(b))
+        products = {term: counts_a[term] * counts_b[term] for term in counts_a & counts_b}
+        total = sum(products.values()) or 1
+        similarity = float(self.pairs([a], [b])[0, 0])
+        shares = {term: similarity * product / total for term, product in products.items()}
+        return dict(sorted(shares.items(), key=lambda item: (-item[1], item[0])))
+
+    def instruction_index(self) -> TfidfIndex:
+        """Return an empty index of texts."""
+        return TfidfIndex(self.terms)
+
+    def prompt_index(self) -> CentroidIndex:
+        """Return an empty index of centroids."""
+        return CentroidIndex(self.terms)
+
+    def prototypes(self, prompts: Sequence[str]) -> list[dict[str, float]]:
+        """Return the centroid of the prompts' unit count vectors: its heaviest terms, unit length.
+
+        One centroid: more of them route no better (docs/grouping.md).
+        """
+        total: Counter[str] = Counter()
+        for prompt in prompts:
+            counts = Counter(self.terms(prompt))
+            length = sqrt(_squared(counts) or 1.0)
+            for term, count in counts.items():
+                total[term] += count / length  # type: ignore[assignment]
+        kept = sorted(total.items(), key=lambda item: (-item[1], item[0]))[:_CENTROID_TERMS]
+        length = sqrt(sum(weight * weight for _, weight in kept)) or 1.0
+        return [{term: weight / length for term, weight in kept}] if kept else []
+
+    def computed(self, texts: Sequence[str]) -> dict[str, Any]:
+        """Return nothing: counting terms again is as fast as reading them."""
+        return {}
+
+    def restore(self, computed: Mapping[str, Any]) -> None:
+        """Take back nothing."""
+
+
+class UnicodeTfidfSimilarity(TfidfSimilarity):
+    """Pair TF-IDF for all languages: Unicode folded, scripts without spaces by character pairs."""
+
+    terms: Terms = staticmethod(unicode_terms)
+
+
+def _squared(counts: Mapping[str, float]) -> float:
+    return float(sum(count * count for count in counts.values()))
 
 
 def _cosine(dot: Any, a: tuple[Any, Any], b: tuple[Any, Any]) -> NDArray[np.float64]:
     """Divide ``dot`` by the norms of two sides, each given as (shared, all) squared counts."""
     (shared_a, squares_a), (shared_b, squares_b) = a, b
     norms = (shared_a + _C2 * (squares_a - shared_a)) * (shared_b + _C2 * (squares_b - shared_b))
-    result: NDArray[np.float64] = np.divide(
-        dot, np.sqrt(norms), out=np.zeros(norms.shape), where=norms > 0
-    )
+    # The floor leaves every possible product of norms alone but 0, where dot is 0 too.
+    result: NDArray[np.float64] = dot / np.sqrt(np.maximum(norms, 0.5))
     return result
 
 
@@ -163,6 +197,8 @@ def _count_matrices(a: list[list[str]], b: list[list[str]]) -> tuple[Any, Any]:
 
 
 def _count_matrix(texts: list[list[str]], columns: dict[str, int]) -> Any:
+    from scipy import sparse  # a quarter of a second, and routing does not need it
+
     indices = [columns[term] for terms in texts for term in terms]
     indptr = np.cumsum([0, *map(len, texts)])
     shape = (len(texts), max(1, len(columns)))

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, TfidfVectorizer
 
 from lcia.grouping import pair_similarity
-from lcia.grouping.stopwords import STOP_WORDS
-from lcia.grouping.tfidf import TfidfIndex, paper_terms
+from lcia.grouping.terms import STOP_WORDS, paper_terms
+from lcia.grouping.tfidf import TfidfIndex
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "tfidf_pairs.json").read_text())
 

