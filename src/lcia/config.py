@@ -1,6 +1,8 @@
 """The configuration tree: what a stream file, ``--set`` and the Python API may say."""
 
+import copy
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,6 +28,15 @@ ADAPTER_DEFAULTS: Mapping[str, Any] = {
     "lora_alpha": 16,
     "target_modules": "all-linear",
 }
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which ``1e-4`` is a number: YAML 1.1 wants a dot in it."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 def _named(value: Any) -> Any:
@@ -171,7 +182,7 @@ def load_stream_config(path: str | Path, overrides: Sequence[str] = ()) -> Strea
     """
     path = Path(path)
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from error
     except yaml.YAMLError as error:
@@ -223,10 +234,10 @@ def check_adapter(settings: Mapping[str, Any]) -> None:
 
 
 def check_training(settings: Mapping[str, Any]) -> None:
-    """Check names of ``transformers.TrainingArguments`` fields.
+    """Check settings of ``transformers.TrainingArguments``.
 
     Raises:
-        ConfigError: an unknown field, or one that lcia sets itself.
+        ConfigError: an unknown field, one that lcia sets itself, or a value that is refused.
     """
     from transformers import TrainingArguments
 
@@ -234,6 +245,11 @@ def check_training(settings: Mapping[str, Any]) -> None:
     for key in ("output_dir", "seed", "data_seed", "save_strategy", "remove_unused_columns"):
         if key in settings:
             raise ConfigError(f"training.{key} is set by lcia. Remove it.")
+    for key, kind in {"num_train_epochs": float, "learning_rate": float, "max_steps": int}.items():
+        value = settings.get(key, 0)
+        if isinstance(value, bool) or not isinstance(value, (int, kind)):
+            raise ConfigError(f"training.{key} is {value!r}; expected a number.")
+    _construct(TrainingArguments, {**TRAINING_DEFAULTS, **settings}, "training")
 
 
 def _check_fields(kind: Any, settings: Mapping[str, Any], where: str) -> None:
@@ -255,15 +271,23 @@ def _construct(kind: Any, settings: Mapping[str, Any], where: str) -> Any:
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
+    """Set ``a.b.0.c=value`` in nested mappings and lists; mappings on the way are made."""
     path, sign, text = override.partition("=")
     if not sign or not path:
         raise ConfigError(f"--set {override}: expected KEY=VALUE, for example --set seed=1.")
+    node: Any = tree
     *parents, last = path.split(".")
-    for key in parents:
-        branch = tree.get(key)
-        tree[key] = dict(branch) if isinstance(branch, Mapping) else {}
-        tree = tree[key]
-    tree[last] = yaml.safe_load(text)
+    try:
+        for key in parents:
+            child = node[int(key)] if isinstance(node, list) else node.get(key)
+            child = copy.copy(child) if isinstance(child, (list, dict)) else {}
+            node[int(key) if isinstance(node, list) else key] = child
+            node = child
+        node[int(last) if isinstance(node, list) else last] = yaml.load(text, _Loader)
+    except (ValueError, IndexError) as error:
+        raise ConfigError(f"--set {override}: no such entry: {error}.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value is not YAML.") from error
 
 
 def _explain(kind: type[BaseModel], problem: Any) -> str:

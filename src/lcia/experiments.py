@@ -10,10 +10,10 @@ import yaml
 
 from lcia.config import AssistantConfig, StreamConfig
 from lcia.data import Task, load_stream, load_tasks
-from lcia.errors import ConfigError
+from lcia.errors import ConfigError, LciaError
 from lcia.evaluation.generate import scores_percent
 from lcia.evaluation.metrics import METRICS
-from lcia.learner import ContinualLearner, Listener, Store
+from lcia.learner import ContinualLearner, Listener, Store, check_task
 from lcia.learner.environment import environment
 from lcia.learner.files import read_json, write_json, write_jsonl, write_text
 from lcia.models.host import AdapterHost
@@ -85,6 +85,11 @@ def stream_tasks(config: StreamConfig, *, base: Path) -> tuple[Task, ...]:
         DataError: a file is missing or has records that cannot be used.
     """
     tasks = load_stream(config.stream) if config.stream else load_tasks(config.tasks, base=base)
+    for task in tasks:
+        try:
+            check_task(task)
+        except LciaError as error:
+            raise type(error)(f"task '{task.name}': {error}") from error
     names = sorted(task.name for task in tasks)
     for order, listed in config.orders.items():
         if sorted(listed) != names:

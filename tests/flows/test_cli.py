@@ -64,6 +64,8 @@ def test_a_misspelt_key_is_named_with_the_nearest(fails, stream):
         ({"method": "lwff"}, "'lwff' is not one of the methods of lcia"),
         ({"rule": {"name": "release", "scal": 1}}, "scal"),
         ({"training": {"learning_rat": 1}}, "training.learning_rat is not a field of Train"),
+        ({"training": {"learning_rate": "high"}}, "training.learning_rate is 'high'"),
+        ({"tasks": [{"name": "a", "tran": "a.jsonl"}]}, "tran is not a field of lcia. Nearest: tr"),
         ({"adapter": {"rank": 8}}, "adapter.rank is not a field of LoraConfig"),
         ({"gate": {"max_drop": -1}}, "gate.max_drop"),
         ({"generation": {"batchsize": 1}}, "Nearest: batch_size"),
@@ -74,6 +76,20 @@ def test_a_misspelt_key_is_named_with_the_nearest(fails, stream):
 def test_wrong_settings_are_one_line_and_make_nothing(fails, stream, tmp_path, change, expected):
     edit(stream, **change)
     assert expected in fails("run", stream)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("tasks.0.scorer=exactmatch", "Nearest: exact_match"),
+        ("tasks.1.instruction=last_lin", "last_line"),
+        ("tasks.7.scorer=contains", "no such entry"),
+        ("seed", "expected KEY=VALUE"),
+    ],
+)
+def test_overrides_reach_into_lists_and_are_checked(fails, stream, tmp_path, override, expected):
+    assert expected in fails("run", stream, "--set", override)
     assert not (tmp_path / "out").exists()
 
 

@@ -45,12 +45,13 @@ def learn(
     from lcia.config import AssistantConfig, parse_config
     from lcia.data import TaskConfig, load_task
     from lcia.errors import ConfigError
-    from lcia.learner import ContinualLearner, Store
+    from lcia.learner import ContinualLearner, Store, check_task
 
     tree: dict[str, Any] = {"name": name, "train": data, "test": test, "scorer": scorer}
     task = load_task(
         parse_config(TaskConfig, {**tree, "instruction": instruction}, where="lcia learn")
     )
+    check_task(task)
     with LearningProgress(quiet=as_json) as progress:
         if (store / "assistant.json").is_file():
             learner = ContinualLearner(Store.open(store), listener=progress)

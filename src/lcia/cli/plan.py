@@ -57,15 +57,13 @@ def plan(
 
 
 def _decide(tasks: Any, grouping: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    from lcia.grouping import InstructionCodebook, InstructionRecipe
+    from lcia.grouping import InstructionCodebook
+    from lcia.learner import instructions_of
 
     codebook = InstructionCodebook(grouping)
     decisions, extractions = [], {}
     for task in tasks:
-        extraction = InstructionRecipe.parse(task.instruction).fit(
-            [sample.prompt for sample in task.train],
-            [sample.instruction for sample in task.train],
-        )
+        extraction = instructions_of(task)
         extractions[task.name] = extraction
         decision = codebook.decide(extraction.instructions)
         group = codebook.add(decision.group, extraction, task=task.name)

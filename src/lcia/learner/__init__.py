@@ -1,7 +1,7 @@
 """The learning loop and the store it commits to."""
 
 from lcia.learner.journal import Journal, Listener, read_journal
-from lcia.learner.learner import ContinualLearner, Outcome, load_host
+from lcia.learner.learner import ContinualLearner, Outcome, check_task, instructions_of, load_host
 from lcia.learner.store import Run, Store, Version
 
 __all__ = [
@@ -12,6 +12,8 @@ __all__ = [
     "Run",
     "Store",
     "Version",
+    "check_task",
+    "instructions_of",
     "load_host",
     "read_journal",
 ]

@@ -22,7 +22,13 @@ from lcia.evaluation.generate import (
     scores_percent,
 )
 from lcia.evaluation.metrics import summarise
-from lcia.grouping import GroupDecision, InstructionCodebook, InstructionRecipe, Router
+from lcia.grouping import (
+    Extraction,
+    GroupDecision,
+    InstructionCodebook,
+    InstructionRecipe,
+    Router,
+)
 from lcia.learner.environment import environment
 from lcia.learner.files import write_jsonl
 from lcia.learner.gate import check_gate
@@ -31,6 +37,7 @@ from lcia.learner.store import Run, Store, Version
 from lcia.learner.training import train_adapter
 from lcia.models.host import AdapterHost
 from lcia.models.loading import check_model, content_hash, load_model
+from lcia.registry import SCORERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,11 +137,13 @@ class ContinualLearner:
             task: a task the assistant has not learned.
 
         Raises:
+            ConfigError: the task names an unknown scorer or instruction recipe.
             StoreError: the name was used for other data, another task is unfinished, or another
                 process is learning.
             GateError: the new version lost more than ``gate.max_drop``; nothing was changed.
             TrainingError: training failed; calling again resumes it.
         """
+        check_task(task)
         with self.store.writing() if self._processes.is_main_process else nullcontext():
             current = self.store.current
             if task.name in current.manifest["tasks"]:
@@ -212,10 +221,7 @@ class ContinualLearner:
     ) -> tuple[InstructionCodebook, GroupDecision, str]:
         """Decide which group learns the task, and add its instructions to the codebook."""
         codebook = current.codebook()
-        extraction = InstructionRecipe.parse(task.instruction).fit(
-            [sample.prompt for sample in task.train],
-            [sample.instruction for sample in task.train],
-        )
+        extraction = instructions_of(task)
         decision = codebook.decide(extraction.instructions)
         group = codebook.add(decision.group, extraction, task=task.name)
         journal.write(
@@ -326,6 +332,30 @@ class ContinualLearner:
     def _fingerprint(self, task: Task) -> str:
         content = [task.name, task.fingerprint(), self.config.model_dump(mode="json")]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def check_task(task: Task) -> None:
+    """Check what a task names, before any work is done.
+
+    Raises:
+        ConfigError: an unknown scorer or instruction recipe.
+        DataError: the recipe cannot work on the task's prompts.
+    """
+    SCORERS.get(task.scorer)
+    instructions_of(task)
+
+
+def instructions_of(task: Task) -> Extraction:
+    """Return the instructions of a task, and the recipe that finds them in a prompt.
+
+    Raises:
+        ConfigError: an unknown recipe.
+        DataError: the recipe cannot work on the task's prompts.
+    """
+    return InstructionRecipe.parse(task.instruction).fit(
+        [sample.prompt for sample in task.train],
+        [sample.instruction for sample in task.train],
+    )
 
 
 def load_host(config: AssistantConfig) -> AdapterHost:
