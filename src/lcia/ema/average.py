@@ -14,7 +14,7 @@ from lcia.ema.balance import Rule, build_rule
 from lcia.ema.decide import decide
 from lcia.ema.gradients import PreviousGradients
 from lcia.ema.record import EMAStats, read, summarise
-from lcia.ema.reduce import CHUNK, TERMS, Operands
+from lcia.ema.reduce import CHUNK, DEVICE_CHUNK, TERMS, Operands
 from lcia.ema.sharding import Shards, local
 from lcia.errors import TrainingError
 
@@ -235,17 +235,23 @@ class DynamicEMA:
     def _scratch(self, like: Tensor) -> Tensor:
         kind = (like.dtype, like.device)
         if kind not in self._scratches:
-            self._scratches[kind] = like.new_empty(CHUNK)
+            is_cpu = like.device.type == "cpu"
+            self._scratches[kind] = like.new_empty(CHUNK if is_cpu else DEVICE_CHUNK)
         return self._scratches[kind]
 
     def _is_known(self, name: str) -> bool:
         return self._grad_prev.get(name, None) is not None
 
     def _blend(self, names: list[str], gain: Tensor) -> None:
-        for name, weight in zip(names, gain.tolist(), strict=True):
-            if weight > 0:  # 0 times a parameter that is not finite would not be 0
-                theta_ema = self.shadow[name]
-                theta_ema.lerp_(local(self._parameters[name]).to(theta_ema.dtype), weight)
+        # Reading gains costs nothing on a CPU; on a device the host would wait for them.
+        weights = gain.tolist() if gain.device.type == "cpu" else gain.unbind()
+        for name, weight in zip(names, weights, strict=True):
+            theta_ema = self.shadow[name]
+            theta = local(self._parameters[name]).to(theta_ema.dtype)
+            if isinstance(weight, Tensor):
+                theta = torch.where(weight > 0, theta, theta_ema)
+            if isinstance(weight, Tensor) or weight > 0:  # 0 times NaN would not be 0
+                theta_ema.lerp_(theta, weight)
 
     def _remember(self, names: list[str]) -> None:
         for name in names:

@@ -14,6 +14,8 @@ from torch import Tensor
 
 # Elements of the scratch buffer: 1 MiB in float32. A quarter of it pays twice as much for calls.
 CHUNK = 1 << 18
+# On a device launches cost more than memory traffic: one chunk for all but the largest tensors.
+DEVICE_CHUNK = 1 << 24
 
 
 class Operands(NamedTuple):
