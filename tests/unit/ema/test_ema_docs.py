@@ -1,0 +1,32 @@
+"""The examples that docs/ema.md shows run, and are the ones it shows."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lcia.registry import RULES
+
+ROOT = Path(__file__).parents[3]
+DOCS = (ROOT / "docs" / "ema.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("example", "says"),
+    [
+        ("ema_own_loop", "weight of theta*"),
+        ("ema_attach", "50 updates"),
+        ("ema_trainer", "20 steps"),
+    ],
+)
+def test_the_example_runs_and_is_linked(example, says):
+    path = ROOT / "examples" / f"{example}.py"
+    done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert says in done.stdout
+    assert f"examples/{example}.py" in DOCS
+
+
+def test_every_rule_is_documented():
+    assert all(f"`{name}`" in DOCS for name in RULES.builtin)
