@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from lcia.ema import fused as kernels
 from lcia.ema.balance import Rule, build_rule
 from lcia.ema.decide import decide
 from lcia.ema.gradients import PreviousGradients
 from lcia.ema.record import EMAStats, read, summarise
-from lcia.ema.reduce import CHUNK, DEVICE_CHUNK, TERMS, Operands
+from lcia.ema.reduce import CHUNK, DEVICE_CHUNK, TERMS, Operands, blend
 from lcia.ema.sharding import Shards, local
 from lcia.errors import TrainingError
 
@@ -37,6 +38,8 @@ class DynamicEMA:
         rule: a rule, its name, or a mapping such as ``{"name": "release", "scale": 2.0}``.
         initial: values theta* starts from, by name; those not named start from the parameters.
         shards: how parameters are spread over ranks; by default plain tensors and FSDP2.
+        fused: whether compiled kernels do the work where the rule has them; by default on CUDA
+            with Triton. On a CPU they take seconds to compile and gain little.
 
     Attributes:
         shadow: the average theta*, name to tensor; the rank's own part where parameters are
@@ -57,8 +60,10 @@ class DynamicEMA:
         rule: Rule | Mapping[str, Any] | str = "release",
         initial: Mapping[str, Tensor] | None = None,
         shards: Shards | None = None,
+        fused: bool | None = None,
     ) -> None:
         self.rule = build_rule(rule)
+        self._fused = fused
         self._shards = shards or Shards()
         self._parameters = _without_ties(named_parameters)
         self._theta_prev: dict[str, Tensor] = {}
@@ -215,7 +220,10 @@ class DynamicEMA:
     def _sums(self, names: list[str]) -> dict[str, Tensor]:
         terms = tuple(dict.fromkeys((*self.rule.terms, "drift_l1")))
         operands = [self._operands(name) for name in names]
-        sums = torch.stack([torch.stack([TERMS[term](x) for term in terms]) for x in operands])
+        if self._uses_kernels(names):
+            sums = torch.stack([kernels.sums(x, terms) for x in operands])
+        else:
+            sums = torch.stack([torch.stack([TERMS[term](x) for term in terms]) for x in operands])
         self._shards.share_sums(sums, [self._parameters[name] for name in names])
         return dict(zip(terms, sums.unbind(dim=1), strict=True))
 
@@ -243,15 +251,21 @@ class DynamicEMA:
         return self._grad_prev.get(name, None) is not None
 
     def _blend(self, names: list[str], gain: Tensor) -> None:
-        # Reading gains costs nothing on a CPU; on a device the host would wait for them.
-        weights = gain.tolist() if gain.device.type == "cpu" else gain.unbind()
-        for name, weight in zip(names, weights, strict=True):
-            theta_ema = self.shadow[name]
-            theta = local(self._parameters[name]).to(theta_ema.dtype)
-            if isinstance(weight, Tensor):
-                theta = torch.where(weight > 0, theta, theta_ema)
-            if isinstance(weight, Tensor) or weight > 0:  # 0 times NaN would not be 0
-                theta_ema.lerp_(theta, weight)
+        if gain.device.type == "cpu" and not self._uses_kernels(names):
+            for name, weight in zip(names, gain.tolist(), strict=True):
+                if weight > 0:  # 0 times a parameter that is not finite would not be 0
+                    theta_ema = self.shadow[name]
+                    theta_ema.lerp_(local(self._parameters[name]).to(theta_ema.dtype), weight)
+            return
+        # On a device the gains stay there: reading them would make the host wait.
+        move = kernels.blend if self._uses_kernels(names) else blend
+        for name, weight in zip(names, gain.unbind(), strict=True):
+            move(self.shadow[name].view(-1), local(self._parameters[name]).reshape(-1), weight)
+
+    def _uses_kernels(self, names: list[str]) -> bool:
+        if self._fused is None:
+            return kernels.is_available(self.rule.terms, self.shadow[names[0]].device)
+        return self._fused and kernels.can_compute(self.rule.terms)
 
     def _remember(self, names: list[str]) -> None:
         for name in names:

@@ -71,6 +71,12 @@ def dot_differences(a: Tensor, b: Tensor, c: Tensor, d: Tensor, scratch: Tensor)
     return total
 
 
+def blend(theta_ema: Tensor, theta: Tensor, gain: Tensor) -> None:
+    """Move an average by a gain that stays on the device; gain 0 keeps it whatever theta is."""
+    theta = torch.where(gain > 0, theta.to(theta_ema.dtype), theta_ema)
+    theta_ema.lerp_(theta, gain)
+
+
 def _pieces(scratch: Tensor, *tensors: Tensor) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
     for start in range(0, tensors[0].numel(), scratch.numel()):
         pieces = tuple(tensor[start : start + scratch.numel()] for tensor in tensors)
