@@ -1,34 +1,54 @@
 """Streams on disk and the command line in a process of its own."""
 
 import json
-import os
-import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 
-@pytest.fixture(scope="session")
-def lcia():
-    """Run the command line as a user would; return the finished process."""
+@dataclass(frozen=True)
+class Finished:
+    """A command that ended."""
 
-    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "lcia", *map(str, arguments)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-        return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def lcia(capfd, monkeypatch):
+    """Run the command line as a user would, in this process: importing torch takes seconds."""
+
+    def run(*arguments: str | Path) -> Finished:
+        from lcia.cli.main import main
+
+        capfd.readouterr()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", ["lcia", *map(str, arguments)])
+            patch.setattr(sys, "stdout", sys.__stdout__)
+            patch.setenv("COLUMNS", "200")
+            try:
+                main()
+                code = 0
+            except SystemExit as ended:
+                code = int(ended.code or 0)
+            sys.stdout.flush()
+        out, err = capfd.readouterr()
+        return Finished(code, out, err)
 
     return run
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def fails(lcia):
     """Run a command that must fail with exit code 2; return its one line."""
 
     def run(*arguments: str | Path) -> str:
         done = lcia(*arguments)
         assert done.returncode == 2, done.stdout + done.stderr
-        lines = done.stderr.strip().splitlines()
+        lines = [line for line in done.stderr.splitlines() if not line.startswith("Loading weights")]
         assert len(lines) == 1, done.stderr
         return lines[0]
 
