@@ -8,7 +8,6 @@ task, once with the tasks dealt into eight groups.
 import argparse
 import json
 import re
-import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +92,7 @@ def own_groups(tasks: list[Task], router: Router, variant: str) -> dict[str, Any
     that never learned it gives.
     """
     name_of = {group.id: group.tasks[0].name for group in router.codebook.groups}
-    seen, unseen, confusion, started = [], [], Counter(), time.perf_counter()
+    seen, unseen, confusion = [], [], Counter()
     for task in tasks:
         for prompt in task.test[variant]:
             similarities = {
@@ -104,7 +103,6 @@ def own_groups(tasks: list[Task], router: Router, variant: str) -> dict[str, Any
             confusion[task.name, routed] += 1
             seen.append(similarities[routed])
             unseen.append(max(v for name, v in similarities.items() if name != task.name))
-    elapsed = time.perf_counter() - started
     wrong = [[*pair, n] for pair, n in confusion.most_common() if pair[0] != pair[1]]
     return {
         "accuracy": 100 * sum(n for (a, b), n in confusion.items() if a == b) / len(seen),
@@ -113,7 +111,6 @@ def own_groups(tasks: list[Task], router: Router, variant: str) -> dict[str, Any
         "sweep": sweep(seen, unseen),
         "seen_quantiles": np.quantile(seen, (0.05, 0.5, 0.95)).tolist(),
         "unseen_quantiles": np.quantile(unseen, (0.05, 0.5, 0.95)).tolist(),
-        "ms_a_prompt": 1e3 * elapsed / len(seen),
     }
 
 

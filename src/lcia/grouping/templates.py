@@ -156,11 +156,11 @@ def _opened(shape: Shape) -> list[Shape]:
 
 
 def _is_telling(shape: Shape) -> bool:
-    """Whether most of a shape is fixed words; with slots, some have to be no stop words."""
+    """Whether most of a shape is fixed words, not all numbers, nor stop words around slots."""
     fixed = [word for word in shape if word != SLOT]
-    if len(fixed) < 2 or len(fixed) < 0.6 * len(shape):
+    if len(fixed) < 2 or len(fixed) < 0.6 * len(shape) or set(fixed) == {"0"}:
         return False
-    return SLOT not in shape or any(word not in STOP_WORDS and word != "0" for word in fixed)
+    return SLOT not in shape or any(word not in STOP_WORDS for word in fixed)
 
 
 def _render(shape: Shape, surfaces: Counter[str]) -> str:

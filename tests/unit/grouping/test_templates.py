@@ -70,6 +70,12 @@ def test_input_that_repeats_itself_is_not_the_instruction():
     assert infer(prompts).counts == {line: len(INPUTS)}
 
 
+def test_lists_of_numbers_are_input_however_alike():
+    line = "Swap the largest and the smallest number."
+    prompts = [f"{line}\n[{n}, {n + 3}, {n * 7}]" for n in range(40)]
+    assert infer(prompts).counts == {line: 40}
+
+
 def test_prompts_without_anything_in_common_are_taken_whole():
     prompts = ["apple on sand", "river flows east", "seven green doors"]
     extraction = infer(prompts)
