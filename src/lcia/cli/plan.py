@@ -1,11 +1,14 @@
 """``lcia plan``: which task would go to which group, before any training."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lcia.cli.run import AsJson, Overrides
+
+if TYPE_CHECKING:
+    from lcia.grouping import ThresholdAdvice
 
 
 def register(app: typer.Typer) -> None:
@@ -15,77 +18,104 @@ def register(app: typer.Typer) -> None:
 
 def plan(
     stream: Annotated[Path, typer.Argument(help="A stream file (YAML).")],
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="Write the similarities as .png or .svg.")
+    ] = None,
     overrides: Overrides = [],  # noqa: B006  typer's form of a repeated option
     as_json: AsJson = False,
 ) -> None:
-    """Show which task of a stream would join which group, and how similar the tasks are.
+    """Show which task would join which group, how similar the tasks are, and what to choose.
 
     Examples:
 
       lcia plan stream.yaml
 
-      lcia plan stream.yaml --set grouping.threshold=0.5
+      lcia plan stream.yaml --set grouping.threshold=0.5 --picture similarities.png
     """
     from lcia.cli.console import console, number, print_json, table
     from lcia.config import load_stream_config
     from lcia.experiments import stream_tasks
-    from lcia.grouping import GroupingConfig
+    from lcia.grouping import GroupingConfig, plan_groups, suggest_threshold, task_similarities
+    from lcia.learner import instructions_of
 
     config = load_stream_config(stream, overrides)
     tasks = stream_tasks(config, base=stream.parent)
     grouping = config.grouping or GroupingConfig()
-    decisions, extractions = _decide(tasks, grouping)
-    matrix = _similarities(extractions, grouping)
+    extractions = {task.name: instructions_of(task) for task in tasks}
+    planned = plan_groups(extractions, grouping)
+    similarities = task_similarities(extractions, grouping)
+    advice = suggest_threshold(extractions, grouping)
+    if picture is not None:
+        from lcia.reports.plots import similarity_figure
+
+        similarity_figure(list(extractions), similarities, picture)
     if as_json:
-        print_json({"decisions": decisions, "similarities": matrix})
+        print_json(_as_json(extractions, planned, similarities, advice))
         return
     rows = [
-        [d["task"], d["group"], number(d["similarity"], 2), d["reason"], d["instructions"][0][:60]]
-        for d in decisions
+        [
+            task,
+            group,
+            number(decision.similarity, 2),
+            decision.reason,
+            f"{len(extractions[task].instructions)}: {extractions[task].instructions[0][:50]}",
+        ]
+        for task, (group, decision) in planned.items()
     ]
-    console.print(
-        table(
-            f"Groups at threshold {grouping.threshold:g} ({grouping.similarity}, "
-            f"{grouping.aggregate})",
-            ["task", "group", "similarity", "reason", "instruction"],
-            rows,
-        )
-    )
-    rows = [[name, *(number(s, 2) for s in row.values())] for name, row in matrix.items()]
+    title = f"Groups at threshold {grouping.threshold:g} ({grouping.similarity})"
+    columns = ["task", "group", "similarity", "reason", "instructions"]
+    console.print(table(title, columns, rows))
+    rows = [
+        [name, *(number(float(s), 2) for s in row)]
+        for name, row in zip(extractions, similarities, strict=True)
+    ]
     console.print()
-    console.print(table("Similarity of tasks", ["task", *matrix], rows))
+    console.print(table("Similarity of tasks", ["task", *extractions], rows))
+    rows = [
+        [f"{level.low:.2f} – {level.high:.2f}", str(level.group_count), _members(level.groups)]
+        for level in advice.levels
+    ]
+    console.print()
+    console.print(table("What the threshold does", ["threshold", "groups", "which"], rows))
+    console.print(
+        f"\nThe widest range without all tasks in one group suggests "
+        f"grouping.threshold: {advice.threshold:.2f}",
+        markup=False,
+    )
 
 
-def _decide(tasks: Any, grouping: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    from lcia.grouping import InstructionCodebook
-    from lcia.learner import instructions_of
+def _members(groups: Any) -> str:
+    """Return ``a+b | c``: the tasks of each group."""
+    members: dict[str, list[str]] = {}
+    for task, group in groups.items():
+        members.setdefault(group, []).append(task)
+    return " | ".join("+".join(tasks) for tasks in members.values())
 
-    codebook = InstructionCodebook(grouping)
-    decisions, extractions = [], {}
-    for task in tasks:
-        extraction = instructions_of(task)
-        extractions[task.name] = extraction
-        decision = codebook.decide(extraction.instructions)
-        group = codebook.add(decision.group, extraction, task=task.name)
-        decisions.append(
+
+def _as_json(
+    extractions: Any, planned: Any, similarities: Any, advice: "ThresholdAdvice"
+) -> dict[str, Any]:
+    return {
+        "decisions": [
             {
-                "task": task.name,
+                "task": task,
                 "group": group,
                 "similarity": decision.similarity,
                 "reason": decision.reason,
-                "instructions": list(extraction.instructions),
+                "instructions": list(extractions[task].instructions),
             }
-        )
-    return decisions, extractions
-
-
-def _similarities(extractions: dict[str, Any], grouping: Any) -> dict[str, dict[str, float]]:
-    from lcia.grouping import InstructionCodebook
-
-    table: dict[str, dict[str, float]] = {name: {} for name in extractions}
-    for stored, extraction in extractions.items():
-        codebook = InstructionCodebook(grouping)
-        group = codebook.add(None, extraction, task=stored)
-        for name, other in extractions.items():
-            table[name][stored] = codebook.similarities(other.instructions)[group]
-    return table
+            for task, (group, decision) in planned.items()
+        ],
+        "similarities": dict(
+            zip(
+                extractions,
+                (dict(zip(extractions, row.tolist(), strict=True)) for row in similarities),
+                strict=True,
+            )
+        ),
+        "levels": [
+            {"above": level.low, "to": level.high, "groups": dict(level.groups)}
+            for level in advice.levels
+        ],
+        "suggested_threshold": advice.threshold,
+    }

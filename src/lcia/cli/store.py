@@ -35,7 +35,7 @@ def versions(store: StorePath, as_json: AsJson = False) -> None:
     rows = [
         [
             f"{'*' if record['current'] else ' '} {record['version']}",
-            record["task"] or "(empty)",
+            record["task"] or record["note"] or "(empty)",
             record["group"] or "",
             number(record["average_accuracy"]),
         ]
@@ -81,6 +81,7 @@ def _record(manifest: Any, *, current: int) -> dict[str, Any]:
         "version": manifest["version"],
         "parent": manifest["parent"],
         "task": manifest["task"],
+        "note": manifest.get("note"),
         "group": manifest.get("group"),
         "average_accuracy": manifest.get("metrics", {}).get("average_accuracy"),
         "current": manifest["version"] == current,

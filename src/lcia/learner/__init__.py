@@ -2,6 +2,7 @@
 
 from lcia.learner.journal import Journal, Listener, read_journal
 from lcia.learner.learner import ContinualLearner, Outcome, check_task, instructions_of, load_host
+from lcia.learner.lifecycle import merge_groups, rename_group, retire_group, split_group
 from lcia.learner.store import Run, Store, Version
 
 __all__ = [
@@ -15,5 +16,9 @@ __all__ = [
     "check_task",
     "instructions_of",
     "load_host",
+    "merge_groups",
     "read_journal",
+    "rename_group",
+    "retire_group",
+    "split_group",
 ]

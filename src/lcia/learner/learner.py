@@ -223,7 +223,8 @@ class ContinualLearner:
         codebook = current.codebook()
         extraction = instructions_of(task)
         decision = codebook.decide(extraction.instructions)
-        group = codebook.add(decision.group, extraction, task=task.name)
+        prompts = [sample.prompt for sample in task.train]
+        group = codebook.add(decision.group, extraction, task=task.name, prompts=prompts)
         journal.write(
             "grouped",
             task=task.name,

@@ -3,7 +3,7 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from lcia.data.task import Task
 from lcia.errors import StoreError
 from lcia.evaluation.generate import Adapters, Prediction, read_predictions
 from lcia.evaluation.matrix import AccuracyMatrix
+from lcia.evaluation.metrics import summarise
 from lcia.grouping import InstructionCodebook
 from lcia.learner.files import (
     checksums,
@@ -315,6 +316,53 @@ class Store:
         self._point_to(run.number)
         shutil.rmtree(run.folder)
         return self.version(run.number)
+
+    def revise(
+        self,
+        codebook: InstructionCodebook,
+        *,
+        groups: Mapping[str, Any],
+        adapters: Mapping[str, Path],
+        scored: tuple[AccuracyMatrix, Sequence[Prediction]],
+        note: str,
+    ) -> Version:
+        """Publish a version in which groups changed but no task was learned, and make it current.
+
+        Args:
+            codebook: the changed groups.
+            groups: group to manifest entry of adapters that stay as they are.
+            adapters: group to folder of adapters that are new.
+            scored: the matrix with its last row measured again, and the predictions behind it.
+            note: what was done, for the history.
+        """
+        parent, number = self.current, max(self.versions()) + 1
+        matrix, predictions = scored
+        entries = dict(groups)
+        for group, folder in adapters.items():
+            path = Path("groups") / group / f"{number:04d}"
+            publish(folder, self.root / path)
+            entries[group] = {"adapter": str(path), "sha256": checksums(folder)}
+        manifest = {
+            **parent.manifest,
+            "version": number,
+            "parent": parent.number,
+            "task": None,
+            "note": note,
+            "group": None,
+            "groups": entries,
+            "metrics": summarise(matrix),
+            "seconds": 0.0,
+        }
+        with tempfile.TemporaryDirectory() as scratch:
+            draft = Path(scratch)
+            codebook.save(draft / "codebook.json")
+            matrix.save(draft / "matrix.json")
+            write_jsonl(draft / "predictions.jsonl", (p.to_json() for p in predictions))
+            write_jsonl(draft / "journal.jsonl", [{"event": "revised", "note": note}])
+            write_json(draft / "manifest.json", manifest)
+            publish(draft, version_path(self.root, number))
+        self._point_to(number)
+        return self.version(number)
 
     def _point_to(self, number: int) -> None:
         self._record["current"] = number

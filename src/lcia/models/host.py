@@ -1,11 +1,12 @@
 """One base model in memory, any number of LoRA adapters on it."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lcia.data.sample import Message
+from lcia.errors import ConfigError
 from lcia.models.chat import ChatFormat
 from lcia.models.loading import BaseModel
 
@@ -57,6 +58,40 @@ class AdapterHost:
             self._peft.unload()
             self._peft = None
         self._loaded.clear()
+
+    def combine(
+        self,
+        parts: Mapping[str, tuple[tuple[str, Path], float]],
+        folder: Path,
+        *,
+        combination: str,
+    ) -> Path:
+        """Write the weighted combination of adapters as a plain peft directory.
+
+        Args:
+            parts: name to the key and directory of an adapter, and its weight.
+            folder: where to write; made.
+            combination: ``combination_type`` of peft's ``add_weighted_adapter``.
+
+        Raises:
+            ConfigError: peft cannot combine these adapters in this way.
+        """
+        self.clear()
+        self._ensure(dict(adapter for adapter, _ in parts.values()))
+        assert self._peft is not None
+        try:
+            self._peft.add_weighted_adapter(
+                adapters=[adapter[0] for adapter, _ in parts.values()],
+                weights=[weight for _, weight in parts.values()],
+                adapter_name=TRAINED,
+                combination_type=combination,
+            )
+        except ValueError as error:
+            raise ConfigError(f"combination {combination!r}: {error}") from error
+        self._peft.save_pretrained(folder, selected_adapters=[TRAINED])
+        (folder / "README.md").unlink(missing_ok=True)
+        self.clear()
+        return folder
 
     def generate(
         self,

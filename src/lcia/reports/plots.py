@@ -87,6 +87,37 @@ def compare_figure(runs: Mapping[str, AccuracyMatrix], path: str | Path) -> None
         figure.savefig(path, metadata=metadata)
 
 
+def similarity_figure(tasks: Sequence[str], values: Any, path: str | Path) -> None:
+    """Write the similarity of every task to every other as a heat map, as PNG or SVG.
+
+    Args:
+        tasks: names, at least one.
+        values: similarities in [0, 1], shape (tasks, tasks); row: the task that asks.
+        path: where to; the suffix is the format.
+
+    Raises:
+        ConfigError: the suffix is neither ``.png`` nor ``.svg``.
+    """
+    path = Path(path)
+    if path.suffix not in (".png", ".svg"):
+        raise ConfigError(f"{path}: expected a file name that ends in .png or .svg.")
+    names = [printable(task, limit=22) for task in tasks]
+    side = 2.2 + 0.42 * len(names)
+    with style(), rc_context({"axes.grid": False}):
+        figure = Figure(figsize=(side + 0.4, side), facecolor="white")
+        axes = figure.subplots()
+        axes.imshow(values, cmap="Blues", vmin=0, vmax=1)
+        axes.set_title("Similarity of instructions")
+        axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(len(names)), names)
+        for row, cells in enumerate(values):
+            for column, value in enumerate(cells):
+                colour = "white" if value > 0.6 else INK
+                text = {"ha": "center", "va": "center", "color": colour, "fontsize": 7}
+                axes.text(column, row, f"{value:.2f}", **text)
+        figure.savefig(path)
+
+
 def draw_scores(axes: Axes, matrix: AccuracyMatrix) -> None:
     """Draw the score of each task over the tasks learned: dotted before it is learned itself."""
     count = len(matrix.tasks)

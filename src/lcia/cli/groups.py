@@ -1,0 +1,188 @@
+"""``lcia groups``: look at adapter groups and change them; every change is a version."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from lcia.learner import ContinualLearner, Version
+
+StorePath = Annotated[Path, typer.Argument(help="An assistant's folder.")]
+GroupId = Annotated[str, typer.Argument(help="Id of a group, such as g1.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
+
+groups = typer.Typer(help="Show, match and change adapter groups.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the command line."""
+    app.add_typer(groups, name="groups")
+
+
+@groups.callback()
+def _group() -> None:
+    """Show, match and change adapter groups. 'lcia rollback' takes any change back."""
+
+
+@groups.command()
+def show(store: StorePath, as_json: AsJson = False) -> None:
+    """List the groups with their tasks and instructions.
+
+    Examples:
+
+      lcia groups show assistant
+    """
+    from lcia.cli.console import console, print_json, table
+    from lcia.learner import Store
+
+    records = [_record(group) for group in Store.open(store).current.codebook().groups]
+    if as_json:
+        print_json(records)
+        return
+    rows = [
+        [
+            r["id"],
+            r["name"] + (" (retired)" if r["retired"] else ""),
+            ", ".join(r["tasks"]),
+            f"{len(r['instructions'])}: {r['instructions'][0][:60]}",
+        ]
+        for r in records
+    ]
+    built = table(str(store), ["group", "name", "tasks", "instructions"], rows)
+    for column in built.columns:
+        column.justify = "left"
+    console.print(built)
+
+
+@groups.command()
+def match(
+    store: StorePath,
+    prompt: Annotated[str, typer.Argument(help="A prompt, as a user would type it.")],
+    as_json: AsJson = False,
+) -> None:
+    r"""Say which group a prompt would be routed to, and why; nothing is generated.
+
+    Examples:
+
+      lcia groups match assistant "May 3\n\nTranslate into German."
+    """
+    from dataclasses import asdict
+
+    from lcia.cli.console import console, number, print_json
+    from lcia.grouping import Router
+    from lcia.learner import Store
+
+    router = Router(Store.open(store).current.codebook())
+    explanation = router.explain(prompt.replace("\\n", "\n"))
+    if as_json:
+        print_json(asdict(explanation))
+        return
+    decision = explanation.decision
+    console.print(f"group:       {decision.group or 'base model'}", markup=False)
+    console.print(f"reason:      {decision.reason}", markup=False)
+    console.print(f"similarity:  {number(decision.similarity, 3)} to {decision.nearest}")
+    runner_up = f"{decision.runner_up} {number(decision.runner_up_similarity, 3)}"
+    console.print(f"runner-up:   {runner_up}", markup=False)
+    console.print(f"compared:    {decision.instruction}", markup=False)
+
+
+@groups.command()
+def merge(
+    store: StorePath,
+    group: GroupId,
+    other: Annotated[str, typer.Argument(help="The group that goes into GROUP.")],
+    weight: Annotated[float, typer.Option(help="Share of GROUP's adapter.")] = 0.5,
+    combination: Annotated[str, typer.Option(help="svd, linear or cat.")] = "svd",
+) -> None:
+    """Merge the adapter and the instructions of OTHER into GROUP, and score all tasks again.
+
+    Examples:
+
+      lcia groups merge assistant g1 g3 --weight 0.7
+    """
+    from lcia.learner import merge_groups
+
+    learner = _learner(store)
+    _done(learner, merge_groups(learner, group, other, weight=weight, combination=combination))
+
+
+@groups.command()
+def split(
+    store: StorePath,
+    group: GroupId,
+    task: Annotated[list[str], typer.Option("--task", help="A task to move; repeatable.")],
+) -> None:
+    """Move tasks of a group into a new group that starts with the same adapter.
+
+    Examples:
+
+      lcia groups split assistant g1 --task sentiments
+    """
+    from lcia.learner import split_group
+
+    learner = _learner(store)
+    _done(learner, split_group(learner, group, task))
+
+
+@groups.command()
+def rename(
+    store: StorePath, group: GroupId, name: Annotated[str, typer.Argument(help="Its new name.")]
+) -> None:
+    """Give a group a name; its id stays.
+
+    Examples:
+
+      lcia groups rename assistant g1 german
+    """
+    from lcia.learner import rename_group
+
+    learner = _learner(store)
+    _done(learner, rename_group(learner, group, name))
+
+
+@groups.command()
+def retire(
+    store: StorePath,
+    group: GroupId,
+    undo: Annotated[bool, typer.Option("--undo", help="Take the group back.")] = False,
+) -> None:
+    """Keep a group but neither reuse it nor route to it.
+
+    Examples:
+
+      lcia groups retire assistant g2
+
+      lcia groups retire assistant g2 --undo
+    """
+    from lcia.learner import retire_group
+
+    learner = _learner(store)
+    _done(learner, retire_group(learner, group, retired=not undo))
+
+
+def _learner(store: Path) -> "ContinualLearner":
+    from lcia.learner import ContinualLearner, Store
+
+    return ContinualLearner(Store.open(store))
+
+
+def _done(learner: "ContinualLearner", version: "Version") -> None:
+    from lcia.cli.console import console
+    from lcia.cli.evaluate import matrix_table
+
+    console.print(matrix_table(version.matrix(), title=f"version {version.number}"))
+    console.print(f"\n{version.manifest['note']}: version {version.number}.", markup=False)
+    console.print(
+        f"Back: lcia rollback {learner.store.root} {version.manifest['parent']}", markup=False
+    )
+
+
+def _record(group: Any) -> dict[str, Any]:
+    return {
+        "id": group.id,
+        "name": group.name,
+        "retired": group.retired,
+        "tasks": [task.name for task in group.tasks],
+        "instructions": group.instructions,
+    }

@@ -1,0 +1,102 @@
+"""Groups changed by hand: each change a version that can be rolled back."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lcia.config import AssistantConfig
+from lcia.errors import ConfigError
+from lcia.learner import (
+    ContinualLearner,
+    Store,
+    merge_groups,
+    rename_group,
+    retire_group,
+    split_group,
+)
+
+
+@pytest.fixture
+def learner(tiny_model, tmp_path, colours, shades, numbers) -> ContinualLearner:
+    config = AssistantConfig(
+        model=str(tiny_model),
+        dtype="float32",
+        training={"num_train_epochs": 1, "learning_rate": 1e-2},
+        adapter={"r": 4},
+    )
+    learner = ContinualLearner.create(tmp_path / "assistant", config)
+    learner.run([colours, shades, numbers])
+    return learner
+
+
+def delta(folder, module="base_model.model.model.layers.0.mlp.up_proj"):
+    """The weight change an adapter stands for, scaling left out."""
+    tensors = load_file(folder / "adapter_model.safetensors")
+    return tensors[f"{module}.lora_B.weight"] @ tensors[f"{module}.lora_A.weight"]
+
+
+@pytest.mark.parametrize("combination", ["cat", "svd"])
+def test_merging_sums_the_weighted_changes(learner, combination):
+    old = learner.store.current.adapters
+    parts = [delta(old["g1"][1]), delta(old["g2"][1])]
+    version = merge_groups(learner, "g1", "g2", weight=0.25, combination=combination)
+    assert [group.id for group in version.codebook().groups] == ["g1"]
+    merged = delta(version.adapters["g1"][1])
+    expected = 0.25 * parts[0] + 0.75 * parts[1]
+    scale = merged.norm() / expected.norm()  # peft may move the scaling into the factors
+    # Rank 8 holds the sum of two rank-4 changes; svd cuts it to the best of rank 4.
+    tolerance = 1e-5 if combination == "cat" else 0.5
+    assert torch.linalg.norm(merged / scale - expected) <= tolerance * expected.norm()
+    assert {p.group for p in version.predictions()} == {"g1"}
+
+
+def test_a_merged_assistant_answers_through_the_merged_adapter_and_rolls_back(learner):
+    before = learner.store.current
+    version = merge_groups(learner, "g1", "g2")
+    assert (version.number, version.manifest["parent"]) == (4, 3)
+    assert all(p.adapter == "g1@0004" for p in version.predictions())
+    assert learner.store.verify() == []
+    learner.store.roll_back(3)
+    assert learner.store.current.adapters == before.adapters
+
+
+def test_split_groups_start_with_the_same_adapter(learner, numbers):
+    version = split_group(learner, "g1", ["shades"])
+    groups = {g.id: [t.name for t in g.tasks] for g in version.codebook().groups}
+    assert groups == {"g1": ["colours"], "g2": ["numbers"], "g3": ["shades"]}
+    assert version.adapters["g3"][1] == version.adapters["g1"][1]
+
+
+def test_a_retired_group_answers_nothing_until_taken_back(learner):
+    retired = retire_group(learner, "g2")
+    assert {p.group for p in retired.predictions()} == {"g1"}
+    assert "g2" in retired.adapters
+    back = retire_group(learner, "g2", retired=False)
+    assert {p.group for p in back.predictions()} == {"g1", "g2"}
+
+
+def test_learning_goes_on_after_a_change(learner, numbers):
+    from dataclasses import replace
+
+    rename_group(learner, "g2", "digits")
+    more = replace(numbers, name="more-numbers", train=numbers.train[:8])
+    outcome = learner.learn(more)
+    assert (outcome.group, outcome.reason) == ("g2", "reuse")
+    assert learner.learn(numbers).version == 3, "tasks before the change are still known"
+
+
+@pytest.mark.parametrize(
+    ("act", "expected"),
+    [
+        (lambda learner: merge_groups(learner, "g1", "g9"), "g9"),
+        (lambda learner: merge_groups(learner, "g1", "g1"), "with itself"),
+        (lambda learner: merge_groups(learner, "g1", "g2", combination="sum"), "'sum'"),
+        (lambda learner: merge_groups(learner, "g1", "g2", weight=2), "weight is 2"),
+        (lambda learner: split_group(learner, "g1", ["colours", "shades"]), "keep some"),
+        (lambda learner: rename_group(learner, "g7", "x"), "g7"),
+    ],
+)
+def test_impossible_changes_leave_the_assistant_as_it_was(learner, act, expected):
+    with pytest.raises(ConfigError, match=expected):
+        act(learner)
+    assert Store.open(learner.store.root).versions() == [0, 1, 2, 3]
