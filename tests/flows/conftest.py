@@ -48,7 +48,7 @@ def fails(lcia):
     def run(*arguments: str | Path) -> str:
         done = lcia(*arguments)
         assert done.returncode == 2, done.stdout + done.stderr
-        lines = [line for line in done.stderr.splitlines() if not line.startswith("Loading weights")]
+        lines = [x for x in done.stderr.splitlines() if not x.startswith("Loading weights")]
         assert len(lines) == 1, done.stderr
         return lines[0]
 
