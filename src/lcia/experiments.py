@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lcia.evaluation.metrics import METRICS
 from lcia.learner import ContinualLearner, Listener, Store, check_task
 from lcia.learner.environment import environment
 from lcia.learner.files import read_json, write_json, write_jsonl, write_text
+from lcia.learner.processes import is_main, on_main
 from lcia.models.host import AdapterHost
 from lcia.models.loading import check_model
 
@@ -167,7 +169,7 @@ def run_experiment(
             _tell_started(listener, sub, planned)
             learner.run(sub.tasks)
             host = learner.host
-            _write_results(sub, learner.store)
+            on_main(partial(_write_results, sub, learner.store))
             finished(read_result(sub.folder))
         results.append(read_result(sub.folder))
     return results
@@ -185,7 +187,7 @@ def read_result(folder: Path) -> Result:
 
 
 def _tell_started(listener: Listener | None, sub: SubRun, planned: Sequence[SubRun]) -> None:
-    if listener is not None:
+    if listener is not None and is_main():
         left = [other for other in planned if not (other.folder / "metrics.json").is_file()]
         listener(
             {
@@ -204,9 +206,13 @@ def _open(sub: SubRun, *, host: AdapterHost | None, listener: Listener | None) -
         return ContinualLearner(Store.open(root), **options)
     sub.config.check()
     check_model(sub.config.model)
+    on_main(partial(_begin, sub))
+    return ContinualLearner.create(root, sub.config, **options)
+
+
+def _begin(sub: SubRun) -> None:
     sub.folder.mkdir(parents=True, exist_ok=True)
     write_text(sub.folder / "resolved.yaml", _resolved(sub))
-    return ContinualLearner.create(root, sub.config, **options)
 
 
 def _resolved(sub: SubRun) -> str:

@@ -38,6 +38,7 @@ def run(
     from lcia.cli.results import show_results
     from lcia.config import load_stream_config
     from lcia.experiments import run_experiment
+    from lcia.learner.processes import is_main
     from lcia.reports.collect import report_of
     from lcia.reports.html import write_report
 
@@ -45,10 +46,14 @@ def run(
     with LearningProgress(quiet=as_json) as progress:
 
         def finished(result: "Result") -> None:
+            if not is_main():
+                return
             report = report_of({result.label: result.store}, title=result.folder.name)
             write_report(report, result.folder / "report.html")
 
         results = run_experiment(config, base=stream.parent, listener=progress, finished=finished)
+    if not is_main():
+        return
     page = stream.parent / config.output / "report.html"
     stores = {result.folder.name: result.store for result in results}
     write_report(report_of(stores, title=config.output.name), page)

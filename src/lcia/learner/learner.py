@@ -3,13 +3,11 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from accelerate import PartialState
 
 from lcia.config import AssistantConfig
 from lcia.data.task import Task
@@ -33,6 +31,7 @@ from lcia.learner.environment import environment
 from lcia.learner.files import write_jsonl
 from lcia.learner.gate import check_gate
 from lcia.learner.journal import Journal, Listener
+from lcia.learner.processes import is_main, on_main
 from lcia.learner.store import Run, Store, Version
 from lcia.learner.training import train_adapter
 from lcia.models.host import AdapterHost
@@ -83,7 +82,6 @@ class ContinualLearner:
         self.config = store.config
         self.listener = listener
         self._host = host
-        self._processes = PartialState()
 
     @classmethod
     def create(
@@ -98,8 +96,8 @@ class ContinualLearner:
         """
         config.check()
         check_model(config.model)
-        store = Store.create(root, config, content_hash=content_hash(config.model))
-        return cls(store, **options)
+        on_main(lambda: Store.create(root, config, content_hash=content_hash(config.model)))
+        return cls(Store.open(root), **options)
 
     @property
     def host(self) -> AdapterHost:
@@ -144,11 +142,11 @@ class ContinualLearner:
             TrainingError: training failed; calling again resumes it.
         """
         check_task(task)
-        with self.store.writing() if self._processes.is_main_process else nullcontext():
+        with self.store.writing() if is_main() else nullcontext():
             current = self.store.current
             if task.name in current.manifest["tasks"]:
                 return self._outcome(task)
-            self._on_main(lambda: self.store.begin(task.name, self._fingerprint(task)))
+            on_main(lambda: self.store.begin(task.name, self._fingerprint(task)))
             run = self.store.begin(task.name, self._fingerprint(task))
             journal = self._journal(run)
 
@@ -188,7 +186,7 @@ class ContinualLearner:
                 }
                 self.store.commit(run, task, group=group, adapter=adapter, contents=contents)
 
-            self._on_main(commit)
+            on_main(commit)
             return self._outcome(task)
 
     def _outcome(self, task: Task) -> Outcome:
@@ -307,7 +305,7 @@ class ContinualLearner:
             write_jsonl(path, (p.to_json() for p in predictions))
 
         if not path.is_file():
-            self._on_main(answer)
+            on_main(answer)
         return path
 
     def _pass_gate(
@@ -316,19 +314,13 @@ class ContinualLearner:
         try:
             check_gate(self.config.gate, before=before, after=after)
         except GateError:
-            self._on_main(lambda: shutil.rmtree(run.folder))
+            on_main(lambda: shutil.rmtree(run.folder))
             raise
 
     def _journal(self, run: Run) -> Journal:
-        if not self._processes.is_main_process:
+        if not is_main():
             return Journal(None)
         return Journal(run.folder / "journal.jsonl", self.listener)
-
-    def _on_main(self, action: Callable[[], Any]) -> None:
-        """Do something on the main process only, while the others wait for it."""
-        if self._processes.is_main_process:
-            action()
-        self._processes.wait_for_everyone()
 
     def _fingerprint(self, task: Task) -> str:
         content = [task.name, task.fingerprint(), self.config.model_dump(mode="json")]
