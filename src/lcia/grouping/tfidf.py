@@ -150,7 +150,7 @@ class TfidfSimilarity:
     def prototypes(self, prompts: Sequence[str]) -> list[dict[str, float]]:
         """Return the centroid of the prompts' unit count vectors: its heaviest terms, unit length.
 
-        One centroid: more of them route no better (docs/grouping.md).
+        One centroid a task; several were only tried for embeddings (docs/grouping.md).
         """
         total: Counter[str] = Counter()
         for prompt in prompts:
