@@ -163,9 +163,46 @@ def test_learn_then_ask_evaluate_report_and_roll_back(fails, lcia, stream, tmp_p
     assert "differs from its checksum" in lcia("verify", store).stderr
 
 
-def test_plan_decides_as_learning_would_without_a_model(lcia, stream):
+def test_groups_are_shown_matched_and_changed_as_versions(lcia, fails, stream, tmp_path):
+    assert lcia("run", stream).returncode == 0
+    store = tmp_path / "out" / "lcia-seed0" / "assistant"
+    shown = json.loads(lcia("groups", "show", store, "--json").stdout)
+    assert [(g["id"], g["tasks"]) for g in shown] == [
+        ("g1", ["colours", "shades"]),
+        ("g2", ["numbers"]),
+    ]
+    prompt = r"Write this number as a digit.\n\nsix"
+    matched = json.loads(lcia("groups", "match", store, prompt, "--json").stdout)
+    assert matched["decision"]["group"] == "g2"
+    assert set(matched["terms"]) == {"write", "number", "digit"}
+    for change in (
+        ["rename", store, "g2", "digits"],
+        ["split", store, "g1", "--task", "shades"],
+        ["retire", store, "g3"],
+        ["merge", store, "g1", "g2", "--combination", "linear"],
+    ):
+        done = lcia("groups", *change)
+        assert done.returncode == 0, done.stderr
+        assert "Back: lcia rollback" in done.stdout
+    assert "g9" in fails("groups", "retire", store, "g9")
+    notes = [r["note"] for r in json.loads(lcia("versions", store, "--json").stdout)]
+    assert notes[4:] == [
+        "name g2 digits",
+        "split shades from g1",
+        "retire g3",
+        "merge g2 into g1 (linear, weight 0.5)",
+    ]
+    assert lcia("rollback", store, "3").returncode == 0
+    assert len(json.loads(lcia("groups", "show", store, "--json").stdout)) == 2
+
+
+def test_plan_decides_as_learning_would_without_a_model(lcia, stream, tmp_path):
     edit(stream, model="never/loaded")
-    plan = json.loads(lcia("plan", stream, "--json").stdout)
+    picture = tmp_path / "similarities.png"
+    plan = json.loads(lcia("plan", stream, "--picture", picture, "--json").stdout)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert plan["similarities"]["colours"] == {"colours": 1, "shades": 1, "numbers": 0}
+    assert plan["levels"][0]["groups"] == {"colours": "g1", "shades": "g1", "numbers": "g2"}
     assert [(d["task"], d["group"]) for d in plan["decisions"]] == [
         ("colours", "g1"),
         ("shades", "g1"),

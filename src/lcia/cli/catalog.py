@@ -32,13 +32,12 @@ def show(
       lcia ls methods
     """
     from lcia import registry
-    from lcia.cli.console import console, print_json, table
+    from lcia.cli.console import print_json, print_table
 
     chosen: registry.Registry = getattr(registry, kind.value.upper())
     records = [{"name": name, "description": chosen.describe(name)} for name in chosen.names()]
     if as_json:
         print_json(records)
         return
-    built = table(kind.value, ["name", ""], [[r["name"], r["description"]] for r in records])
-    built.columns[1].justify = "left"
-    console.print(built)
+    rows = [[record["name"], record["description"]] for record in records]
+    print_table(kind.value, ["name", ""], rows, left=(0, 1))

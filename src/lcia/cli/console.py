@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.status import Status
 from rich.table import Table
+from rich.text import Text
 
 console = Console(highlight=False)
 QUIET_S = 5.0
@@ -34,14 +35,21 @@ def duration(seconds: float) -> str:
     return f"{seconds // 60} min {seconds % 60:02d} s" if seconds >= 60 else f"{seconds} s"
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """Build a table whose first column is text and whose others are right-aligned."""
-    built = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+def print_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)
+) -> None:
+    """Print a title and a table; columns are right-aligned but those whose index is in ``left``.
+
+    Cells are shown as they are: brackets in them are no markup.
+    """
+    built = Table(box=None, pad_edge=False)
     for i, column in enumerate(columns):
-        built.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+        justify: Any = "left" if i in left else "right"
+        built.add_column(Text(column), justify=justify, overflow="fold")
     for row in rows:
-        built.add_row(*row)
-    return built
+        built.add_row(*(Text(cell) for cell in row))
+    console.print(Text(title, style="bold"), soft_wrap=True)
+    console.print(built)
 
 
 class LearningProgress:

@@ -38,7 +38,7 @@ def check(
 
       lcia data check chats.jsonl --role bot=assistant
     """
-    from lcia.cli.console import console, print_json, table
+    from lcia.cli.console import print_json, print_table
     from lcia.data import check as check_file
     from lcia.errors import DataError
 
@@ -58,7 +58,7 @@ def check(
             ["of these with another answer", str(report.conflicting_prompts)],
             ["records that cannot be used", str(len(report.bad))],
         ]
-        console.print(table(str(file), ["", "characters or count"], rows))
+        print_table(str(file), ["", "characters or count"], rows)
     if not report.ok:
         shown = list(report.bad[:20])
         hidden = len(report.bad) - len(shown)

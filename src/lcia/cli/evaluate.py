@@ -32,7 +32,7 @@ def evaluate(
 
       lcia eval runs/demo/lcia-seed0/assistant --again --json
     """
-    from lcia.cli.console import console, number, print_json, table
+    from lcia.cli.console import console, number, print_json, print_table
     from lcia.evaluation.metrics import METRICS, summarise
     from lcia.learner import Store
 
@@ -48,20 +48,20 @@ def evaluate(
     if as_json:
         print_json(result)
         return
-    console.print(matrix_table(matrix, title=f"{store}, version {version.number}"))
+    print_matrix(matrix, title=f"{store}, version {version.number}")
     rows = [
         [metric.label, number(result["metrics"][name]), metric.formula]
         for name, metric in METRICS.items()
     ]
     console.print()
-    console.print(table("Metrics", ["", "percent", "formula"], rows))
+    print_table("Metrics", ["", "percent", "formula"], rows, left=(0, 2))
     if again:
         rows = [
             [task, number(matrix.row(matrix.learned)[task]), number(score)]
             for task, score in result["scores_again"].items()
         ]
         console.print()
-        console.print(table("Answered again", ["task", "recorded", "now"], rows))
+        print_table("Answered again", ["task", "recorded", "now"], rows)
 
 
 def _answer_again(store: Path) -> dict[str, float]:
@@ -82,12 +82,16 @@ def _answer_again(store: Path) -> dict[str, float]:
     )
 
 
-def matrix_table(matrix: "AccuracyMatrix", *, title: str) -> Any:
-    """Return the accuracy matrix as a table: a row per task learned, a column per task scored."""
-    from lcia.cli.console import number, table
+def print_matrix(matrix: "AccuracyMatrix", *, title: str) -> None:
+    """Print the accuracy matrix: a row per task learned, a column per task scored.
+
+    Columns are numbered like the rows: names would not fit.
+    """
+    from lcia.cli.console import number, print_table
 
     rows = [
-        ["before" if t == 0 else matrix.tasks[t - 1], *(number(cell) for cell in row)]
+        [f"{t} {matrix.tasks[t - 1]}" if t else "before", *(number(cell) for cell in row)]
         for t, row in enumerate(matrix.rows)
     ]
-    return table(title, ["after learning", *matrix.tasks], rows)
+    columns = ["after learning", *(str(i) for i in range(1, len(matrix.tasks) + 1))]
+    print_table(title, columns, rows)

@@ -33,7 +33,7 @@ def show(store: StorePath, as_json: AsJson = False) -> None:
 
       lcia groups show assistant
     """
-    from lcia.cli.console import console, print_json, table
+    from lcia.cli.console import print_json, print_table
     from lcia.learner import Store
 
     records = [_record(group) for group in Store.open(store).current.codebook().groups]
@@ -49,10 +49,8 @@ def show(store: StorePath, as_json: AsJson = False) -> None:
         ]
         for r in records
     ]
-    built = table(str(store), ["group", "name", "tasks", "instructions"], rows)
-    for column in built.columns:
-        column.justify = "left"
-    console.print(built)
+    columns = ["group", "name", "tasks", "instructions"]
+    print_table(str(store), columns, rows, left=range(len(columns)))
 
 
 @groups.command()
@@ -169,9 +167,9 @@ def _learner(store: Path) -> "ContinualLearner":
 
 def _done(learner: "ContinualLearner", version: "Version") -> None:
     from lcia.cli.console import console
-    from lcia.cli.evaluate import matrix_table
+    from lcia.cli.evaluate import print_matrix
 
-    console.print(matrix_table(version.matrix(), title=f"version {version.number}"))
+    print_matrix(version.matrix(), title=f"version {version.number}")
     console.print(f"\n{version.manifest['note']}: version {version.number}.", markup=False)
     console.print(
         f"Back: lcia rollback {learner.store.root} {version.manifest['parent']}", markup=False

@@ -41,7 +41,14 @@ def learn(
 
       lcia learn assistant refunds.jsonl --name refunds --test refunds-test.jsonl
     """
-    from lcia.cli.console import LearningProgress, console, duration, number, print_json, table
+    from lcia.cli.console import (
+        LearningProgress,
+        console,
+        duration,
+        number,
+        print_json,
+        print_table,
+    )
     from lcia.config import AssistantConfig, parse_config
     from lcia.data import TaskConfig, load_task
     from lcia.errors import ConfigError
@@ -77,7 +84,7 @@ def learn(
             outcome.scores.items(), _before(learner, outcome.scores), strict=True
         )
     ]
-    console.print(table("Scores in percent", ["task", "before", "after"], rows))
+    print_table("Scores in percent", ["task", "before", "after"], rows)
     console.print(
         f"\n{name} is learned: version {outcome.version}, group {outcome.group} "
         f"({outcome.reason}), {duration(outcome.seconds)}.\nTry: lcia chat {store}",

@@ -27,7 +27,7 @@ def show(
     """
     if context.invoked_subcommand is not None:
         return
-    from lcia.cli.console import console, print_json, table
+    from lcia.cli.console import print_json, print_table
     from lcia.models.loading import describe_models
 
     records = describe_models()
@@ -38,7 +38,8 @@ def show(
         [r["name"], r["source"], r["license"], f"{r['download_mb']} MB", r["prepared"] or "no"]
         for r in records
     ]
-    console.print(table("Embedded models", ["name", "from", "licence", "size", "prepared"], rows))
+    columns = ["name", "from", "licence", "size", "prepared"]
+    print_table("Embedded models", columns, rows, left=range(len(columns)))
 
 
 @models.command()

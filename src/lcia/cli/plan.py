@@ -32,7 +32,7 @@ def plan(
 
       lcia plan stream.yaml --set grouping.threshold=0.5 --picture similarities.png
     """
-    from lcia.cli.console import console, number, print_json, table
+    from lcia.cli.console import console, number, print_json, print_table
     from lcia.config import load_stream_config
     from lcia.experiments import stream_tasks
     from lcia.grouping import GroupingConfig, plan_groups, suggest_threshold, task_similarities
@@ -64,23 +64,26 @@ def plan(
     ]
     title = f"Groups at threshold {grouping.threshold:g} ({grouping.similarity})"
     columns = ["task", "group", "similarity", "reason", "instructions"]
-    console.print(table(title, columns, rows))
+    print_table(title, columns, rows, left=(0, 4))
     rows = [
-        [name, *(number(float(s), 2) for s in row)]
-        for name, row in zip(extractions, similarities, strict=True)
+        [f"{i} {name}", *(number(float(s), 2) for s in row)]
+        for i, (name, row) in enumerate(zip(extractions, similarities, strict=True), start=1)
     ]
     console.print()
-    console.print(table("Similarity of tasks", ["task", *extractions], rows))
+    numbers = [str(i) for i in range(1, len(extractions) + 1)]
+    print_table("Similarity of tasks", ["task", *numbers], rows)
     rows = [
         [f"{level.low:.2f} – {level.high:.2f}", str(level.group_count), _members(level.groups)]
         for level in advice.levels
     ]
     console.print()
-    console.print(table("What the threshold does", ["threshold", "groups", "which"], rows))
+    columns = ["threshold", "groups", "which"]
+    print_table("What the threshold does", columns, rows, left=(0, 2))
     console.print(
-        f"\nThe widest range without all tasks in one group suggests "
-        f"grouping.threshold: {advice.threshold:.2f}",
+        f"\nThe widest range with more than one group suggests "
+        f"grouping.threshold={advice.threshold:.2f}",
         markup=False,
+        soft_wrap=True,
     )
 
 

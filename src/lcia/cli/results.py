@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lcia.cli.chat import explain
-from lcia.cli.console import console, duration, number, table
-from lcia.cli.evaluate import matrix_table
+from lcia.cli.console import console, duration, number, print_table
+from lcia.cli.evaluate import print_matrix
 from lcia.evaluation.generate import Prediction
 from lcia.evaluation.metrics import METRICS
 from lcia.experiments import Result
@@ -18,13 +18,13 @@ def show_results(results: Sequence[Result], *, report: Path) -> None:
     """Print matrices, one table of all metrics, the last run's groups and a few answers."""
     for result in results:
         console.print()
-        console.print(matrix_table(result.store.current.matrix(), title=result.folder.name))
+        print_matrix(result.store.current.matrix(), title=result.folder.name)
     console.print()
-    console.print(_metrics(results))
+    _print_metrics(results)
     last = results[-1]
     version = last.store.current
     console.print()
-    console.print(_groups(version, title=f"Groups of {last.folder.name}"))
+    _print_groups(version, title=f"Groups of {last.folder.name}")
     console.print(f"\nThree answers of {last.folder.name}", style="bold", markup=False)
     for prediction in _samples(version):
         _show_answer(prediction)
@@ -32,7 +32,7 @@ def show_results(results: Sequence[Result], *, report: Path) -> None:
     console.print(f"Try:    lcia chat {last.folder / 'assistant'}", markup=False, soft_wrap=True)
 
 
-def _metrics(results: Sequence[Result]) -> object:
+def _print_metrics(results: Sequence[Result]) -> None:
     names = [result.folder.name for result in results]
     rows = [
         [metric.label, *(number(result.metrics[name]) for result in results)]
@@ -40,18 +40,15 @@ def _metrics(results: Sequence[Result]) -> object:
     ]
     rows.append(["Groups", *(str(result.groups) for result in results)])
     rows.append(["Time", *(duration(result.seconds) for result in results)])
-    return table("Results, in percent", ["", *names], rows)
+    print_table("Results, in percent", ["", *names], rows)
 
 
-def _groups(version: Version, *, title: str) -> object:
+def _print_groups(version: Version, *, title: str) -> None:
     rows = []
     for group in version.codebook().groups:
         tasks = ", ".join(task.name for task in group.tasks)
         rows.append([group.id, tasks, group.instructions[0]])
-    built = table(title, ["group", "tasks", "an instruction of it"], rows)
-    for column in built.columns:
-        column.justify = "left"
-    return built
+    print_table(title, ["group", "tasks", "an instruction of it"], rows, left=(0, 1, 2))
 
 
 def _samples(version: Version) -> list[Prediction]:

@@ -23,7 +23,7 @@ def versions(store: StorePath, as_json: AsJson = False) -> None:
 
       lcia versions assistant
     """
-    from lcia.cli.console import console, number, print_json, table
+    from lcia.cli.console import number, print_json, print_table
     from lcia.learner import Store
 
     opened = Store.open(store)
@@ -41,7 +41,7 @@ def versions(store: StorePath, as_json: AsJson = False) -> None:
         ]
         for record in records
     ]
-    console.print(table(str(store), ["version", "task", "group", "Avg.ACC"], rows))
+    print_table(str(store), ["version", "task", "group", "Avg.ACC"], rows, left=(0, 1, 2))
 
 
 def rollback(
