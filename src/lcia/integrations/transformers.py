@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import DeepSpeedOptimizerWrapper
+from accelerate import PartialState
+from accelerate.utils import DistributedType
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -80,7 +81,7 @@ class DynamicEMACallback(TrainerCallback):
         """Start the average from the parameters, or from the checkpoint training resumes from."""
         self._since_log = EMAStats()
         settings = {"rule": self.rule, "initial": self._initial}
-        if isinstance(optimizer, DeepSpeedOptimizerWrapper):
+        if PartialState().distributed_type == DistributedType.DEEPSPEED:
             self.ema = DeepSpeedEMA(model, optimizer, **settings)
         else:
             self.ema = DynamicEMA(model.named_parameters(), **settings)
