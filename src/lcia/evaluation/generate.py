@@ -1,8 +1,9 @@
 """Answers of the assistant to held-out samples, routed one by one, generated in batches."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,8 @@ def generate(
 ) -> list[str]:
     """Answer prompts greedily in batches of similar length; a batch may mix adapters.
 
+    The base model never changes: what it answered before is not generated again.
+
     Args:
         host: the base model with its adapters.
         requests: in any order.
@@ -93,19 +96,30 @@ def generate(
         key = request.adapter[0] if request.adapter else ""
         return request.max_new_tokens, key, sum(len(m.content) for m in request.messages)
 
-    order = sorted(range(len(requests)), key=alike)
-    answers = [""] * len(requests)
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        texts = host.generate(
-            [requests[i].messages for i in batch],
-            [requests[i].adapter for i in batch],
-            max_new_tokens=max(requests[i].max_new_tokens for i in batch),
-        )
-        for i, text in zip(batch, texts, strict=True):
-            answers[i] = text
-        progress(start + len(batch), len(order))
+    answers = [host.base_answers.get(request, "") for request in requests]
+    order = [i for i, request in enumerate(requests) if request not in host.base_answers]
+    done = 0
+    for limit, same in groupby(sorted(order, key=alike), key=lambda i: alike(i)[0]):
+        for batch in batched(same, batch_size):
+            texts = host.generate(
+                [requests[i].messages for i in batch],
+                [requests[i].adapter for i in batch],
+                max_new_tokens=limit,
+            )
+            for i, text in zip(batch, texts, strict=True):
+                answers[i] = text
+                if requests[i].adapter is None:
+                    host.base_answers[requests[i]] = text
+            done += len(batch)
+            progress(done, len(order))
     return answers
+
+
+def batched(items: Iterable[int], size: int) -> Iterator[list[int]]:
+    """Yield the items in lists of at most ``size`` (``itertools.batched`` of Python 3.12)."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
 
 
 def evaluate(

@@ -27,6 +27,9 @@ class AdapterHost:
         max_prompt_tokens: longest prompt in tokens; longer ones lose their middle.
         max_loaded: adapters kept in memory besides the trained one; the least recently used
             leaves first.
+
+    Attributes:
+        base_answers: what the base model answered to a request, kept by those who ask it twice.
     """
 
     def __init__(
@@ -35,6 +38,7 @@ class AdapterHost:
         self.base = base
         self.chat = ChatFormat(base.tokenizer, max_prompt_tokens=max_prompt_tokens)
         self.max_loaded = max_loaded
+        self.base_answers: dict[Any, str] = {}
         self._peft: Any | None = None
         self._loaded: dict[str, Path] = {}
 
