@@ -1,6 +1,7 @@
 """A stream learned by several methods, seeds and orders, one resumable folder each."""
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -130,8 +131,13 @@ def sub_runs(config: StreamConfig, tasks: Sequence[Task], *, base: Path) -> Iter
                     order=order,
                     tasks=tuple(by_name[name] for name in names),
                     config=config.assistant(method=plain, seed=seed),
-                    folder=base / config.output / f"{label}-seed{seed}{suffix}",
+                    folder=output_folder(config, base=base) / f"{label}-seed{seed}{suffix}",
                 )
+
+
+def output_folder(config: StreamConfig, *, base: Path) -> Path:
+    """Return the folder of an experiment's results."""
+    return Path(os.path.normpath(base / config.output))
 
 
 def run_experiment(

@@ -37,7 +37,7 @@ def run(
     from lcia.cli.console import LearningProgress, print_json
     from lcia.cli.results import show_results
     from lcia.config import load_stream_config
-    from lcia.experiments import run_experiment
+    from lcia.experiments import output_folder, run_experiment
     from lcia.learner.processes import is_main
     from lcia.reports.collect import report_of
     from lcia.reports.html import write_report
@@ -54,7 +54,7 @@ def run(
         results = run_experiment(config, base=stream.parent, listener=progress, finished=finished)
     if not is_main():
         return
-    page = stream.parent / config.output / "report.html"
+    page = output_folder(config, base=stream.parent) / "report.html"
     stores = {result.folder.name: result.store for result in results}
     write_report(report_of(stores, title=config.output.name), page)
     if as_json:

@@ -10,7 +10,7 @@ from lcia.data.task import Task
 
 TRAIN = 104
 TEST = 40
-MAX_NEW_TOKENS = 16
+MAX_NEW_TOKENS = 10
 
 GERMAN = "Translate into German."
 SPANISH = "Translate into Spanish."
