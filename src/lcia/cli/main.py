@@ -36,6 +36,7 @@ def _options(
         return
     # lcia shows its own progress; the bars of the libraries below it would tear it apart.
     os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # else a line for every retry
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.captureWarnings(True)
     logging.getLogger("py.warnings").setLevel(logging.ERROR)

@@ -143,7 +143,10 @@ def _hub_commit(name: str) -> str:
 
 
 def _looks_like_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists()
+    """Tell a path from a hub id, which is one or two words without a folder of that name here."""
+    path = Path(name)
+    local = path.exists() or (len(path.parts) == 2 and path.parent.is_dir())
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or local
 
 
 def _location(name: str) -> str:
