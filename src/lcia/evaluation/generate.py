@@ -9,6 +9,7 @@ from typing import Any
 
 from lcia.data.sample import Message
 from lcia.data.task import Task
+from lcia.evaluation.scorers import mean_percent
 from lcia.grouping.router import RouteDecision
 from lcia.models.host import AdapterHost
 from lcia.registry import SCORERS
@@ -184,7 +185,7 @@ def scores_percent(predictions: Iterable[Prediction]) -> dict[str, float]:
     by_task: dict[str, list[float]] = {}
     for prediction in predictions:
         by_task.setdefault(prediction.task, []).append(prediction.score)
-    return {task: 100 * sum(scores) / len(scores) for task, scores in by_task.items()}
+    return {task: mean_percent(scores) for task, scores in by_task.items()}
 
 
 def read_predictions(path: Path) -> list[Prediction]:
