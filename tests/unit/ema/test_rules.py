@@ -5,8 +5,8 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
-from ema_reference import trajectory
 
+from ema_reference import trajectory
 from lcia.ema import DynamicEMA, Fixed, build_rule
 from lcia.errors import ConfigError
 from lcia.registry import RULES
