@@ -9,6 +9,7 @@ from lcia.registry import SIMILARITIES, nearest
 AGGREGATES = ("best", "mean")
 POLICIES = ("nearest", "latest", "base")
 ROUTE_ON = ("instruction", "prompt", "both")
+STARTS = ("fresh", "nearest", "latest")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,8 @@ class GroupingConfig:
             a task, 0.3 for diverse templates).
         below: what answers a prompt whose best group stays below the threshold: the ``nearest``
             group, the ``latest`` one (the authors' released code) or the ``base`` model.
+        start: what a new group's adapter starts from: ``fresh`` (the paper), or a copy of the
+            ``nearest`` group's or of the ``latest`` trained one, which stay as they are.
         route_on: what answering compares: the ``instruction`` (the paper), the whole ``prompt``
             with prototypes of each task's prompts, or ``both``.
         route_threshold: what ``below`` refers to when answering; None: ``threshold``. Similarities
@@ -36,6 +39,7 @@ class GroupingConfig:
     aggregate: str = "best"
     threshold: float = 0.9
     below: str = "nearest"
+    start: str = "fresh"
     route_on: str = "instruction"
     route_threshold: float | None = None
     encoder: str | None = None
@@ -44,6 +48,7 @@ class GroupingConfig:
         _check_choice("similarity", self.similarity, SIMILARITIES.names())
         _check_choice("aggregate", self.aggregate, AGGREGATES)
         _check_choice("below", self.below, POLICIES)
+        _check_choice("start", self.start, STARTS)
         _check_choice("route_on", self.route_on, ROUTE_ON)
         _check_share("threshold", self.threshold)
         if self.route_threshold is not None:

@@ -152,7 +152,8 @@ class ContinualLearner:
 
             codebook, decision, group = self._group(task, current, journal=journal)
             before = self._answers_before(task, current, run=run, journal=journal)
-            adapter = self._train(task, current, group=group, run=run, journal=journal)
+            start = self._start(decision, current)
+            adapter = self._train(task, current, group=group, start=start, run=run, journal=journal)
             after = self._answers_after(
                 [*current.tasks(), task],
                 codebook=codebook,
@@ -233,20 +234,39 @@ class ContinualLearner:
         )
         return codebook, decision, group
 
+    def _start(self, decision: GroupDecision, current: Version) -> Path | None:
+        """Return the adapter that training starts from; None for a fresh one."""
+        adapters = {group: folder for group, (_, folder) in current.adapters.items()}
+        start = self.config.resolve_grouping().start
+        if decision.group is not None:
+            return adapters[decision.group]
+        if start == "fresh" or not adapters:
+            return None
+        if start == "nearest" and decision.nearest is not None:
+            return adapters[decision.nearest]
+        return max(adapters.values(), key=lambda folder: folder.name)
+
     def _train(
-        self, task: Task, current: Version, *, group: str, run: Run, journal: Journal
+        self,
+        task: Task,
+        current: Version,
+        *,
+        group: str,
+        start: Path | None,
+        run: Run,
+        journal: Journal,
     ) -> Path:
         """Return the trained adapter's folder, training it unless that is done."""
         adapter = run.folder / "adapter"
         if not adapter.is_dir():
-            previous = current.adapters.get(group)
             train_adapter(
                 self.host,
                 task,
                 method=self.config.build_method(),
                 config=self.config,
                 group=group,
-                previous=previous[1] if previous else None,
+                start=start,
+                reused=group in current.adapters,
                 task_index=len(current.manifest["tasks"]),
                 folder=run.folder,
                 journal=journal,

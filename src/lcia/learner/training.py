@@ -34,7 +34,8 @@ def train_adapter(
     method: Method,
     config: AssistantConfig,
     group: str,
-    previous: Path | None,
+    start: Path | None,
+    reused: bool,
     task_index: int,
     folder: Path,
     journal: Journal,
@@ -47,7 +48,9 @@ def train_adapter(
         method: what differs from plain training.
         config: adapter and training settings, seed.
         group: id of the group.
-        previous: the group's adapter so far; None for a new group.
+        start: the adapter to train on: the group's own so far, or another group's to copy; None
+            for a fresh one.
+        reused: whether ``start`` is the group's own.
         task_index: how many tasks were learned before.
         folder: the run's folder; gets ``checkpoints/`` and ``adapter/``.
         journal: told every step.
@@ -61,16 +64,16 @@ def train_adapter(
     seed = config.seed + 1000 * task_index
     set_seed(seed)
     model = (
-        host.adapter_to_train(previous)
-        if previous is not None
+        host.adapter_to_train(start)
+        if start is not None
         else host.new_adapter(LoraConfig(**{**ADAPTER_DEFAULTS, **config.adapter}))
     )
-    carried = previous / CARRIED if previous is not None else None
+    carried = start / CARRIED if start is not None and reused else None
     context = TaskContext(
         task=task.name,
         task_index=task_index,
         group=group,
-        reused=previous is not None,
+        reused=reused,
         parameters={n: p for n, p in model.named_parameters() if p.requires_grad},
         carried=load_file(carried) if carried is not None and carried.is_file() else {},
         seed=seed,

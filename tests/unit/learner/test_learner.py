@@ -2,11 +2,13 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 from safetensors.torch import load_file
 
 from lcia.config import AssistantConfig
+from lcia.data import Task
 from lcia.errors import ConfigError, GateError, ModelError, StoreError
 from lcia.learner import ContinualLearner, Store
 from lcia.learner.checkpoint import last_checkpoint
@@ -48,6 +50,30 @@ def test_same_instruction_reuses_a_group_and_another_opens_one(learned):
         ("g1", "reuse"),
         ("g2", "expand"),
     ]
+
+
+@pytest.mark.parametrize(("start", "source"), [("nearest", "g1"), ("latest", "g2")])
+def test_a_new_group_starts_from_a_copy_of_another(
+    start, source, tiny_model, tmp_path, colours, numbers, shades
+):
+    config = configure(tiny_model, grouping={"start": start, "threshold": 1.0})
+    store = ContinualLearner.create(tmp_path / "a", config).store
+    ContinualLearner(store).run([colours, numbers])
+    frozen = config.model_copy(update={"training": {**TRAINING, "learning_rate": 0.0}})
+    learner = ContinualLearner(store)
+    learner.config = frozen
+    before = adapters_of(store)
+    close = Task(
+        name="close",
+        train=tuple(
+            replace(sample, instruction=f"{sample.instruction} Mind capitals.") for sample in shades.train
+        ),
+        test=shades.test,
+        instruction="field",
+    )
+    assert learner.learn(close).group == "g3"
+    weights = "adapter_model.safetensors"
+    assert adapters_of(store)[f"g3/{weights}"] == before[f"{source}/{weights}"]
 
 
 def test_every_learned_task_is_scored_after_every_task(learned):
