@@ -66,7 +66,8 @@ def test_a_new_group_starts_from_a_copy_of_another(
     close = Task(
         name="close",
         train=tuple(
-            replace(sample, instruction=f"{sample.instruction} Mind capitals.") for sample in shades.train
+            replace(sample, instruction=f"{sample.instruction} Mind capitals.")
+            for sample in shades.train
         ),
         test=shades.test,
         instruction="field",
