@@ -74,6 +74,7 @@ RULES = Registry(
         "next": "lcia.ema.balance:Next",
         "fixed": "lcia.ema.balance:Fixed",
         "curvature": "lcia.ema.curvature:Curvature",
+        "horizon": "lcia.ema.horizon:Horizon",
     },
 )
 

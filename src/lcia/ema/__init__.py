@@ -4,6 +4,7 @@ from lcia.ema.average import DynamicEMA
 from lcia.ema.balance import Fixed, Next, Paper, Release, Rule, build_rule
 from lcia.ema.curvature import Curvature
 from lcia.ema.decide import REASONS
+from lcia.ema.horizon import Horizon
 from lcia.ema.merge import PrecisionMerge
 from lcia.ema.record import EMAStats
 
@@ -13,6 +14,7 @@ __all__ = [
     "DynamicEMA",
     "EMAStats",
     "Fixed",
+    "Horizon",
     "Next",
     "Paper",
     "PrecisionMerge",

@@ -62,7 +62,7 @@ class DynamicEMA:
         shards: Shards | None = None,
         fused: bool | None = None,
     ) -> None:
-        self.rule = build_rule(rule)
+        self.rule = build_rule(rule).for_training()
         self._fused = fused
         self._shards = shards or Shards()
         self._parameters = _without_ties(named_parameters)
@@ -96,12 +96,13 @@ class DynamicEMA:
         without_gradient = len(self.shadow) - len(names)
         sums = self._sums(names)
         known = torch.tensor([name not in joined and self._is_known(name) for name in names])
-        decision = decide(self.rule, sums, known=known.to(sums["drift_l1"].device))
+        step = int(self._stats.steps) + len(self._pending) + 1
+        decision = decide(self.rule, sums, known=known.to(sums["drift_l1"].device), step=step)
         self._blend(names, decision.gain)
         self._remember(names)
-        step = summarise(decision, sums["drift_l1"], without_gradient=without_gradient)
-        self._pending.append(step)
-        if step.device.type == "cpu" or len(self._pending) >= _PENDING_STEPS:
+        figures = summarise(decision, sums["drift_l1"], without_gradient=without_gradient)
+        self._pending.append(figures)
+        if figures.device.type == "cpu" or len(self._pending) >= _PENDING_STEPS:
             self._read_pending()
 
     def attach(self, optimizer: Optimizer) -> RemovableHandle:

@@ -7,7 +7,7 @@ Rules return ``gain`` = 1 - beta, the weight of the new parameters: gains of 1e-
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from typing import Any, ClassVar
 
 import torch
@@ -41,7 +41,7 @@ class Rule(ABC):
 
     def __post_init__(self) -> None:
         for setting in fields(self):
-            _check(self, setting.name)
+            _check(self, setting)
 
     @property
     def needs_gradients(self) -> bool:
@@ -53,9 +53,22 @@ class Rule(ABC):
         """Whether theta_{t-1} has to be kept, at the cost of one more copy of the parameters."""
         return any("step" in term for term in self.terms)
 
+    def for_training(self, max_steps: int | None = None) -> "Rule":
+        """Return the rule for a training of ``max_steps`` updates; most do not depend on them.
+
+        Args:
+            max_steps: updates of the whole training, None where the caller does not know.
+        """
+        return self
+
     @abstractmethod
-    def gain(self, sums: Sums) -> Tensor:
-        """Return 1 - beta of the closed form, one value per tensor, unclipped."""
+    def gain(self, sums: Sums, *, step: int) -> Tensor:
+        """Return 1 - beta of the closed form, one value per tensor, unclipped.
+
+        Args:
+            sums: the rule's terms and ``drift_l1``, each of shape (tensors,).
+            step: updates so far, this one included.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +87,7 @@ class Paper(Rule):
 
     terms = ("grad_change_l1", "grad_l1", "step_l1", "drift_l1")
 
-    def gain(self, sums: Sums) -> Tensor:
+    def gain(self, sums: Sums, *, step: int) -> Tensor:
         """Return 1 - (1 + |g|) |s| / (|d| |y|), shape (tensors,), unclipped."""
         beta = (1 + sums["grad_l1"]) / sums["drift_l1"] * (sums["step_l1"] / sums["grad_change_l1"])
         return 1 - beta
@@ -97,7 +110,7 @@ class Release(Rule):
 
     scale: float = 2.0
 
-    def gain(self, sums: Sums) -> Tensor:
+    def gain(self, sums: Sums, *, step: int) -> Tensor:
         """Return scale (1 + |g|) / (|d| |y|), shape (tensors,), unclipped."""
         return self.scale * (1 + sums["grad_l1"]) / sums["drift_l1"] / sums["grad_change_l1"]
 
@@ -131,7 +144,7 @@ class Fixed(Rule):
     beta: float = 0.99
     fallback: float = field(default=0.01, init=False)  # never used: no step falls back
 
-    def gain(self, sums: Sums) -> Tensor:
+    def gain(self, sums: Sums, *, step: int) -> Tensor:
         """Return 1 - beta for every tensor, shape (tensors,)."""
         return torch.full_like(sums["drift_l1"], 1 - self.beta)
 
@@ -157,8 +170,10 @@ def build_rule(rule: Rule | Mapping[str, Any] | str) -> Rule:
     return cls(**config)
 
 
-def _check(rule: Rule, name: str) -> None:
-    value = getattr(rule, name)
+def _check(rule: Rule, setting: Field[Any]) -> None:
+    name, value = setting.name, getattr(rule, setting.name)
+    if value is None and setting.default is None:
+        return
     limit = 1.0 if name in ("fallback", "beta") else float("inf")
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not 0 < value < limit:

@@ -32,7 +32,7 @@ class Curvature(Rule):
     terms = ("grad_drift", "drift_sq", "change_step", "step_sq")
     curvature_term = "change_step"
 
-    def gain(self, sums: Sums) -> Tensor:
+    def gain(self, sums: Sums, *, step: int) -> Tensor:
         """Return 1 - beta, shape (tensors,), unclipped."""
         kappa = sums["change_step"] / sums["step_sq"]
         pull = sums["grad_drift"] / sums["drift_sq"] + sums["drift_sq"].rsqrt()

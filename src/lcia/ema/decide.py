@@ -24,7 +24,7 @@ class Decision(NamedTuple):
     """Gains of one step.
 
     Attributes:
-        gain: 1 - beta per tensor, shape (tensors,), in [0, 1); 0 keeps the average untouched.
+        gain: 1 - beta per tensor, shape (tensors,), in [0, 1]; 0 keeps the average untouched.
         outcome: index into ``OUTCOMES`` per tensor, shape (tensors,).
     """
 
@@ -32,7 +32,7 @@ class Decision(NamedTuple):
     outcome: Tensor
 
 
-def decide(rule: Rule, sums: Sums, *, known: Tensor) -> Decision:
+def decide(rule: Rule, sums: Sums, *, known: Tensor, step: int) -> Decision:
     """Return the gain of every tensor and the reason where it is a fallback.
 
     A tensor whose parameters or gradient are not finite keeps its average (gain 0). Where only
@@ -42,8 +42,9 @@ def decide(rule: Rule, sums: Sums, *, known: Tensor) -> Decision:
         rule: the balance rule.
         sums: the rule's terms and ``drift_l1``, each of shape (tensors,).
         known: whether a tensor has a previous gradient, shape (tensors,), bool.
+        step: updates so far, this one included.
     """
-    gain = rule.gain(sums)
+    gain = rule.gain(sums, step=step)
     outcome = torch.zeros_like(gain, dtype=torch.long)
     if rule.curvature_term is not None:
         _mark(outcome, "out_of_range", ~((gain > 0) & (gain < 1)))

@@ -80,14 +80,14 @@ class DynamicEMACallback(TrainerCallback):
     def on_train_begin(self, args, state, control, *, model, optimizer=None, **kwargs):
         """Start the average from the parameters, or from the checkpoint training resumes from."""
         self._since_log = EMAStats()
-        settings = {"rule": self.rule, "initial": self._initial}
+        settings = {"rule": self.rule.for_training(state.max_steps), "initial": self._initial}
         if PartialState().distributed_type == DistributedType.DEEPSPEED:
             self.ema = DeepSpeedEMA(model, optimizer, **settings)
         else:
             self.ema = DynamicEMA(model.named_parameters(), **settings)
         if state.global_step:
             folder = self._resume_from or _checkpoint_folder(args, state)
-            self.ema.load_state_dict(load_state(Path(folder) / FILE_NAME, rule=self.rule))
+            self.ema.load_state_dict(load_state(Path(folder) / FILE_NAME, rule=self.ema.rule))
         if args.report_to and not self._is_first:
             logger.warning(
                 "DynamicEMACallback: %s will not get the ema/* figures; call "
@@ -126,7 +126,7 @@ class DynamicEMACallback(TrainerCallback):
             folder = _checkpoint_folder(args, state)
             if not folder.is_dir():
                 raise TrainingError(f"{folder}: no such checkpoint folder to save the average in.")
-            save_state(folder / FILE_NAME, averages, rule=self.rule)
+            save_state(folder / FILE_NAME, averages, rule=self.ema.rule)
 
     def on_train_end(self, args, state, control, **kwargs):
         """Make the parameters the average."""

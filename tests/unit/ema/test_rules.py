@@ -92,6 +92,9 @@ def test_every_registered_rule_builds_from_its_name_and_repeats_its_settings(nam
         ({"name": "fixed", "beta": "high"}, r"rule\.beta is 'high'"),
         ({"name": "fixed", "fallback": 0.5}, r"rule\.fallback is not a setting of 'fixed'"),
         ({"scale": 2.0}, "no 'name'"),
+        ({"name": "horizon", "share": 1.5}, r"rule\.share is 1\.5; .* \(0, 1\]"),
+        ({"name": "horizon", "share": 0}, r"rule\.share is 0"),
+        ({"name": "horizon", "max_steps": 0}, r"rule\.max_steps is 0"),
     ],
 )
 def test_wrong_settings_are_named(config, message):

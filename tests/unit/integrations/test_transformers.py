@@ -44,13 +44,12 @@ def trainer(folder, callback, *, network=None, **settings):
     args = TrainingArguments(
         output_dir=str(folder),
         use_cpu=True,
-        max_steps=10,
         per_device_train_batch_size=8,
         learning_rate=0.05,
         logging_steps=2,
         report_to="none",
         disable_tqdm=True,
-        **{"save_strategy": "no", **settings},
+        **{"max_steps": 10, "save_strategy": "no", **settings},
     )
     return Trainer(
         model=network or model(), args=args, train_dataset=Points(), callbacks=[callback]
@@ -106,6 +105,21 @@ def test_average_follows_the_formula_and_becomes_the_parameters(tmp_path, accumu
         )
         torch.testing.assert_close(callback.ema.shadow[name], parameter.detach(), rtol=0, atol=0)
     assert callback.summary()["steps"] == 10
+
+
+def test_rule_horizon_gets_the_number_of_steps_from_the_trainer(tmp_path):
+    callback = DynamicEMACallback(rule={"name": "horizon", "share": 0.4})
+    # 64 samples in batches of 8: 16 steps in two epochs, of which 6.4 are remembered.
+    settings = {"max_steps": -1, "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 4}
+    run = trainer(tmp_path, callback, **settings)
+    run.train()
+    assert callback.ema.rule.max_steps == 16
+    assert run.state.log_history[0]["ema/beta_mean"] == pytest.approx(1 - (1 / 2 + 1 / 3) / 2)
+    assert run.state.log_history[-2]["ema/horizon_steps"] == pytest.approx(6.4)
+    again = trainer(tmp_path, DynamicEMACallback(rule=callback.rule), **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    for a, b in zip(run.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("rule", ["release", "paper"])
