@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -30,8 +29,7 @@ class SubRun:
     """One assistant of an experiment.
 
     Attributes:
-        method: the method with its settings.
-        label: its name in tables and folder names.
+        label: name of method, rule and grouping in tables and folder names.
         seed: of initialisation, shuffling and dropout.
         order: name of the order of tasks.
         tasks: in that order.
@@ -39,7 +37,6 @@ class SubRun:
         folder: gets the store in ``assistant/`` and the results beside it.
     """
 
-    method: Mapping[str, Any]
     label: str
     seed: int
     order: str
@@ -105,32 +102,23 @@ def stream_tasks(config: StreamConfig, *, base: Path) -> tuple[Task, ...]:
 
 
 def sub_runs(config: StreamConfig, tasks: Sequence[Task], *, base: Path) -> Iterator[SubRun]:
-    """Yield the assistants of an experiment: methods x seeds x orders.
+    """Yield the assistants of an experiment: methods x rules x groupings x seeds x orders.
 
     Raises:
-        ConfigError: two methods with the same label.
+        ConfigError: two with the same label.
     """
     by_name = {task.name: task for task in tasks}
     orders = config.orders or {AS_LISTED: tuple(by_name)}
-    methods = config.methods or (config.method,)
-    labels = [str(method.get("label", method["name"])) for method in methods]
-    if len(set(labels)) < len(labels):
-        raise ConfigError(
-            f"methods: {', '.join(labels)}: labels repeat. Tell them apart, for example "
-            f"{{name: {labels[0]}, label: {labels[0]}-2}}."
-        )
-    for method, label in zip(methods, labels, strict=True):
-        plain = {key: value for key, value in method.items() if key != "label"}
+    for label, settings in config.variants().items():
         for seed in config.seeds:
             for order, names in orders.items():
                 suffix = "" if order == AS_LISTED else f"-{order}"
                 yield SubRun(
-                    method=plain,
                     label=label,
                     seed=seed,
                     order=order,
                     tasks=tuple(by_name[name] for name in names),
-                    config=config.assistant(method=plain, seed=seed),
+                    config=settings.model_copy(update={"seed": seed}),
                     folder=output_folder(config, base=base) / f"{label}-seed{seed}{suffix}",
                 )
 
@@ -271,7 +259,7 @@ def _write_results(sub: SubRun, store: Store) -> None:
         sub.folder / "metrics.json",
         {
             "label": sub.label,
-            "method": dict(sub.method),
+            "method": dict(sub.config.method),
             "seed": sub.seed,
             "order": sub.order,
             "tasks": [task.name for task in sub.tasks],

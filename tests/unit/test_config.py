@@ -83,3 +83,88 @@ def test_every_recipe_loads():
     assert recipes
     for recipe in recipes:
         assert isinstance(load_stream_config(recipe), StreamConfig)
+
+
+STREAM = """model: m
+stream: builtin:skills
+output: out
+training: {num_train_epochs: 3, learning_rate: 1e-3}
+grouping: {aggregate: mean}
+"""
+
+
+def test_methods_that_average_are_crossed_with_the_rules_others_run_once(tmp_path):
+    text = STREAM + (
+        "methods: [sequential, merge, lcia]\n"
+        "rules: [release, {name: fixed, beta: 0.9, label: fixed90}]\n"
+    )
+    found = read(tmp_path, text).variants()
+    assert list(found) == ["sequential", "merge", "lcia-release", "lcia-fixed90"]
+    assert found["lcia-fixed90"].rule == {"name": "fixed", "beta": 0.9}
+    assert found["lcia-fixed90"].method == {"name": "lcia"}
+
+
+def test_groupings_are_crossed_with_all_methods_and_stand_over_the_streams(tmp_path):
+    text = STREAM + (
+        "methods: [sequential, lcia]\n"
+        "groupings: [off, on, {threshold: 0.3, label: t30}]\n"
+        "rules: [paper]\n"
+    )
+    found = {k: v.resolve_grouping() for k, v in read(tmp_path, text).variants().items()}
+    assert list(found) == [
+        *("sequential-ungrouped", "sequential-grouped", "sequential-t30"),
+        *("lcia-paper-ungrouped", "lcia-paper-grouped", "lcia-paper-t30"),
+    ]
+    assert found["sequential-ungrouped"].threshold == 0
+    assert (found["lcia-paper-t30"].threshold, found["lcia-paper-t30"].aggregate) == (0.3, "mean")
+
+
+def test_an_entry_of_methods_carries_settings_of_its_own(tmp_path):
+    text = STREAM + (
+        "adapter: {r: 4}\n"
+        "methods:\n"
+        "  - lcia\n"
+        "  - {name: lcia, label: own, rule: {name: fixed, beta: 0.5}, grouping: {threshold: 0.3},\n"
+        "     training: {learning_rate: 5e-4}, adapter: {lora_alpha: 8}}\n"
+        "  - {name: fixed_ema, label: plain, beta: 0.9, grouping: off}\n"
+        "rules: [paper, next]\n"
+        "seed: 7\n"
+    )
+    config = read(tmp_path, text)
+    found = config.variants()
+    assert list(found) == ["lcia-paper", "lcia-next", "own", "plain"]
+    own = found["own"]
+    assert own.rule == {"name": "fixed", "beta": 0.5}
+    assert (own.grouping.threshold, own.grouping.aggregate) == (0.3, "mean")
+    assert own.training == {"num_train_epochs": 3, "learning_rate": 5e-4}
+    assert own.adapter == {"r": 4, "lora_alpha": 8}
+    assert own.method == {"name": "lcia"}
+    assert found["plain"].method == {"name": "fixed_ema", "beta": 0.9}
+    assert found["plain"].grouping.threshold == 0
+    assert config.seeds == (7,)
+    assert {variant.seed for variant in found.values()} == {7}
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ("methods: [sequential]\nrules: [paper]", "rules: no method of this stream uses them"),
+        ("rules: [papr]", r"s\.yaml: 'papr' is not one of the rules.*Nearest: paper"),
+        ("methods: [lcia, lcia]", "the label 'lcia' stands twice"),
+        ("methods: [lcia]\nrules: [paper, paper]", "the label 'lcia-paper' stands twice"),
+        ("methods: [{name: lcia, label: a/b}]", "label 'a/b': expected letters"),
+        ("methods: [{name: sequential, rule: paper}]", "sequential does not average"),
+        ("methods: [{name: lcia, training: {learning_rat: 1}}]", "lcia: training.learning_rat is"),
+        ("methods: [{name: lcia, training: 3}]", "lcia: training is 3"),
+        ("methods: [{name: lcia, grouping: {treshold: 1}}]", "lcia: grouping.treshold is not"),
+        ("methods: [{name: lcia, adapter: {rank: 1}}]", "lcia: adapter.rank is not a field of Lo"),
+        ("groupings: [{threshold: 0.3}]", "has no label"),
+        ("groupings: [maybe]", "grouping is 'maybe'"),
+        ("seeds: [0, 1, 0]", "has a seed twice"),
+        ("seed: 1\nseeds: [0]", "seed and seeds are both set"),
+    ],
+)
+def test_problems_of_the_lists_are_named_before_anything_runs(tmp_path, lines, expected):
+    with pytest.raises(ConfigError, match=expected) as caught:
+        read(tmp_path, MINIMAL + lines + "\n")
+    assert len(str(caught.value).splitlines()) == 1

@@ -45,6 +45,9 @@ class Method:
     grouping: ClassVar[bool] = False
     """Whether tasks are grouped unless the configuration says otherwise."""
 
+    averages: ClassVar[bool] = False
+    """Whether the configured balance rule is used."""
+
     settings: ClassVar[Mapping[str, Any]] = {}
     """Own settings and their defaults."""
 

@@ -17,6 +17,7 @@ class Lcia(Method):
     """
 
     grouping: ClassVar[bool] = True
+    averages: ClassVar[bool] = True
 
     def attach(self, trainer: Any, context: TaskContext) -> None:
         """Average dynamically where there is something to protect."""

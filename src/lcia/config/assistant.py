@@ -1,17 +1,11 @@
-"""The configuration tree: what a stream file, ``--set`` and the Python API may say."""
+"""The settings of one assistant."""
 
-import copy
 import dataclasses
-import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated, Any
 
-import pydantic
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from lcia.data.stream import TaskConfig
 from lcia.errors import ConfigError
 from lcia.grouping.config import GroupingConfig
 from lcia.registry import METHODS, RULES, nearest
@@ -28,15 +22,6 @@ ADAPTER_DEFAULTS: Mapping[str, Any] = {
     "lora_alpha": 16,
     "target_modules": "all-linear",
 }
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which ``1e-4`` is a number: YAML 1.1 wants a dot in it."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
 
 
 def _named(value: Any) -> Any:
@@ -145,82 +130,6 @@ class AssistantConfig(_Frozen):
         check_training(self.training)
 
 
-class StreamConfig(AssistantConfig):
-    """A stream file: tasks, and the assistants that learn them.
-
-    Attributes:
-        tasks: the stream's tasks, in order; or
-        stream: the name of a stream that ships with lcia, ``builtin:skills``.
-        methods: learn the stream once with each; default: ``method`` alone.
-        seeds: learn it once with each seed.
-        orders: learn it once in each order: names of orders, each a list of task names.
-        output: folder of the results, relative to the stream file.
-    """
-
-    tasks: tuple[TaskConfig, ...] = ()
-    stream: str | None = None
-    methods: tuple[Named, ...] = ()
-    seeds: tuple[int, ...] = (0,)
-    orders: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    output: Path
-
-    def assistant(self, *, method: Mapping[str, Any], seed: int) -> AssistantConfig:
-        """Return the configuration of the assistant of one sub-run."""
-        own = {name: getattr(self, name) for name in AssistantConfig.model_fields}
-        return AssistantConfig(**{**own, "method": dict(method), "seed": seed})
-
-
-def load_stream_config(path: str | Path, overrides: Sequence[str] = ()) -> StreamConfig:
-    """Read a stream file.
-
-    Args:
-        path: a YAML file.
-        overrides: ``a.b=value`` each, the value read as YAML; applied over the file.
-
-    Raises:
-        ConfigError: no such file, not YAML, an unknown key, a wrong type; one line a problem.
-    """
-    path = Path(path)
-    try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from error
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{path}: is not YAML: {reason}") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected keys and values, found {type(tree).__name__}.")
-    config = parse_config(StreamConfig, tree, where=str(path), overrides=overrides)
-    if bool(config.tasks) == (config.stream is not None):
-        raise ConfigError(f"{path}: expected either tasks or stream.")
-    for method in config.methods or (config.method,):
-        try:
-            config.assistant(method=method, seed=0).check()
-        except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from error
-    return config
-
-
-def parse_config(
-    kind: type[Any], tree: Mapping[str, Any], *, where: str, overrides: Sequence[str] = ()
-) -> Any:
-    """Build a configuration of class ``kind`` from plain data.
-
-    Raises:
-        ConfigError: unknown keys with the nearest name, wrong types; one line a problem.
-    """
-    merged = dict(tree)
-    for override in overrides:
-        _apply(merged, override)
-    try:
-        return kind(**merged)
-    except pydantic.ValidationError as error:
-        problems = [_explain(kind, problem) for problem in error.errors()]
-        raise ConfigError("\n".join(f"{where}: {problem}" for problem in problems)) from error
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
-
-
 def check_adapter(settings: Mapping[str, Any]) -> None:
     """Check settings of ``peft.LoraConfig``.
 
@@ -268,48 +177,3 @@ def _construct(kind: Any, settings: Mapping[str, Any], where: str) -> Any:
     except (TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{where}: {reason}") from error
-
-
-def _apply(tree: dict[str, Any], override: str) -> None:
-    """Set ``a.b.0.c=value`` in nested mappings and lists; mappings on the way are made."""
-    path, sign, text = override.partition("=")
-    if not sign or not path:
-        raise ConfigError(f"--set {override}: expected KEY=VALUE, for example --set seed=1.")
-    node: Any = tree
-    *parents, last = path.split(".")
-    try:
-        for key in parents:
-            child = node[int(key)] if isinstance(node, list) else node.get(key)
-            child = copy.copy(child) if isinstance(child, (list, dict)) else {}
-            node[int(key) if isinstance(node, list) else key] = child
-            node = child
-        node[int(last) if isinstance(node, list) else last] = yaml.load(text, _Loader)
-    except (ValueError, IndexError) as error:
-        raise ConfigError(f"--set {override}: no such entry: {error}.") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: the value is not YAML.") from error
-
-
-def _explain(kind: type[BaseModel], problem: Any) -> str:
-    *parents, last = [str(part) for part in problem["loc"]] or [""]
-    where = ".".join([*parents, last])
-    if problem["type"] == "extra_forbidden":
-        known = _fields_at(kind, parents)
-        return f"{where} is not a field of lcia. {nearest(last, known)}"
-    if problem["type"] == "missing":
-        return f"{where} is missing."
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "value_error":
-        return message
-    return f"{where} is {problem['input']!r}: {message[0].lower()}{message[1:]}."
-
-
-def _fields_at(kind: type[BaseModel], path: Sequence[str]) -> list[str]:
-    """Return the field names of the model that the keys of ``path`` lead to."""
-    if path and path[0] == "tasks":
-        return list(TaskConfig.model_fields)
-    if path and (inner := kind.model_fields.get(path[0])) is not None:
-        annotation = inner.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            return list(annotation.model_fields)
-    return list(kind.model_fields)

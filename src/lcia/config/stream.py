@@ -1,0 +1,172 @@
+"""A stream file: tasks, and the assistants that learn them."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from lcia.config.assistant import AssistantConfig, Named
+from lcia.config.parsing import load_yaml, parse_config
+from lcia.data.stream import TaskConfig
+from lcia.data.task import NAME
+from lcia.errors import ConfigError
+from lcia.registry import METHODS
+
+OVERRIDES = ("rule", "grouping", "training", "adapter")
+"""What an entry of ``methods`` may set for itself, besides the method's own settings."""
+
+
+class StreamConfig(AssistantConfig):
+    """A stream file: tasks, and the assistants that learn them.
+
+    Attributes:
+        tasks: the stream's tasks, in order; or
+        stream: the name of a stream that ships with lcia, ``builtin:skills``.
+        methods: learn the stream once with each; default: ``method`` alone. An entry may carry
+            its own ``rule``, ``grouping``, ``training`` and ``adapter`` (the last three over the
+            stream's) and a ``label``.
+        rules: learn it once with each, with the methods that average and have no rule of their
+            own. A mapping may carry a ``label``.
+        groupings: learn it once with each, with the methods that have no grouping of their own:
+            ``off``, ``on`` or fields over the stream's ``grouping`` with a ``label``.
+        seeds: learn it once with each seed.
+        orders: learn it once in each order: names of orders, each a list of task names.
+        output: folder of the results, relative to the stream file.
+    """
+
+    tasks: tuple[TaskConfig, ...] = ()
+    stream: str | None = None
+    methods: tuple[Named, ...] = ()
+    rules: tuple[Named, ...] = ()
+    groupings: tuple[bool | str | dict[str, Any], ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    orders: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    output: Path
+
+    @model_validator(mode="before")
+    @classmethod
+    def _seeds(cls, tree: Any) -> Any:
+        """Read ``seed`` as short for ``seeds`` with one entry."""
+        if isinstance(tree, Mapping) and "seed" in tree:
+            if "seeds" in tree:
+                raise ConfigError("seed and seeds are both set; expected one of them.")
+            return {**tree, "seeds": [tree["seed"]]}
+        return tree
+
+    def variants(self) -> dict[str, AssistantConfig]:
+        """Return the assistants that learn the stream, by label: methods x rules x groupings.
+
+        Their seed is the first of ``seeds``.
+
+        Raises:
+            ConfigError: a label twice or none that can name a folder, rules that no method uses,
+                an unknown setting.
+        """
+        found: dict[str, AssistantConfig] = {}
+        for entry in self.methods or (self.method,):
+            for label, config in _variants(self, entry):
+                if label in found:
+                    raise ConfigError(
+                        f"methods: the label '{label}' stands twice. Tell them apart, for example "
+                        f"{{name: {config.method['name']}, label: {label}-2}}."
+                    )
+                found[label] = config
+        crossed = [_crossed(entry) for entry in self.methods or (self.method,)]
+        for key in ("rule", "grouping"):
+            if getattr(self, f"{key}s") and not any(key in keys for keys in crossed):
+                raise ConfigError(f"{key}s: no method of this stream uses them. Remove them.")
+        return found
+
+
+def load_stream_config(path: str | Path, overrides: Sequence[str] = ()) -> StreamConfig:
+    """Read a stream file and check every assistant it asks for, without loading a model.
+
+    Args:
+        path: a YAML file.
+        overrides: ``a.b=value`` each, the value read as YAML; applied over the file.
+
+    Raises:
+        ConfigError: no such file, not YAML, an unknown key, a wrong type; one line a problem.
+    """
+    tree = load_yaml(path)
+    config: StreamConfig = parse_config(StreamConfig, tree, where=str(path), overrides=overrides)
+    if bool(config.tasks) == (config.stream is not None):
+        raise ConfigError(f"{path}: expected either tasks or stream.")
+    if len(set(config.seeds)) < len(config.seeds):
+        raise ConfigError(f"{path}: seeds: {list(config.seeds)} has a seed twice.")
+    where = str(path)
+    try:
+        for label, assistant in config.variants().items():
+            where = f"{path}: {label}" if config.methods else str(path)
+            assistant.check()
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    return config
+
+
+def _variants(
+    stream: StreamConfig, entry: Mapping[str, Any]
+) -> Iterator[tuple[str, AssistantConfig]]:
+    """Yield label and configuration of every assistant that one entry of ``methods`` asks for."""
+    crossed = _crossed(entry)
+    rules = stream.rules if stream.rules and "rule" in crossed else (None,)
+    groupings = stream.groupings if stream.groupings and "grouping" in crossed else (None,)
+    for rule in rules:
+        for grouping in groupings:
+            own = dict(entry)
+            parts = [str(own.pop("label", own["name"]))]
+            if rule is not None:
+                own["rule"] = {key: value for key, value in rule.items() if key != "label"}
+                parts.append(str(rule.get("label", rule.get("name"))))
+            if grouping is not None:
+                part, own["grouping"] = _labelled(grouping)
+                parts.append(part)
+            label = "-".join(parts)
+            if not NAME.fullmatch(label):
+                raise ConfigError(
+                    f"label '{label}': expected letters, digits, '.', '_' or '-', not starting "
+                    "with '.'."
+                )
+            yield label, _assistant(stream, own, label=label)
+
+
+def _crossed(entry: Mapping[str, Any]) -> set[str]:
+    """Return which of the lists ``rules`` and ``groupings`` apply to an entry of ``methods``."""
+    averages = METHODS.get(str(entry.get("name"))).averages
+    if "rule" in entry and not averages:
+        raise ConfigError(
+            f"methods: {entry['name']} does not average, so its rule would change nothing. "
+            "Remove it."
+        )
+    return {key for key in ("grouping", *(["rule"] if averages else [])) if key not in entry}
+
+
+def _labelled(grouping: bool | str | Mapping[str, Any]) -> tuple[str, Any]:
+    """Return the label of an entry of ``groupings`` and what it configures."""
+    if isinstance(grouping, Mapping):
+        if "label" not in grouping:
+            raise ConfigError(f"groupings: {dict(grouping)} has no label. Add one.")
+        return str(grouping["label"]), {k: v for k, v in grouping.items() if k != "label"}
+    return ("grouped" if grouping in (True, "on") else "ungrouped"), grouping
+
+
+def _assistant(stream: StreamConfig, entry: Mapping[str, Any], *, label: str) -> AssistantConfig:
+    """Return the stream's settings with those of one entry over them."""
+    settings = {name: getattr(stream, name) for name in AssistantConfig.model_fields}
+    settings["seed"] = stream.seeds[0]
+    settings["method"] = {key: value for key, value in entry.items() if key not in OVERRIDES}
+    for key in OVERRIDES:
+        if key in entry:
+            settings[key] = _over(settings[key], entry[key], whole=key == "rule")
+    config: AssistantConfig = parse_config(AssistantConfig, settings, where=label)
+    return config
+
+
+def _over(general: Any, own: Any, *, whole: bool) -> Any:
+    """Return ``own`` with the fields of ``general`` that it does not set, or ``own`` as a whole."""
+    if whole or general is None or not isinstance(own, Mapping):
+        return own
+    fields = dataclasses.asdict(general) if dataclasses.is_dataclass(general) else general
+    return {**fields, **own}
