@@ -1,4 +1,4 @@
-"""Dynamic EMA in transformers' Trainer; TRL's SFTTrainer takes the same callback.
+"""Dynamic EMA in transformers' Trainer.
 
 The gradients are the accumulated, unscaled, clipped ones of the Trainer's optimizer step; under
 DeepSpeed the callback reads them at DeepSpeed's own optimizer. Checkpoints carry the average, and

@@ -1,5 +1,6 @@
 """The examples that docs/ema.md shows run, and are the ones it shows."""
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,9 @@ import pytest
 from lcia.registry import RULES
 
 ROOT = Path(__file__).parents[3]
+needs_trl = pytest.mark.skipif(
+    importlib.util.find_spec("trl") is None, reason="trl is not installed (pip install lcia[test])"
+)
 DOCS = (ROOT / "docs" / "ema.md").read_text(encoding="utf-8")
 
 
@@ -18,6 +22,7 @@ DOCS = (ROOT / "docs" / "ema.md").read_text(encoding="utf-8")
         ("ema_own_loop", "weight of theta*"),
         ("ema_attach", "50 updates"),
         ("ema_trainer", "20 steps"),
+        pytest.param("ema_trl", "20 steps", marks=needs_trl),
     ],
 )
 def test_the_example_runs_and_is_linked(example, says):
