@@ -11,6 +11,7 @@ import yaml
 
 from lcia.config import AssistantConfig, StreamConfig
 from lcia.data import Task, load_stream, load_tasks
+from lcia.data.paths import resolve
 from lcia.errors import ConfigError, LciaError
 from lcia.evaluation.generate import scores_percent
 from lcia.evaluation.metrics import METRICS
@@ -124,8 +125,12 @@ def sub_runs(config: StreamConfig, tasks: Sequence[Task], *, base: Path) -> Iter
 
 
 def output_folder(config: StreamConfig, *, base: Path) -> Path:
-    """Return the folder of an experiment's results."""
-    return Path(os.path.normpath(base / config.output))
+    """Return the folder of an experiment's results.
+
+    Raises:
+        ConfigError: a variable in the path is not set.
+    """
+    return Path(os.path.normpath(resolve(config.output, base=base, where="output")))
 
 
 def run_experiment(

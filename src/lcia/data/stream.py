@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from lcia.data.paths import resolve
 from lcia.data.reading import read
 from lcia.data.sample import Sample
 from lcia.data.task import Task, check_name
@@ -90,7 +91,7 @@ def load_tasks(
         seed: draws what is held out and what is kept of a larger file.
 
     Raises:
-        ConfigError: no entry, or two of one name.
+        ConfigError: no entry, two of one name, or a path's variable is not set.
         DataError: a file cannot be read or used, or is too small to hold samples out of it.
     """
     entries = list(entries)
@@ -108,6 +109,7 @@ def load_task(entry: TaskConfig, *, base: str | Path = ".", seed: int = 0) -> Ta
     """Return the task of one entry; the arguments are those of ``load_tasks``.
 
     Raises:
+        ConfigError: a path's variable is not set.
         DataError: a file cannot be read or used, or is too small to hold samples out of it.
     """
     train, test = _splits(entry, base=Path(base), seed=seed)
@@ -154,7 +156,8 @@ def hold_out(
 def _splits(
     entry: TaskConfig, *, base: Path, seed: int
 ) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
-    source = base / (entry.superni or entry.train or "")
+    kind = "superni" if entry.superni else "train"
+    source = resolve(getattr(entry, kind), base=base, where=f"task '{entry.name}': {kind}")
     format = "superni" if entry.superni else entry.format
     max_train = entry.max_train or (SUPERNI_TRAIN if entry.superni else None)
     samples = read(source, format=format, roles=entry.roles)
@@ -167,7 +170,8 @@ def _splits(
             )
     else:
         train = tuple(samples)
-        held_out = read(base / entry.test, format=format, roles=entry.roles)
+        path = resolve(entry.test, base=base, where=f"task '{entry.name}': test")
+        held_out = read(path, format=format, roles=entry.roles)
         test = _draw(held_out, at_most=entry.max_test, seed=seed)
         _warn_of_overlap(entry.name, train, test)
     return _draw(train, at_most=max_train, seed=seed), test

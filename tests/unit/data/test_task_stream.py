@@ -178,3 +178,25 @@ def test_wrong_streams():
         load_stream("skills")
     with pytest.raises(ConfigError, match=r"'skils' is not one of the streams.*Nearest: skills"):
         load_stream("builtin:skils")
+
+
+def test_paths_may_begin_with_a_variable_relative_to_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "files").mkdir()
+    write(tmp_path / "files" / "a.jsonl", 10)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LCIA_FILES", "files")
+    entry = TaskConfig(name="a", train="${LCIA_FILES}/a.jsonl")
+    (task,) = load_tasks([entry], base=tmp_path / "elsewhere")
+    assert len(task.train) + len(task.test) == 10
+
+
+def test_a_variable_that_is_not_set_is_one_line_with_what_to_put_there(tmp_path, monkeypatch):
+    monkeypatch.delenv("LCIA_FILES", raising=False)
+    entry = TaskConfig(name="a", superni="${LCIA_FILES}/task1.json")
+    with pytest.raises(
+        ConfigError,
+        match=r"task 'a': superni is '\$\{LCIA_FILES\}/task1.json', but the environment variable "
+        r"LCIA_FILES is not set. Set it to the folder that holds 'task1.json', for example: "
+        r"export LCIA_FILES=/path/to/folder$",
+    ):
+        load_tasks([entry], base=tmp_path)
