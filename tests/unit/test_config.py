@@ -19,7 +19,7 @@ def test_the_smallest_stream_file_has_defaults_for_the_rest(tmp_path):
     config = read(tmp_path, MINIMAL)
     assert config.method == {"name": "lcia"}
     assert config.seeds == (0,)
-    assert config.resolve_grouping().threshold > 0
+    assert config.resolve_grouping().groups == "similar"
 
 
 def test_numbers_in_scientific_notation_are_numbers(tmp_path):
@@ -37,12 +37,22 @@ def test_overrides_change_only_what_they_name(tmp_path):
 @pytest.mark.parametrize("word", ["off", "false", "'off'"])
 def test_grouping_off_is_one_group_for_all(tmp_path, word):
     config = read(tmp_path, MINIMAL + f"grouping: {word}\n")
-    assert config.resolve_grouping().threshold == 0
+    assert config.resolve_grouping().groups == "one"
 
 
 def test_grouping_is_as_the_method_prefers(tmp_path):
-    assert read(tmp_path, MINIMAL + "method: sequential\n").resolve_grouping().threshold == 0
-    assert read(tmp_path, MINIMAL + "method: lcia\n").resolve_grouping().threshold > 0
+    fields = "grouping: {threshold: 0.5}\n"
+    for extra in ("", fields):
+        for method, groups in (("sequential", "one"), ("lcia", "similar")):
+            config = read(tmp_path, MINIMAL + f"method: {method}\n" + extra)
+            assert config.resolve_grouping().groups == groups
+
+
+def test_fields_of_grouping_say_how_a_word_says_whether(tmp_path):
+    config = read(tmp_path, MINIMAL + "grouping: {threshold: 0.5, groups: per_task}\n")
+    found = config.resolve_grouping()
+    assert (found.threshold, found.groups) == (0.5, "per_task")
+    assert read(tmp_path, MINIMAL + "grouping: per_task\n").grouping.groups == "per_task"
 
 
 def test_settings_survive_being_stored():
@@ -115,7 +125,7 @@ def test_groupings_are_crossed_with_all_methods_and_stand_over_the_streams(tmp_p
         *("sequential-ungrouped", "sequential-grouped", "sequential-t30"),
         *("lcia-paper-ungrouped", "lcia-paper-grouped", "lcia-paper-t30"),
     ]
-    assert found["sequential-ungrouped"].threshold == 0
+    assert [c.groups for c in found.values()] == 2 * ["one", "similar", "similar"]
     assert (found["lcia-paper-t30"].threshold, found["lcia-paper-t30"].aggregate) == (0.3, "mean")
 
 
@@ -140,7 +150,7 @@ def test_an_entry_of_methods_carries_settings_of_its_own(tmp_path):
     assert own.adapter == {"r": 4, "lora_alpha": 8}
     assert own.method == {"name": "lcia"}
     assert found["plain"].method == {"name": "fixed_ema", "beta": 0.9}
-    assert found["plain"].grouping.threshold == 0
+    assert found["plain"].grouping.groups == "one"
     assert config.seeds == (7,)
     assert {variant.seed for variant in found.values()} == {7}
 

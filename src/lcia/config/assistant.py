@@ -30,11 +30,13 @@ def _named(value: Any) -> Any:
 
 
 def _grouping(value: Any) -> Any:
-    """Read ``off`` (YAML: false) as one group for all tasks: a threshold that is always reached."""
-    if value is False or value == "off":
-        return GroupingConfig(threshold=0.0)
-    if value is True or value == "on":
-        return GroupingConfig()
+    """Read ``off`` (YAML: false), ``on`` (true) and ``per_task`` as short for ``groups``."""
+    if value in (False, "off"):
+        return GroupingConfig(groups="one")
+    if value in (True, "on"):
+        return GroupingConfig(groups="similar")
+    if value == "per_task":
+        return GroupingConfig(groups="per_task")
     if isinstance(value, Mapping):
         known = [field.name for field in dataclasses.fields(GroupingConfig)]
         for key in value:
@@ -80,7 +82,8 @@ class AssistantConfig(_Frozen):
         model: an embedded name, a hub id or a local path.
         method: a name of ``lcia.registry.METHODS``, or a mapping with its settings.
         rule: the balance rule of methods that average, with its settings.
-        grouping: ``on``, ``off``, or fields of ``GroupingConfig``; None: as the method prefers.
+        grouping: ``on``, ``off``, ``per_task``, or fields of ``GroupingConfig``, which without
+            ``groups`` say how to group and leave it to the method whether; None: all to it.
         adapter: ``peft.LoraConfig``, over ``ADAPTER_DEFAULTS``.
         training: ``transformers.TrainingArguments``, over ``TRAINING_DEFAULTS``.
         generation: how answers are generated.
@@ -111,11 +114,22 @@ class AssistantConfig(_Frozen):
         return METHODS.get(str(name))(rule=self.rule, **settings)
 
     def resolve_grouping(self) -> GroupingConfig:
-        """Return the grouping in force: as configured, else as the method prefers."""
-        if self.grouping is not None:
-            return self.grouping
-        method = METHODS.get(str(self.method.get("name")))
-        return GroupingConfig() if method.grouping else GroupingConfig(threshold=0.0)
+        """Return the grouping in force: as configured, else as the method prefers.
+
+        Raises:
+            ConfigError: the method cannot work with the configured groups.
+        """
+        name = str(self.method.get("name"))
+        possible = METHODS.get(name).groupings
+        grouping = self.grouping or GroupingConfig()
+        groups = grouping.groups or possible[0]
+        if groups not in possible:
+            raise ConfigError(
+                f"grouping.groups is {groups!r}; method {name} works with "
+                f"{' or '.join(map(repr, possible))} only. Remove it, or say it for this method "
+                f"alone: {{name: {name}, grouping: {{groups: {possible[0]}}}}}."
+            )
+        return dataclasses.replace(grouping, groups=groups)
 
     def check(self) -> None:
         """Check all names and settings without loading a model.
@@ -124,6 +138,7 @@ class AssistantConfig(_Frozen):
             ConfigError: what is unknown or out of range, with the nearest name.
         """
         self.build_method()
+        self.resolve_grouping()
         rule = dict(self.rule)
         _construct(RULES.get(str(rule.pop("name", None))), rule, "rule")
         check_adapter(self.adapter)

@@ -159,7 +159,10 @@ def _assistant(stream: StreamConfig, entry: Mapping[str, Any], *, label: str) ->
     settings["method"] = {key: value for key, value in entry.items() if key not in OVERRIDES}
     for key in OVERRIDES:
         if key in entry:
-            settings[key] = _over(settings[key], entry[key], whole=key == "rule")
+            own = entry[key]
+            if key == "grouping" and isinstance(own, Mapping):
+                own = {"groups": "similar", **own}  # fields of its own: it shall group
+            settings[key] = _over(settings[key], own, whole=key == "rule")
     config: AssistantConfig = parse_config(AssistantConfig, settings, where=label)
     return config
 

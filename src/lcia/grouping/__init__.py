@@ -22,8 +22,9 @@ What a threshold would do to a stream, before any training::
 
 Signatures:
 
-    GroupingConfig(*, similarity="tfidf", aggregate="best", threshold=0.9, below="nearest",
-                   route_on="instruction", route_threshold=None, encoder=None)
+    GroupingConfig(*, groups=None, similarity="tfidf", aggregate="best", threshold=0.9,
+                   below="nearest", start="fresh", route_on="instruction", route_threshold=None,
+                   encoder=None)
     InstructionRecipe.parse(spec: str | Mapping | InstructionRecipe) -> InstructionRecipe
     InstructionRecipe.fit(prompts, fields=()) -> Extraction
     InstructionRecipe.find(prompt) -> str | None        # split(prompt) -> (instruction, rest)

@@ -84,7 +84,7 @@ def suggest_threshold(tasks: Mapping[str, Extraction], config: GroupingConfig) -
 
     Args:
         tasks: task to its instructions, in the stream's order.
-        config: all but its threshold counts.
+        config: all but its groups and threshold counts.
 
     Raises:
         DataError: there are no tasks.
@@ -93,7 +93,7 @@ def suggest_threshold(tasks: Mapping[str, Extraction], config: GroupingConfig) -
         raise DataError("There are no tasks to group; expected at least 1.")
     bounds, plans = [1.0], []
     while bounds[-1] > 0:
-        planned = plan_groups(tasks, replace(config, threshold=bounds[-1]))
+        planned = plan_groups(tasks, replace(config, groups=None, threshold=bounds[-1]))
         plans.append({task: group for task, (group, _) in planned.items()})
         below = [d.similarity for _, d in planned.values() if d.reason == "expand"]
         bounds.append(max(below, default=0.0))

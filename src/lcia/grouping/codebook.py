@@ -111,7 +111,7 @@ class InstructionCodebook:
         """Decide which group a task with these instructions joins.
 
         The most similar group if it reaches the threshold, else a new one; of equally similar
-        groups the one opened first.
+        groups the one opened first. ``config.groups`` may say ``one`` group, or one ``per_task``.
 
         Args:
             instructions: the task's instructions; each counts once.
@@ -125,7 +125,7 @@ class InstructionCodebook:
             return GroupDecision(
                 group=None, similarity=0.0, nearest=None, runner_up=None, reason="first_group"
             )
-        reached = similarities[ranked[0]] >= self.config.threshold
+        reached = similarities[ranked[0]] >= self.config.reuse_threshold
         return GroupDecision(
             group=ranked[0] if reached else None,
             similarity=similarities[ranked[0]],

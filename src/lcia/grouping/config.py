@@ -1,11 +1,13 @@
 """The settings of grouping and routing."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from lcia.errors import ConfigError
 from lcia.registry import SIMILARITIES, nearest
 
+GROUPS = ("similar", "one", "per_task")
 AGGREGATES = ("best", "mean")
 POLICIES = ("nearest", "latest", "base")
 ROUTE_ON = ("instruction", "prompt", "both")
@@ -17,6 +19,8 @@ class GroupingConfig:
     """How instructions are compared, grouped and routed.
 
     Attributes:
+        groups: ``similar`` tasks share a group, all share ``one``, or each opens its own
+            (``per_task``). None: as the method prefers; without a method, ``similar``.
         similarity: a name of ``lcia.registry.SIMILARITIES``; ``tfidf`` is the paper's.
         aggregate: group similarity from pair similarities: ``best`` is the mean over the current
             instructions of their best match in the group, ``mean`` (the paper's) the mean over all
@@ -35,6 +39,7 @@ class GroupingConfig:
             None: ``all-minilm-l6-v2``.
     """
 
+    groups: str | None = None
     similarity: str = "tfidf"
     aggregate: str = "best"
     threshold: float = 0.9
@@ -45,6 +50,8 @@ class GroupingConfig:
     encoder: str | None = None
 
     def __post_init__(self) -> None:
+        if self.groups is not None:
+            _check_choice("groups", self.groups, GROUPS)
         _check_choice("similarity", self.similarity, SIMILARITIES.names())
         _check_choice("aggregate", self.aggregate, AGGREGATES)
         _check_choice("below", self.below, POLICIES)
@@ -57,8 +64,15 @@ class GroupingConfig:
             raise ConfigError(f"grouping.encoder is {self.encoder!r}; expected a name or a path.")
 
     @property
+    def reuse_threshold(self) -> float:
+        """What a group's similarity has to reach for a task to join it."""
+        return {"one": 0.0, "per_task": math.inf}.get(self.groups or "similar", self.threshold)
+
+    @property
     def answer_threshold(self) -> float:
-        """The threshold when answering."""
+        """The threshold when answering; one group answers everything."""
+        if self.groups == "one":
+            return 0.0
         return self.threshold if self.route_threshold is None else self.route_threshold
 
 

@@ -42,8 +42,8 @@ class Method:
         ConfigError: an unknown setting.
     """
 
-    grouping: ClassVar[bool] = False
-    """Whether tasks are grouped unless the configuration says otherwise."""
+    groupings: ClassVar[tuple[str, ...]] = ("one", "similar", "per_task")
+    """The ``groups`` of ``GroupingConfig`` it works with; the first is what it prefers."""
 
     averages: ClassVar[bool] = False
     """Whether the configured balance rule is used."""

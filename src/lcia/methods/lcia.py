@@ -16,7 +16,7 @@ class Lcia(Method):
     of every task.
     """
 
-    grouping: ClassVar[bool] = True
+    groupings: ClassVar[tuple[str, ...]] = ("similar", "one", "per_task")
     averages: ClassVar[bool] = True
 
     def attach(self, trainer: Any, context: TaskContext) -> None:

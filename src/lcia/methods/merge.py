@@ -22,7 +22,7 @@ class Merge(Method):
     Source: ``lcia.ema.PrecisionMerge``.
     """
 
-    grouping: ClassVar[bool] = True
+    groupings: ClassVar[tuple[str, ...]] = ("similar", "one", "per_task")
     settings: ClassVar[dict[str, Any]] = {"old_weight": 0.1}
 
     def attach(self, trainer: Any, context: TaskContext) -> None:

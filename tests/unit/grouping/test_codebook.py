@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lcia.errors import ConfigError, DataError, StoreError
-from lcia.grouping import Extraction, GroupingConfig, InstructionCodebook, InstructionRecipe
+from lcia.grouping import Extraction, GroupingConfig, InstructionCodebook, InstructionRecipe, Router
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "grouping_coin.json").read_text())
 WHOLE = InstructionRecipe(kind="whole")
@@ -48,6 +48,18 @@ def test_best_knows_an_instruction_a_diverse_group_holds_and_mean_does_not():
     stored = ["classify the ticket", "translate into German", "write a poem"]
     assert taught(stored, aggregate="best").decide(stored[:1]).similarity == 1.0
     assert taught(stored, aggregate="mean").decide(stored[:1]).similarity == pytest.approx(1 / 3)
+
+
+def test_all_tasks_share_one_group_or_each_opens_its_own():
+    shared = taught(["classify the ticket"], groups="one", threshold=0.9, below="base")
+    assert shared.decide(["sing a song"]).group == "g1"
+    assert Router(shared).route("sing a song").group == "g1"
+    own = taught(["classify the ticket"], groups="per_task")
+    same = own.decide(["classify the ticket"])
+    assert (same.group, same.similarity, same.reason) == (None, 1.0, "expand")
+    assert InstructionCodebook.from_dict(own.to_dict()).config.groups == "per_task"
+    with pytest.raises(ConfigError, match=r"grouping\.groups is 'pertask'.*Nearest: per_task"):
+        GroupingConfig(groups="pertask")
 
 
 def test_a_decision_says_what_came_second_and_why():
