@@ -12,7 +12,6 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from lcia.config import AssistantConfig, parse_config
-from lcia.data.sample import Message, Sample
 from lcia.data.task import Task
 from lcia.errors import StoreError
 from lcia.evaluation.generate import Adapters, Prediction, read_predictions
@@ -23,11 +22,11 @@ from lcia.learner.files import (
     checksums,
     publish,
     read_json,
-    read_jsonl,
     write_json,
     write_jsonl,
 )
 from lcia.learner.journal import read_journal
+from lcia.learner.samples import read_samples, write_samples
 
 SCHEMA = 1
 
@@ -383,29 +382,10 @@ def _write_task(task: Task, folder: Path) -> None:
             "max_new_tokens": task.max_new_tokens,
         }
         write_json(draft / "task.json", about)
-        write_jsonl(draft / "samples.jsonl", (_sample_to_json(s) for s in task.test))
+        write_samples(draft / "samples.jsonl", task.test)
         publish(draft, folder)
 
 
 def _read_task(name: str, folder: Path) -> Task:
-    samples = tuple(_sample_from_json(r) for r in read_jsonl(folder / "samples.jsonl"))
+    samples = read_samples(folder / "samples.jsonl")
     return Task(name=name, train=samples, test=samples, **read_json(folder / "task.json"))
-
-
-def _sample_to_json(sample: Sample) -> dict[str, Any]:
-    turns = [{"role": m.role, "content": m.content} for m in sample.messages]
-    return {
-        "id": sample.id,
-        "messages": turns,
-        "answers": list(sample.answers),
-        "instruction": sample.instruction,
-    }
-
-
-def _sample_from_json(record: Mapping[str, Any]) -> Sample:
-    return Sample(
-        id=record["id"],
-        messages=tuple(Message(**turn) for turn in record["messages"]),
-        answers=tuple(record["answers"]),
-        instruction=record["instruction"],
-    )
