@@ -22,14 +22,12 @@ CHAT_TEMPLATE = (
 )
 
 
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory) -> Path:
-    """A two-layer Llama with a byte-level tokenizer whose pad token equals its end token."""
-    import torch
+def tiny_tokenizer(more_specials=()):
+    """A byte-level tokenizer whose pad token equals its end token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
-    specials = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+    specials = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>", *more_specials]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate(specials + alphabet)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -40,10 +38,20 @@ def tiny_model(tmp_path_factory) -> Path:
         tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>"
     )
     fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """A two-layer Llama with a byte-level tokenizer whose pad token equals its end token."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = tiny_tokenizer()
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(vocabulary),
+            vocab_size=len(tokenizer),
             hidden_size=32,
             intermediate_size=64,
             num_hidden_layers=2,
@@ -57,7 +65,7 @@ def tiny_model(tmp_path_factory) -> Path:
     )
     folder = tmp_path_factory.mktemp("models") / "tiny"
     model.save_pretrained(folder)
-    fast.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 
