@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from lcia.config import AssistantConfig, StreamConfig
-from lcia.data import Task, load_stream, load_tasks
+from lcia.data import Task
 from lcia.data.paths import resolve
 from lcia.errors import ConfigError, LciaError
 from lcia.evaluation.generate import scores_percent
@@ -85,7 +85,7 @@ def stream_tasks(config: StreamConfig, *, base: Path) -> tuple[Task, ...]:
         ConfigError: no such stream, or an order that names other tasks.
         DataError: a file is missing or has records that cannot be used.
     """
-    tasks = load_stream(config.stream) if config.stream else load_tasks(config.tasks, base=base)
+    tasks = config.read_tasks(base=base)
     for task in tasks:
         try:
             check_task(task)

@@ -66,7 +66,11 @@ def test_settings_survive_being_stored():
     [
         ("metod: lcia", r"s\.yaml: metod is not a field of lcia\. Nearest: method"),
         ("seeds: [a]", r"seeds\.0 is 'a'"),
-        ("tasks: [{name: a, train: a.jsonl}]", "expected either tasks or stream"),
+        ("tasks: [{name: a, train: a.jsonl}]", "expected exactly one of tasks, stream and superni"),
+        ("held_out: [{name: a, tran: a}]", r"held_out\.tasks\.0\.tran is not .* Nearest: train"),
+        ("held_out: {superni: {rot: a}}", r"held_out\.superni\.rot is not .* Nearest: root"),
+        ("held_out: {}", "held_out: expected exactly one of tasks, stream and superni"),
+        ("generation: {batchsize: 1}", "Nearest: batch_size"),
         ("grouping: {threshold: 2}", r"grouping\.threshold is 2"),
         ("method: {name: fixed_ema, bet: 1}", r"method\.bet is not a setting of FixedEMA"),
         ("rule: {name: papr}", "Nearest: paper"),

@@ -4,13 +4,12 @@ import copy
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pydantic
 import yaml
 from pydantic import BaseModel
 
-from lcia.data.stream import TaskConfig
 from lcia.errors import ConfigError
 from lcia.registry import nearest
 
@@ -93,16 +92,20 @@ def _explain(kind: type[BaseModel], problem: Any) -> str:
         return f"{where} is missing."
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":
-        return message
+        return message if message.startswith(where) else f"{where}: {message}"
     return f"{where} is {problem['input']!r}: {message[0].lower()}{message[1:]}."
 
 
 def _fields_at(kind: type[BaseModel], path: Sequence[str]) -> list[str]:
     """Return the field names of the model that the keys of ``path`` lead to."""
-    if path and path[0] == "tasks":
-        return list(TaskConfig.model_fields)
-    if path and (inner := kind.model_fields.get(path[0])) is not None:
-        annotation = inner.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            return list(annotation.model_fields)
+    for key in path:
+        field = kind.model_fields.get(key)
+        kind = (_model_in(field.annotation) if field is not None else None) or kind
     return list(kind.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """Return the model of an annotation such as ``tuple[Model, ...]`` or ``Model | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_model_in, get_args(annotation))), None)

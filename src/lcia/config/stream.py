@@ -3,13 +3,13 @@
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from lcia.config.assistant import AssistantConfig, Named
 from lcia.config.parsing import load_yaml, parse_config
-from lcia.data.stream import TaskConfig
+from lcia.data.source import TaskSource
 from lcia.data.task import NAME
 from lcia.errors import ConfigError
 from lcia.registry import METHODS
@@ -18,12 +18,19 @@ OVERRIDES = ("rule", "grouping", "training", "adapter")
 """What an entry of ``methods`` may set for itself, besides the method's own settings."""
 
 
-class StreamConfig(AssistantConfig):
-    """A stream file: tasks, and the assistants that learn them.
+def _source(value: Any) -> Any:
+    """Read a list as tasks, a text as the name of a built-in stream."""
+    if isinstance(value, (list, tuple)):
+        return {"tasks": value}
+    return {"stream": value} if isinstance(value, str) else value
+
+
+class StreamConfig(AssistantConfig, TaskSource):
+    """A stream file: tasks, as in ``TaskSource``, and the assistants that learn them.
 
     Attributes:
-        tasks: the stream's tasks, in order; or
-        stream: the name of a stream that ships with lcia, ``builtin:skills``.
+        held_out: tasks that are never trained, to see what learning does to other abilities: a
+            list like ``tasks``, the name of a built-in stream, or ``superni`` as for the stream.
         methods: learn the stream once with each; default: ``method`` alone. An entry may carry
             its own ``rule``, ``grouping``, ``training`` and ``adapter`` (the last three over the
             stream's) and a ``label``.
@@ -36,8 +43,7 @@ class StreamConfig(AssistantConfig):
         output: folder of the results, relative to the stream file.
     """
 
-    tasks: tuple[TaskConfig, ...] = ()
-    stream: str | None = None
+    held_out: Annotated[TaskSource | None, BeforeValidator(_source)] = None
     methods: tuple[Named, ...] = ()
     rules: tuple[Named, ...] = ()
     groupings: tuple[bool | str | dict[str, Any], ...] = ()
@@ -92,8 +98,6 @@ def load_stream_config(path: str | Path, overrides: Sequence[str] = ()) -> Strea
     """
     tree = load_yaml(path)
     config: StreamConfig = parse_config(StreamConfig, tree, where=str(path), overrides=overrides)
-    if bool(config.tasks) == (config.stream is not None):
-        raise ConfigError(f"{path}: expected either tasks or stream.")
     if len(set(config.seeds)) < len(config.seeds):
         raise ConfigError(f"{path}: seeds: {list(config.seeds)} has a seed twice.")
     where = str(path)

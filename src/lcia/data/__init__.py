@@ -3,7 +3,9 @@
 from lcia.data.reading import Reading, read, read_all
 from lcia.data.report import DataReport, Lengths, check
 from lcia.data.sample import Message, Sample
+from lcia.data.source import TaskSource
 from lcia.data.stream import TaskConfig, hold_out, load_stream, load_task, load_tasks
+from lcia.data.superni import SuperNIConfig
 from lcia.data.task import Task, check_name
 
 __all__ = [
@@ -12,8 +14,10 @@ __all__ = [
     "Message",
     "Reading",
     "Sample",
+    "SuperNIConfig",
     "Task",
     "TaskConfig",
+    "TaskSource",
     "check",
     "check_name",
     "hold_out",

@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 SUPERNI_TRAIN = 500
 HELD_OUT = 100
 HELD_OUT_SHARE = 5
+LABEL_REPEATS = 10
 
 
 class TaskConfig(BaseModel):
@@ -30,7 +31,8 @@ class TaskConfig(BaseModel):
         train: a data file; its ``test`` is held out of it where no file is given.
         test: a data file that is only scored.
         superni: a Super-NaturalInstructions task file, instead of ``train`` and ``test``.
-        scorer: a name of ``lcia.registry.SCORERS``.
+        scorer: a name of ``lcia.registry.SCORERS``; None: ``exact_match``, of ``superni``
+            ``rougeL`` where the answers are free text.
         instruction: how ``lcia.grouping`` finds the instruction; None: ``field`` where every
             train sample names one, else ``infer``.
         max_train: at most so many train samples, drawn by seed; None: all (500 of ``superni``).
@@ -46,7 +48,7 @@ class TaskConfig(BaseModel):
     train: Path | None = None
     test: Path | None = None
     superni: Path | None = None
-    scorer: str = "exact_match"
+    scorer: str | None = None
     instruction: str | dict[str, Any] | None = None
     max_train: int | None = Field(default=None, ge=1)
     max_test: int | None = Field(default=None, ge=1)
@@ -112,13 +114,18 @@ def load_task(entry: TaskConfig, *, base: str | Path = ".", seed: int = 0) -> Ta
         ConfigError: a path's variable is not set.
         DataError: a file cannot be read or used, or is too small to hold samples out of it.
     """
-    train, test = _splits(entry, base=Path(base), seed=seed)
+    kind = "superni" if entry.superni else "train"
+    source = resolve(getattr(entry, kind), base=base, where=f"task '{entry.name}': {kind}")
+    format = "superni" if entry.superni else entry.format
+    samples = read(source, format=format, roles=entry.roles)
+    train, test = _splits(entry, samples, source=source, base=Path(base), seed=seed)
+    free_text = entry.superni is not None and not is_classification(samples)
     named = all(sample.instruction is not None for sample in train)
     return Task(
         name=entry.name,
         train=train,
         test=test,
-        scorer=entry.scorer,
+        scorer=entry.scorer or ("rougeL" if free_text else "exact_match"),
         instruction=entry.instruction or ("field" if named else "infer"),
         max_new_tokens=entry.max_new_tokens,
     )
@@ -153,14 +160,17 @@ def hold_out(
     return train, tuple(sample for sample in samples if sample.messages in drawn)
 
 
+def is_classification(samples: Sequence[Sample]) -> bool:
+    """Whether the answers are labels: one a sample, each of them ten times on average."""
+    labels = {sample.answers[0] for sample in samples}
+    single = all(len(sample.answers) == 1 for sample in samples)
+    return single and len(labels) * LABEL_REPEATS <= len(samples)
+
+
 def _splits(
-    entry: TaskConfig, *, base: Path, seed: int
+    entry: TaskConfig, samples: Sequence[Sample], *, source: Path, base: Path, seed: int
 ) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
-    kind = "superni" if entry.superni else "train"
-    source = resolve(getattr(entry, kind), base=base, where=f"task '{entry.name}': {kind}")
-    format = "superni" if entry.superni else entry.format
     max_train = entry.max_train or (SUPERNI_TRAIN if entry.superni else None)
-    samples = read(source, format=format, roles=entry.roles)
     if entry.test is None:
         train, test = hold_out(samples, at_most=entry.max_test or HELD_OUT, seed=seed)
         if not test:
@@ -171,7 +181,7 @@ def _splits(
     else:
         train = tuple(samples)
         path = resolve(entry.test, base=base, where=f"task '{entry.name}': test")
-        held_out = read(path, format=format, roles=entry.roles)
+        held_out = read(path, format=entry.format, roles=entry.roles)
         test = _draw(held_out, at_most=entry.max_test, seed=seed)
         _warn_of_overlap(entry.name, train, test)
     return _draw(train, at_most=max_train, seed=seed), test
