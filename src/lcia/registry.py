@@ -94,6 +94,8 @@ READERS = Registry(
         "prompt_completion": "lcia.data.readers.prompt_completion:PromptCompletionReader",
         "alpaca": "lcia.data.readers.alpaca:AlpacaReader",
         "superni": "lcia.data.readers.superni:SuperNIReader",
+        "llava": "lcia.data.readers.llava:LlavaReader",
+        "llava_test": "lcia.data.readers.llava:LlavaTestReader",
     },
 )
 
@@ -121,9 +123,16 @@ SCORERS = Registry(
 METHODS = Registry(
     kind="methods",
     builtin={
+        "zero_shot": "lcia.methods.zero_shot:ZeroShot",
         "sequential": "lcia.methods.sequential:Sequential",
+        "multitask": "lcia.methods.multitask:Multitask",
+        "single": "lcia.methods.single:Single",
         "lcia": "lcia.methods.lcia:Lcia",
         "fixed_ema": "lcia.methods.fixed_ema:FixedEMA",
         "merge": "lcia.methods.merge:Merge",
+        "ewc": "lcia.methods.ewc:EWC",
+        "l2": "lcia.methods.l2:L2",
+        "lwf": "lcia.methods.lwf:LwF",
+        "replay": "lcia.methods.replay:Replay",
     },
 )

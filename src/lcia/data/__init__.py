@@ -2,7 +2,7 @@
 
 from lcia.data.reading import Reading, read, read_all
 from lcia.data.report import DataReport, Lengths, check
-from lcia.data.sample import Message, Sample
+from lcia.data.sample import Image, Message, Sample
 from lcia.data.source import TaskSource
 from lcia.data.stream import TaskConfig, hold_out, load_stream, load_task, load_tasks
 from lcia.data.superni import SuperNIConfig
@@ -10,6 +10,7 @@ from lcia.data.task import Task, check_name
 
 __all__ = [
     "DataReport",
+    "Image",
     "Lengths",
     "Message",
     "Reading",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from lcia.data.images import below
 from lcia.data.readers.base import Problem, Reader, Record, RecordError
 from lcia.data.readers.fields import ROLES, found
 from lcia.data.readers.source import load_bytes, load_records
@@ -40,7 +41,11 @@ class Reading:
 
 
 def read(
-    path: str | Path, *, format: str | None = None, roles: Mapping[str, str] | None = None
+    path: str | Path,
+    *,
+    format: str | None = None,
+    roles: Mapping[str, str] | None = None,
+    images: Path | None = None,
 ) -> list[Sample]:
     """Return the samples of a file, in its order.
 
@@ -48,6 +53,7 @@ def read(
         path: JSON Lines or JSON, UTF-8.
         format: the name of a reader; recognised from the content when None.
         roles: role in the file to ``system``, ``user`` or ``assistant``.
+        images: folder the paths of pictures start from; None: that of the file.
 
     Returns:
         At least one sample.
@@ -57,7 +63,7 @@ def read(
             counted and the first 20 shown.
         ConfigError: no such format, or a role is mapped to something else.
     """
-    reading = read_all(path, format=format, roles=roles)
+    reading = read_all(path, format=format, roles=roles, images=images)
     lines = reading.messages()
     if len(lines) == 1:
         raise DataError(lines[0])
@@ -70,7 +76,11 @@ def read(
 
 
 def read_all(
-    path: str | Path, *, format: str | None = None, roles: Mapping[str, str] | None = None
+    path: str | Path,
+    *,
+    format: str | None = None,
+    roles: Mapping[str, str] | None = None,
+    images: Path | None = None,
 ) -> Reading:
     """Return the samples and the bad records of a file.
 
@@ -78,6 +88,7 @@ def read_all(
         path: JSON Lines or JSON, UTF-8.
         format: the name of a reader; recognised from the content when None.
         roles: role in the file to ``system``, ``user`` or ``assistant``.
+        images: folder the paths of pictures start from; None: that of the file.
 
     Raises:
         DataError: the file cannot be read, or no reader fits.
@@ -92,7 +103,11 @@ def read_all(
         raise DataError(f"{path}: is an empty list; expected at least one record.")
     format = format or _recognise(path, values)
     reader: Reader = READERS.get(format)(roles=roles)
-    results = list(_samples(values, reader))
+    located = below(images or path.parent)
+    results = [
+        located(result) if isinstance(result, Sample) else result
+        for result in _samples(values, reader)
+    ]
     return Reading(
         path=path,
         format=format,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from lcia.data.images import inspect
 from lcia.data.reading import read_all
 
 
@@ -34,7 +35,8 @@ class DataReport:
         path: the file, as given.
         format: the reader that fits it.
         samples: the number of usable records.
-        bad: one line per other record: where, what was found, what was expected.
+        bad: one line per other record, and per picture that cannot be used: where, what was
+            found, what was expected.
         turns: the greatest number of turns before an answer.
         prompt_chars: the lengths of the last user turns.
         answer_chars: the lengths of the answers trained on.
@@ -78,13 +80,15 @@ def check(
     """
     reading = read_all(path, format=format, roles=roles)
     samples = reading.samples
+    pictures = {image.path: None for sample in samples for image in sample.images}
+    _, damaged = inspect(pictures)
     prompts = Counter(sample.messages for sample in samples)
     answered = Counter({(sample.messages, sample.answers[0]): 1 for sample in samples})
     return DataReport(
         path=str(path),
         format=reading.format,
         samples=len(samples),
-        bad=tuple(reading.messages()),
+        bad=(*reading.messages(), *(f"{path}: {why}" for path, why in damaged.items())),
         turns=max((len(sample.messages) for sample in samples), default=0),
         prompt_chars=Lengths.of(sample.prompt for sample in samples),
         answer_chars=Lengths.of(sample.answers[0] for sample in samples),

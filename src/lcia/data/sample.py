@@ -4,16 +4,33 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
+class Image:
+    """A picture in a turn.
+
+    Attributes:
+        path: the file, absolute once a task is loaded.
+        sha256: of the file's bytes, hexadecimal; empty until it was checked.
+        at: how many characters of the turn's text stand before it.
+    """
+
+    path: str
+    sha256: str = ""
+    at: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Message:
     """One turn of a conversation.
 
     Attributes:
         role: ``system``, ``user`` or ``assistant``.
         content: the text of the turn.
+        images: its pictures, in order; most models want them before the text.
     """
 
     role: str
     content: str
+    images: tuple[Image, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,3 +53,8 @@ class Sample:
     def prompt(self) -> str:
         """The text of the last user turn: what a user would type."""
         return self.messages[-1].content
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        """The pictures of all turns, in order."""
+        return tuple(image for message in self.messages for image in message.images)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from lcia.data.images import check_images
 from lcia.data.paths import resolve
 from lcia.data.reading import read
 from lcia.data.sample import Sample
@@ -39,6 +40,7 @@ class TaskConfig(BaseModel):
         max_test: the same for test; None: all of ``test``, at most 100 held out.
         format: a name of ``lcia.registry.READERS``; None: recognised from the file.
         roles: role in the files to ``system``, ``user`` or ``assistant``.
+        images: folder the paths of pictures start from; None: that of the file they stand in.
         max_new_tokens: the longest answer to generate.
     """
 
@@ -54,6 +56,7 @@ class TaskConfig(BaseModel):
     max_test: int | None = Field(default=None, ge=1)
     format: str | None = None
     roles: dict[str, str] = Field(default_factory=dict)
+    images: Path | None = None
     max_new_tokens: int = Field(default=32, ge=1)
 
     @model_validator(mode="after")
@@ -104,7 +107,7 @@ def load_tasks(
         if entry.name in names:
             raise ConfigError(f"tasks: two are named '{entry.name}'; expected different names.")
         names.add(entry.name)
-    return tuple(load_task(entry, base=base, seed=seed) for entry in entries)
+    return check_images([_read_task(entry, base=Path(base), seed=seed) for entry in entries])
 
 
 def load_task(entry: TaskConfig, *, base: str | Path = ".", seed: int = 0) -> Task:
@@ -114,11 +117,16 @@ def load_task(entry: TaskConfig, *, base: str | Path = ".", seed: int = 0) -> Ta
         ConfigError: a path's variable is not set.
         DataError: a file cannot be read or used, or is too small to hold samples out of it.
     """
+    return check_images([_read_task(entry, base=Path(base), seed=seed)])[0]
+
+
+def _read_task(entry: TaskConfig, *, base: Path, seed: int) -> Task:
     kind = "superni" if entry.superni else "train"
-    source = resolve(getattr(entry, kind), base=base, where=f"task '{entry.name}': {kind}")
+    source = _path(entry, kind, base=base)
     format = "superni" if entry.superni else entry.format
-    samples = read(source, format=format, roles=entry.roles)
-    train, test = _splits(entry, samples, source=source, base=Path(base), seed=seed)
+    images = _path(entry, "images", base=base) if entry.images else None
+    samples = read(source, format=format, roles=entry.roles, images=images)
+    train, test = _splits(entry, samples, source=source, base=base, seed=seed)
     free_text = entry.superni is not None and not is_classification(samples)
     named = all(sample.instruction is not None for sample in train)
     return Task(
@@ -180,11 +188,16 @@ def _splits(
             )
     else:
         train = tuple(samples)
-        path = resolve(entry.test, base=base, where=f"task '{entry.name}': test")
-        held_out = read(path, format=entry.format, roles=entry.roles)
+        path = _path(entry, "test", base=base)
+        images = _path(entry, "images", base=base) if entry.images else None
+        held_out = read(path, format=entry.format, roles=entry.roles, images=images)
         test = _draw(held_out, at_most=entry.max_test, seed=seed)
         _warn_of_overlap(entry.name, train, test)
     return _draw(train, at_most=max_train, seed=seed), test
+
+
+def _path(entry: TaskConfig, key: str, *, base: Path) -> Path:
+    return resolve(getattr(entry, key), base=base, where=f"task '{entry.name}': {key}")
 
 
 def _draw(samples: Sequence[Sample], *, at_most: int | None, seed: int) -> tuple[Sample, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lcia.data.sample import Sample
+from lcia.data.sample import Message, Sample
 from lcia.errors import ConfigError, DataError
 
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
@@ -75,5 +75,9 @@ class Task:
 
 
 def _content(sample: Sample) -> list[Any]:
-    turns = [[message.role, message.content] for message in sample.messages]
-    return [turns, sample.answers, sample.instruction]
+    return [[_turn(message) for message in sample.messages], sample.answers, sample.instruction]
+
+
+def _turn(message: Message) -> list[Any]:
+    images = [[image.sha256 or image.path, image.at] for image in message.images]
+    return [message.role, message.content, *([images] if images else [])]

@@ -19,6 +19,13 @@ GOOD = {
     "prompt_completion": {"prompt": "Say hello.", "completion": "Hello!"},
     "alpaca": {"instruction": "Say hello.", "input": "", "output": "Hello!"},
     "superni": {"Definition": ["Say."], "Instances": [{"input": "hello", "output": ["Hello!"]}]},
+    "llava": {
+        "conversations": [
+            {"from": "human", "value": "Say hello."},
+            {"from": "gpt", "value": "Hello!"},
+        ]
+    },
+    "llava_test": {"question_id": 1, "text": "Say hello.", "answer": "Hello!"},
 }
 
 
@@ -138,7 +145,7 @@ WRONG = [
     ),
     (
         {"messages": [{"role": "user", "content": ["x"]}, ANSWER]},
-        "messages[0].content is a list; expected a text.",
+        "messages[0].content[0].type is missing or null; expected 'text' or 'image'.",
     ),
     (
         {"messages": [USER, {"role": "assistant", "content": " \n"}]},

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lcia.data.readers.base import RecordError
-from lcia.data.sample import Message
+from lcia.data.sample import Image, Message
 
 ROLES = ("system", "user", "assistant")
 LIKELY_ROLE = {
@@ -97,7 +97,39 @@ def _turn(value: Any, name: str, *, roles: Mapping[str, str]) -> Message:
         raise RecordError(
             f"{name}.role is {found(role)}; expected {ROLES_TEXT}. Map it with --role {role}={to}."
         )
-    return Message(role=role, content=text(value.get("content"), f"{name}.content"))
+    content = value.get("content")
+    if isinstance(content, list):
+        words, images = _parts(content, f"{name}.content")
+        return Message(role=role, content=words, images=images)
+    return Message(role=role, content=text(content, f"{name}.content"))
+
+
+def _parts(value: list[Any], name: str) -> tuple[str, tuple[Image, ...]]:
+    """Return text and pictures of ``[{"type": "image", "image": path}, {"type": "text", ...}]``."""
+    words, images = "", []
+    for i, part in enumerate(value):
+        where = f"{name}[{i}]"
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind == "text":
+            words += text(part.get("text"), f"{where}.text")
+        elif kind == "image":
+            path = image_path(part.get("image", part.get("path")), f"{where}.image")
+            images.append(Image(path=path, at=len(words)))
+        else:
+            raise RecordError(f"{where}.type is {found(kind)}; expected 'text' or 'image'.")
+    return text(words, name), tuple(images)
+
+
+def image_path(value: Any, name: str) -> str:
+    """Return ``value`` if it can be the path of a picture.
+
+    Raises:
+        RecordError: not a text, or an address instead of a file.
+    """
+    path = text(value, name)
+    if "://" in path or path.startswith("data:"):
+        raise RecordError(f"{name} is {found(path)}; expected the path of a file. Download it.")
+    return path
 
 
 ROLES_TEXT = "'system', 'user' or 'assistant'"
