@@ -1,15 +1,22 @@
 """Samples as JSON Lines: held-out ones with their task, remembered ones with their group."""
 
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lcia.data.sample import Message, Sample
+from lcia.data.images import below
+from lcia.data.sample import Image, Message, Sample
 from lcia.learner.files import read_jsonl, write_jsonl
 
 
 def write_samples(path: Path, samples: Iterable[Sample]) -> None:
-    """Write samples, one JSON line each."""
+    """Write samples, one JSON line each, with copies of their pictures in ``images/`` beside."""
+    samples = list(samples)
+    for image in {image for sample in samples for image in sample.images}:
+        copy = path.with_name("images") / _name(image)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(image.path, copy)
     write_jsonl(path, map(_to_json, samples))
 
 
@@ -19,23 +26,44 @@ def read_samples(path: Path) -> tuple[Sample, ...]:
     Raises:
         StoreError: the file is missing or damaged.
     """
-    return tuple(map(_from_json, read_jsonl(path)))
+    located = below(path.parent)
+    return tuple(located(_from_json(record)) for record in read_jsonl(path))
 
 
 def _to_json(sample: Sample) -> dict[str, Any]:
-    turns = [{"role": m.role, "content": m.content} for m in sample.messages]
     return {
         "id": sample.id,
-        "messages": turns,
+        "messages": [_turn_to_json(message) for message in sample.messages],
         "answers": list(sample.answers),
         "instruction": sample.instruction,
     }
 
 
+def _turn_to_json(message: Message) -> dict[str, Any]:
+    turn = {"role": message.role, "content": message.content}
+    if not message.images:
+        return turn
+    images = [
+        {"path": f"images/{_name(image)}", "sha256": image.sha256, "at": image.at}
+        for image in message.images
+    ]
+    return {**turn, "images": images}
+
+
+def _name(image: Image) -> str:
+    """Return the name of the copy: by content, so that no picture is kept twice."""
+    return f"{image.sha256}{Path(image.path).suffix.lower()}"
+
+
 def _from_json(record: Mapping[str, Any]) -> Sample:
     return Sample(
         id=record["id"],
-        messages=tuple(Message(**turn) for turn in record["messages"]),
+        messages=tuple(_turn_from_json(turn) for turn in record["messages"]),
         answers=tuple(record["answers"]),
         instruction=record["instruction"],
     )
+
+
+def _turn_from_json(turn: Mapping[str, Any]) -> Message:
+    images = tuple(Image(**image) for image in turn.get("images", ()))
+    return Message(role=turn["role"], content=turn["content"], images=images)
