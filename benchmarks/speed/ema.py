@@ -15,6 +15,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -172,13 +173,17 @@ def training_step_ms(device: str) -> float:
     return 1e3 * statistics.median([seconds(step, device) for _ in range(6)][1:])
 
 
-def extra_memory(rule: str) -> float:
-    """Return peak memory that updates add, in multiples of the parameters' float32 size.
+def extra_memory(shape: str, *, rule: str, device: str) -> dict[str, float]:
+    """Return the peak memory that updates add, in multiples of the parameters' float32 size.
 
     The previous gradient counts: without the average, a gradient dies before the next is born.
+    ``allocated`` counts the bytes that torch's allocator had handed out, temporaries included;
+    ``resident`` is the process's peak, with what malloc keeps and the code that was loaded.
     Runs alone in its process, since a peak never falls.
     """
-    parameters = [(str(i), nn.Parameter(torch.zeros(s))) for i, s in enumerate(shape_b()[:112])]
+    shapes = shape_a() if shape == "a" else shape_b()
+    zeros = [torch.zeros(size, device=device) for size in shapes]
+    parameters = [(str(i), nn.Parameter(values)) for i, values in enumerate(zeros)]
     size = sum(p.numel() for _, p in parameters) * 4
 
     def loop(update: Callable[[], object]) -> None:
@@ -189,22 +194,53 @@ def extra_memory(rule: str) -> float:
             for _, p in parameters:
                 p.grad = None
 
-    loop(lambda: None)
-    before = _peak_bytes()
-    loop(DynamicEMA(parameters, rule=rule).update)
-    return (_peak_bytes() - before) / size
+    def without() -> None:
+        loop(lambda: None)
+
+    def with_average() -> None:
+        loop(DynamicEMA(parameters, rule=rule).update)
+
+    if device == "cuda":
+        with_average()  # compiles the kernels
+        return {"allocated": (_device_peak(with_average) - _device_peak(without)) / size}
+    without()
+    before = _resident_peak()
+    with_average()
+    resident = (_resident_peak() - before) / size
+    allocated = (_allocated_peak(with_average) - _allocated_peak(without)) / size
+    return {"allocated": allocated, "resident": resident}
 
 
-def _peak_bytes() -> int:
+def _device_peak(work: Callable[[], object]) -> int:
+    gc.collect()
+    torch.cuda.reset_peak_memory_stats()
+    work()
+    return torch.cuda.max_memory_allocated()
+
+
+def _allocated_peak(work: Callable[[], object]) -> int:
+    gc.collect()
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        work()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profile.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+    return max(e["args"]["Total Allocated"] for e in events if e.get("name") == "[memory]")
+
+
+def _resident_peak() -> int:
     gc.collect()
     # Not getrusage: its peak includes that of the process this one was forked from.
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return 1024 * int(status.partition("VmHWM:")[2].split()[0])
 
 
-def _memory_in_a_process(rule: str) -> float:
-    command = [sys.executable, "-m", "benchmarks.speed.ema", "--memory", rule]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+def _memory_in_a_process(shape: str, rule: str) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.speed.ema", "--memory", shape, rule]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def machine(device: str) -> dict[str, str | int]:
@@ -240,8 +276,7 @@ def report(result: dict) -> str:
         lines.append(f"| {label} | {result['a'][key]:.2f} | {result['b'][key]:.2f} |")
     share = result["training_step_share"]
     lines += ["", f"Share of a SmolLM2-135M training step (8 x 64 tokens), (a): {share:.2%}."]
-    memory = ", ".join(f"`{rule}` {value:.2f}" for rule, value in result["memory"].items())
-    lines += [f"Extra memory in float32 sizes of the parameters, peak: {memory}.", ""]
+    lines += ["", *_memory_table(result["memory"]), ""]
     lines += ["| two processes | `paper` | `release` | `curvature` |", "| --- | --- | --- | --- |"]
     for setting, cells in result["parity"].items():
         figures = [cells.get(f"{rule}/float32") for rule in ("paper", "release", "curvature")]
@@ -250,15 +285,43 @@ def report(result: dict) -> str:
     return "\n".join(lines)
 
 
+def _memory_table(memory: dict) -> list[str]:
+    lines = ["| peak extra memory, float32 sizes of the parameters | (a) | (b) |"]
+    lines.append("| --- | --- | --- |")
+    for rule, shapes in memory.items():
+        for kind in shapes["b"]:
+            figures = [f"{shapes[shape][kind]:.4f}" for shape in ("a", "b")]
+            lines.append(f"| `{rule}`, {kind} | {' | '.join(figures)} |")
+    return lines
+
+
+def measure_memory() -> dict:
+    """Return rule -> shape -> figures of ``extra_memory``."""
+    return {
+        rule: {shape: _memory_in_a_process(shape, rule) for shape in ("a", "b")} for rule in STREAMS
+    }
+
+
 def main() -> None:
     """Measure everything, write the JSON and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--memory", choices=STREAMS, help="print one rule's extra memory and end")
+    parser.add_argument(
+        "--memory",
+        nargs="*",
+        metavar=("SHAPE", "RULE"),
+        help="measure only memory: of one shape (a, b) and rule, or of all",
+    )
     asked = parser.parse_args()
-    if asked.memory:
-        print(extra_memory(asked.memory))
-        return
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if asked.memory:
+        shape, rule = asked.memory
+        print(json.dumps(extra_memory(shape, rule=rule, device=device)))
+        return
+    if asked.memory == []:
+        result = json.loads(RESULTS.read_text(encoding="utf-8")) | {"memory": measure_memory()}
+        RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        print("\n".join(_memory_table(result["memory"])))
+        return
     result: dict = {
         "machine": machine(device),
         "a": measure("a", device),
@@ -266,7 +329,7 @@ def main() -> None:
     }
     result["training_step_ms"] = training_step_ms(device)
     result["training_step_share"] = result["a"]["release_ms"] / result["training_step_ms"]
-    result["memory"] = {rule: _memory_in_a_process(rule) for rule in STREAMS}
+    result["memory"] = measure_memory()
     here = [setting for setting in SETTINGS if not missing(setting)]
     result["parity"] = parity(here) | {s: {"reason": missing(s)} for s in SETTINGS if missing(s)}
     RESULTS.parent.mkdir(exist_ok=True)

@@ -15,7 +15,7 @@ from lcia.ema.balance import Rule, build_rule
 from lcia.ema.decide import decide
 from lcia.ema.gradients import PreviousGradients
 from lcia.ema.record import EMAStats, read, summarise
-from lcia.ema.reduce import CHUNK, DEVICE_CHUNK, TERMS, Operands, blend
+from lcia.ema.reduce import TERMS, Operands, blend, move, new_scratch
 from lcia.ema.sharding import Shards, local
 from lcia.errors import TrainingError
 
@@ -200,7 +200,7 @@ class DynamicEMA:
         new = [n for n, p in self._parameters.items() if p.requires_grad and n not in self.shadow]
         for name in new:
             theta = local(self._parameters[name]).detach()
-            self.shadow[name] = theta.to(_average_dtype(theta), copy=True)
+            self.shadow[name] = _new_average(theta, like=theta)
             if self.rule.needs_previous_parameters:
                 self._theta_prev[name] = theta.clone()
         return set(new)
@@ -224,9 +224,13 @@ class DynamicEMA:
         if self._uses_kernels(names):
             sums = torch.stack([kernels.sums(x, terms) for x in operands])
         else:
-            sums = torch.stack([torch.stack([TERMS[term](x) for term in terms]) for x in operands])
+            sums = torch.stack([self._eager_sums(x, terms) for x in operands])
         self._shards.share_sums(sums, [self._parameters[name] for name in names])
         return dict(zip(terms, sums.unbind(dim=1), strict=True))
+
+    def _eager_sums(self, x: Operands, terms: tuple[str, ...]) -> Tensor:
+        scratch = self._scratch(x.theta_ema)
+        return torch.stack([TERMS[term](x, scratch) for term in terms])
 
     def _operands(self, name: str) -> Operands:
         parameter, grad = self._parameters[name], self._parameters[name].grad
@@ -238,30 +242,32 @@ class DynamicEMA:
             grad=None if grad is None else local(grad).reshape(-1),
             grad_prev=None if grad_prev is None else grad_prev.reshape(-1),
             theta_prev=None if theta_prev is None else theta_prev.reshape(-1),
-            scratch=self._scratch(self.shadow[name]),
         )
 
     def _scratch(self, like: Tensor) -> Tensor:
         kind = (like.dtype, like.device)
         if kind not in self._scratches:
-            is_cpu = like.device.type == "cpu"
-            self._scratches[kind] = like.new_empty(CHUNK if is_cpu else DEVICE_CHUNK)
+            largest = max(v.numel() for v in self.shadow.values() if (v.dtype, v.device) == kind)
+            self._scratches[kind] = new_scratch(like, largest=largest)
         return self._scratches[kind]
 
     def _is_known(self, name: str) -> bool:
         return self._grad_prev.get(name, None) is not None
 
     def _blend(self, names: list[str], gain: Tensor) -> None:
+        pairs = [
+            (self.shadow[name].view(-1), local(self._parameters[name]).detach().reshape(-1))
+            for name in names
+        ]
         if gain.device.type == "cpu" and not self._uses_kernels(names):
-            for name, weight in zip(names, gain.tolist(), strict=True):
+            for (theta_ema, theta), weight in zip(pairs, gain.tolist(), strict=True):
                 if weight > 0:  # 0 times a parameter that is not finite would not be 0
-                    theta_ema = self.shadow[name]
-                    theta_ema.lerp_(local(self._parameters[name]).to(theta_ema.dtype), weight)
+                    move(theta_ema, theta, weight, self._scratch(theta_ema))
             return
         # On a device the gains stay there: reading them would make the host wait.
-        move = kernels.blend if self._uses_kernels(names) else blend
-        for name, weight in zip(names, gain.unbind(), strict=True):
-            move(self.shadow[name].view(-1), local(self._parameters[name]).reshape(-1), weight)
+        blend_on_device = kernels.blend if self._uses_kernels(names) else blend
+        for (theta_ema, theta), weight in zip(pairs, gain.unbind(), strict=True):
+            blend_on_device(theta_ema, theta, weight)
 
     def _uses_kernels(self, names: list[str]) -> bool:
         if self._fused is None:
@@ -302,8 +308,7 @@ class DynamicEMA:
                 f"DynamicEMA: values given for '{name}' have shape {tuple(values.shape)}; the "
                 f"model has {found}."
             )
-        dtype = _average_dtype(parameter)
-        self.shadow[name] = self._part(name, values).to(dtype, copy=True).contiguous()
+        self.shadow[name] = _new_average(self._part(name, values), like=parameter)
 
     def _full(self, name: str, values: Tensor) -> Tensor:
         return self._shards.full(values, like=self._parameters[name])
@@ -321,5 +326,6 @@ def _without_ties(named_parameters: Iterable[tuple[str, Tensor]]) -> dict[str, T
     return parameters
 
 
-def _average_dtype(theta: Tensor) -> torch.dtype:
-    return torch.promote_types(theta.dtype, torch.float32)
+def _new_average(values: Tensor, *, like: Tensor) -> Tensor:
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    return values.to(dtype, copy=True, memory_format=torch.contiguous_format)

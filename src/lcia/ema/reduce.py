@@ -27,7 +27,6 @@ class Operands(NamedTuple):
         grad: gradient that the step used.
         grad_prev: gradient of the step before.
         theta_prev: parameters before the step.
-        scratch: ``CHUNK`` elements in the average's dtype to write over.
     """
 
     theta: Tensor
@@ -35,7 +34,17 @@ class Operands(NamedTuple):
     grad: Tensor | None
     grad_prev: Tensor | None
     theta_prev: Tensor | None
-    scratch: Tensor
+
+
+def new_scratch(like: Tensor, *, largest: int) -> Tensor:
+    """Return memory to write differences over, in dtype and on the device of an average.
+
+    Args:
+        like: an average.
+        largest: elements of the largest tensor that it will serve.
+    """
+    chunk = CHUNK if like.device.type == "cpu" else DEVICE_CHUNK
+    return like.new_empty(max(1, min(chunk, largest)))
 
 
 def l1_norm(a: Tensor, scratch: Tensor) -> Tensor:
@@ -71,6 +80,15 @@ def dot_differences(a: Tensor, b: Tensor, c: Tensor, d: Tensor, scratch: Tensor)
     return total
 
 
+def move(theta_ema: Tensor, theta: Tensor, gain: float, scratch: Tensor) -> None:
+    """Move an average towards the parameters by a gain known to the host."""
+    if theta.dtype == theta_ema.dtype:
+        theta_ema.lerp_(theta, gain)
+        return
+    for (average, values), out in _pieces(scratch, theta_ema, theta):
+        average.lerp_(out.copy_(values), gain)
+
+
 def blend(theta_ema: Tensor, theta: Tensor, gain: Tensor) -> None:
     """Move an average by a gain that stays on the device; gain 0 keeps it whatever theta is."""
     theta = torch.where(gain > 0, theta.to(theta_ema.dtype), theta_ema)
@@ -93,33 +111,36 @@ def _need(tensor: Tensor | None) -> Tensor:
     return tensor
 
 
-def _with_previous(term: Callable[[Operands], Tensor]) -> Callable[[Operands], Tensor]:
+Term = Callable[[Operands, Tensor], Tensor]
+
+
+def _with_previous(term: Term) -> Term:
     """Return 0 for a tensor without a previous step: it falls back whatever its sums are."""
 
-    def value(x: Operands) -> Tensor:
-        return x.scratch.new_zeros(()) if x.grad_prev is None else term(x)
+    def value(x: Operands, scratch: Tensor) -> Tensor:
+        return scratch.new_zeros(()) if x.grad_prev is None else term(x, scratch)
 
     return value
 
 
 # With d = theta - theta*, g the gradient, y = g - g_prev, s = theta - theta_prev.
-TERMS: dict[str, Callable[[Operands], Tensor]] = {
-    "drift_l1": lambda x: l1_distance(x.theta, x.theta_ema, x.scratch),
-    "grad_l1": lambda x: l1_norm(_need(x.grad), x.scratch),
+TERMS: dict[str, Term] = {
+    "drift_l1": lambda x, out: l1_distance(x.theta, x.theta_ema, out),
+    "grad_l1": lambda x, out: l1_norm(_need(x.grad), out),
     "grad_change_l1": _with_previous(
-        lambda x: l1_distance(_need(x.grad), _need(x.grad_prev), x.scratch)
+        lambda x, out: l1_distance(_need(x.grad), _need(x.grad_prev), out)
     ),
-    "step_l1": _with_previous(lambda x: l1_distance(x.theta, _need(x.theta_prev), x.scratch)),
-    "grad_drift": lambda x: dot_difference(x.theta, x.theta_ema, _need(x.grad), x.scratch),
-    "drift_sq": lambda x: dot_differences(x.theta, x.theta_ema, x.theta, x.theta_ema, x.scratch),
+    "step_l1": _with_previous(lambda x, out: l1_distance(x.theta, _need(x.theta_prev), out)),
+    "grad_drift": lambda x, out: dot_difference(x.theta, x.theta_ema, _need(x.grad), out),
+    "drift_sq": lambda x, out: dot_differences(x.theta, x.theta_ema, x.theta, x.theta_ema, out),
     "change_step": _with_previous(
-        lambda x: dot_differences(
-            _need(x.grad), _need(x.grad_prev), x.theta, _need(x.theta_prev), x.scratch
+        lambda x, out: dot_differences(
+            _need(x.grad), _need(x.grad_prev), x.theta, _need(x.theta_prev), out
         )
     ),
     "step_sq": _with_previous(
-        lambda x: dot_differences(
-            x.theta, _need(x.theta_prev), x.theta, _need(x.theta_prev), x.scratch
+        lambda x, out: dot_differences(
+            x.theta, _need(x.theta_prev), x.theta, _need(x.theta_prev), out
         )
     ),
 }

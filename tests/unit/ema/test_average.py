@@ -184,6 +184,23 @@ def test_bf16_training_equals_float32_arithmetic_on_the_same_values(rule):
     torch.testing.assert_close(a.shadow["w"], b.shadow["w"], rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_layout_of_a_parameter_in_memory_does_not_matter(dtype):
+    torch.manual_seed(0)
+    values = torch.randn(6, 5, 3, 3).to(dtype)
+    plain = nn.Parameter(values.clone())
+    strided = nn.Parameter(values.to(memory_format=torch.channels_last))
+    assert not strided.is_contiguous()
+    a, b = (DynamicEMA([("w", p)], rule="paper") for p in (plain, strided))
+    for _ in range(5):
+        grad = torch.randn(6, 5, 3, 3).to(dtype)
+        for p, ema in ((plain, a), (strided, b)):
+            p.grad = grad.clone(memory_format=torch.preserve_format)
+            p.data -= 0.1 * grad
+            ema.update()
+    torch.testing.assert_close(a.shadow["w"], b.shadow["w"], rtol=1e-6, atol=1e-7)
+
+
 def test_frozen_parameters_take_no_part_and_join_when_unfrozen():
     model = network()
     model[0].requires_grad_(False)
