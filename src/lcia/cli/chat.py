@@ -69,6 +69,7 @@ def explain(answer: "Answer | Prediction") -> str:
         "below_nearest": "below the threshold, so the nearest group answers",
         "below_latest": "below the threshold, so the latest group answers",
         "below_base": "below the threshold, so the base model answers",
+        "task_given": "it learned this task",
         "no_groups": "nothing is learned yet",
     }[answer.reason]
     return f"  [{answer.group or 'base model'}; similarity {answer.similarity:.2f}; {reason}]"

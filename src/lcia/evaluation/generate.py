@@ -128,7 +128,7 @@ def evaluate(
     tasks: Sequence[Task],
     *,
     route: Route,
-    adapters: Adapters,
+    adapters: Adapters | Mapping[str, None],
     batch_size: int,
     known: Iterable[Prediction] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -139,7 +139,8 @@ def evaluate(
         host: the base model.
         tasks: their ``test`` samples are answered.
         route: prompt to decision.
-        adapters: group to the key ``group@version`` and directory of its adapter.
+        adapters: group to the key ``group@version`` and directory of its adapter; None where the
+            base model answers.
         batch_size: prompts answered at once.
         known: earlier predictions; an answer of the same weights to the same sample is taken
             from them instead of being generated again.

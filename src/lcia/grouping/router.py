@@ -24,7 +24,7 @@ class RouteDecision:
         runner_up: the second most similar group.
         runner_up_similarity: its similarity.
         reason: ``reached`` (the threshold), ``below_nearest``, ``below_latest``, ``below_base``
-            (the policy that chose) or ``no_groups``.
+            (the policy that chose), ``task_given`` (nothing was compared) or ``no_groups``.
         instruction: the text that was taken for the instruction.
         instruction_found: False where no stored recipe found an instruction, so the whole
             prompt was compared.
@@ -94,6 +94,21 @@ class Router:
     def route_many(self, texts: Iterable[str]) -> list[RouteDecision]:
         """Decide for each of several prompts."""
         return [self.route(text) for text in texts]
+
+    def route_task(self, task: str) -> RouteDecision:
+        """Return the group that learned a task: routing where the task's identity is given."""
+        groups = [g.id for g in self.codebook.groups if task in {known.name for known in g.tasks}]
+        group = groups[0] if groups else None
+        return RouteDecision(
+            group=group,
+            similarity=1.0 if group else 0.0,
+            nearest=group,
+            runner_up=None,
+            runner_up_similarity=0.0,
+            reason="task_given" if group else "no_groups",
+            instruction="",
+            instruction_found=False,
+        )
 
     def explain(self, text: str) -> RouteExplanation:
         """Decide, and say what the decision rests on."""

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ from lcia.learner.gate import check_gate
 from lcia.learner.journal import Journal, Listener
 from lcia.learner.processes import is_main, on_main
 from lcia.learner.store import Run, Store, Version
-from lcia.learner.training import train_adapter
+from lcia.learner.training import TRAINED, UNTRAINED, train_adapter
+from lcia.methods.base import Method
 from lcia.models.host import AdapterHost
 from lcia.models.loading import check_model, content_hash, load_model
 from lcia.registry import SCORERS
@@ -120,9 +122,36 @@ class ContinualLearner:
         """Return the router of a version, by default the current one."""
         return Router((version or self.store.current).codebook())
 
+    def evaluate(
+        self, version: Version | None = None, *, task_given: bool | None = None
+    ) -> list[Prediction]:
+        """Answer the held-out samples of all tasks anew, and score the answers.
+
+        Args:
+            version: the version that answers; by default the current one.
+            task_given: whether samples go to the group that learned their task, past the router:
+                what routing costs is the difference. None: as the method does.
+        """
+        version = version or self.store.current
+        if task_given is None:
+            task_given = self.config.build_method().task_given
+        return self._evaluate(
+            version.tasks(),
+            codebook=version.codebook(),
+            adapters=version.adapters,
+            task_given=task_given,
+        )
+
     def run(self, tasks: Iterable[Task]) -> list[Outcome]:
-        """Learn one task after another; those already learned are skipped."""
-        return [self.learn(task) for task in tasks]
+        """Learn one task after another; those already learned are skipped.
+
+        A method that learns jointly only gathers all of them but the last: each is a version with
+        an untrained adapter and without scores.
+        """
+        stream, known = list(tasks), self.store.current.manifest["tasks"]
+        left = [task.name for task in stream if task.name not in known]
+        gathered = left[:-1] if self.config.build_method().joint else []
+        return [self._learn(task, gather=task.name in gathered) for task in stream]
 
     def learn(self, task: Task) -> Outcome:
         """Learn one task: group, train, evaluate all tasks, gate, commit.
@@ -141,7 +170,11 @@ class ContinualLearner:
             GateError: the new version lost more than ``gate.max_drop``; nothing was changed.
             TrainingError: training failed; calling again resumes it.
         """
+        return self._learn(task, gather=False)
+
+    def _learn(self, task: Task, *, gather: bool) -> Outcome:
         check_task(task)
+        method = self.config.build_method()
         with self.store.writing() if is_main() else nullcontext():
             current = self.store.current
             if task.name in current.manifest["tasks"]:
@@ -151,21 +184,29 @@ class ContinualLearner:
             journal = self._journal(run)
 
             codebook, decision, group = self._group(task, current, journal=journal)
-            before = self._answers_before(task, current, run=run, journal=journal)
-            start = self._start(decision, current)
-            adapter = self._train(task, current, group=group, start=start, run=run, journal=journal)
-            after = self._answers_after(
-                [*current.tasks(), task],
-                codebook=codebook,
-                adapters={**current.adapters, group: (f"{group}@{run.number:04d}", adapter)},
-                known=current.predictions(),
+            answer = partial(self._answer, method=method, run=run, journal=journal)
+            matrix = current.matrix()
+            if not method.joint:  # learned at once, tasks have no scores before
+                base = answer("base", [task], codebook=InstructionCodebook(), adapters={})
+                matrix = matrix.with_scores(0, scores_percent(base))
+                before = answer(
+                    "current", [task], codebook=current.codebook(), adapters=current.adapters
+                )
+                matrix = matrix.with_scores(matrix.learned, scores_percent(before))
+            adapter = self._train(
+                task,
+                current,
+                method=method,
+                group=group,
+                start=self._start(decision, current),
                 run=run,
                 journal=journal,
+                train=method.trains and not gather,
             )
-
-            matrix = current.matrix()
-            matrix = matrix.with_scores(0, scores_percent(before["base"]))
-            matrix = matrix.with_scores(matrix.learned, scores_percent(before["current"]))
+            adapters = {**current.adapters, group: (f"{group}@{run.number:04d}", adapter)}
+            tasks = [] if gather else [*current.tasks(), task]
+            known = current.predictions()
+            after = answer("after", tasks, codebook=codebook, adapters=adapters, known=known)
             scores = scores_percent(after)
             self._pass_gate(matrix.row(matrix.learned), scores, run=run)
             matrix = matrix.append(task.name, scores)
@@ -251,82 +292,84 @@ class ContinualLearner:
         task: Task,
         current: Version,
         *,
+        method: Method,
         group: str,
         start: Path | None,
         run: Run,
         journal: Journal,
+        train: bool,
     ) -> Path:
-        """Return the trained adapter's folder, training it unless that is done."""
-        adapter = run.folder / "adapter"
+        """Return the group's new adapter, training it unless that is done or not wanted."""
+        adapter = run.folder / (TRAINED if train else UNTRAINED)
         if not adapter.is_dir():
+            _, own = current.adapters.get(group, (None, None))
             train_adapter(
                 self.host,
                 task,
-                method=self.config.build_method(),
+                method=method,
                 config=self.config,
                 group=group,
                 start=start,
-                reused=group in current.adapters,
+                own=own,
                 task_index=len(current.manifest["tasks"]),
                 folder=run.folder,
                 journal=journal,
+                train=train,
             )
             self.host.clear()
         return adapter
-
-    def _answers_before(
-        self, task: Task, current: Version, *, run: Run, journal: Journal
-    ) -> dict[str, list[Prediction]]:
-        """Answer the task's held-out samples with the base model and the current version."""
-
-        def answer(name: str, codebook: InstructionCodebook, adapters: Adapters) -> Path:
-            return self._answer(
-                name, [task], codebook=codebook, adapters=adapters, run=run, journal=journal
-            )
-
-        paths = {
-            "base": answer("base", InstructionCodebook(), {}),
-            "current": answer("current", current.codebook(), current.adapters),
-        }
-        return {name: read_predictions(path) for name, path in paths.items()}
-
-    def _answers_after(
-        self, tasks: Sequence[Task], *, run: Run, journal: Journal, **routing: Any
-    ) -> list[Prediction]:
-        """Answer the held-out samples of all tasks with the new version."""
-        return read_predictions(self._answer("after", tasks, run=run, journal=journal, **routing))
 
     def _answer(
         self,
         name: str,
         tasks: Sequence[Task],
         *,
-        codebook: InstructionCodebook,
-        adapters: Adapters,
+        method: Method,
         run: Run,
         journal: Journal,
-        known: Sequence[Prediction] = (),
-    ) -> Path:
-        """Write predictions to the run's folder unless they are there; return the file."""
+        **options: Any,
+    ) -> list[Prediction]:
+        """Return predictions on held-out samples, from the run's folder if they are there."""
         path = run.folder / f"{name}.jsonl"
 
         def answer() -> None:
-            predictions = evaluate(
-                self.host,
+            predictions = self._evaluate(
                 tasks,
-                route=Router(codebook).route,
-                adapters=adapters,
-                batch_size=self.config.generation.batch_size,
-                known=known,
+                task_given=method.task_given,
                 progress=lambda done, total: journal.tell(
                     {"event": "answering", "what": name, "done": done, "total": total}
                 ),
+                **options,
             )
             write_jsonl(path, (p.to_json() for p in predictions))
 
         if not path.is_file():
             on_main(answer)
-        return path
+        return read_predictions(path)
+
+    def _evaluate(
+        self,
+        tasks: Sequence[Task],
+        *,
+        codebook: InstructionCodebook,
+        adapters: Adapters,
+        task_given: bool,
+        **options: Any,
+    ) -> list[Prediction]:
+        """Answer the held-out samples of tasks, each by the group it is routed to."""
+        router = Router(codebook)
+        trained = self.config.build_method().trains
+        options |= {
+            "adapters": adapters if trained else dict.fromkeys(adapters),  # the base model answers
+            "batch_size": self.config.generation.batch_size,
+        }
+        if not task_given:
+            return evaluate(self.host, tasks, route=router.route, **options)
+        found = []
+        for task in tasks:
+            decision = router.route_task(task.name)
+            found += evaluate(self.host, [task], route=lambda _, d=decision: d, **options)
+        return found
 
     def _pass_gate(
         self, before: Mapping[str, float | None], after: Mapping[str, float], *, run: Run

@@ -3,21 +3,25 @@
 import inspect
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig
+from accelerate.utils import DistributedType, send_to_device
 from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from lcia.config import ADAPTER_DEFAULTS, TRAINING_DEFAULTS, AssistantConfig
+from lcia.data.sample import Sample
 from lcia.data.task import Task
-from lcia.errors import TrainingError
+from lcia.errors import ConfigError, TrainingError
 from lcia.learner.checkpoint import TrainingState, checkpoint_step, last_checkpoint
 from lcia.learner.collator import AnswerCollator
 from lcia.learner.files import publish
 from lcia.learner.journal import Journal
+from lcia.learner.processes import on_main
+from lcia.learner.samples import read_samples, write_samples
+from lcia.learner.trainer import MethodTrainer
 from lcia.methods.base import Method, TaskContext
 from lcia.models.host import AdapterHost
 
@@ -25,6 +29,12 @@ logger = logging.getLogger(__name__)
 
 CARRIED = "method_state.safetensors"
 """Tensors a method leaves for the group's next task, beside the adapter's own files."""
+
+TRAINED, UNTRAINED = "adapter", "untrained"
+"""Folders of a run: a task begun untrained and then trained after all must not find the other."""
+
+MEMORY = "memory.jsonl"
+"""Samples a method remembers for the group's next task, there too."""
 
 
 def train_adapter(
@@ -35,52 +45,68 @@ def train_adapter(
     config: AssistantConfig,
     group: str,
     start: Path | None,
-    reused: bool,
+    own: Path | None,
     task_index: int,
     folder: Path,
     journal: Journal,
+    train: bool = True,
 ) -> Path:
     """Train a group's adapter on a task, resuming from the last checkpoint if there is one.
 
     Args:
         host: holds the base model.
-        task: its ``train`` samples are learned.
+        task: the task.
         method: what differs from plain training.
         config: adapter and training settings, seed.
         group: id of the group.
         start: the adapter to train on: the group's own so far, or another group's to copy; None
             for a fresh one.
-        reused: whether ``start`` is the group's own.
+        own: the group's adapter so far, with what the method left there; None for a new group.
         task_index: how many tasks were learned before.
-        folder: the run's folder; gets ``checkpoints/`` and ``adapter/``.
+        folder: the run's folder; gets ``checkpoints/`` and the adapter.
         journal: told every step.
+        train: False only opens the adapter and lets the method remember.
 
     Returns:
-        The folder of the trained adapter, in peft's format.
+        The folder of the adapter, in peft's format.
 
     Raises:
+        ConfigError: the method cannot work where parameters are spread over ranks.
         TrainingError: the loss is not finite.
     """
     seed = config.seed + 1000 * task_index
     set_seed(seed)
-    model = (
-        host.adapter_to_train(start)
-        if start is not None
-        else host.new_adapter(LoraConfig(**{**ADAPTER_DEFAULTS, **config.adapter}))
-    )
-    carried = start / CARRIED if start is not None and reused else None
+    model = method.open(host, start, {**ADAPTER_DEFAULTS, **config.adapter})
+    collator = _collator(host)
     context = TaskContext(
-        task=task.name,
+        task=task,
         task_index=task_index,
         group=group,
-        reused=reused,
+        reused=own is not None,
         parameters={n: p for n, p in model.named_parameters() if p.requires_grad},
-        carried=load_file(carried) if carried is not None and carried.is_file() else {},
+        encode=lambda samples: send_to_device(
+            collator([host.chat.encode_example(sample) for sample in samples]),
+            host.base.model.device,
+        ),
+        carried=load_file(own / CARRIED) if own and (own / CARRIED).is_file() else {},
+        memory=read_samples(own / MEMORY) if own and (own / MEMORY).is_file() else (),
         seed=seed,
     )
+    target = folder / (TRAINED if train else UNTRAINED)
+    if not train:
+        on_main(lambda: model.save_pretrained(_draft(target)))
+        return _publish(target, {}, method.remember(context))
     checkpoint = last_checkpoint(folder / "checkpoints")
     journal.rewind(checkpoint_step(checkpoint) if checkpoint else 0)
-    trainer = _trainer(host, model, task, config=config, seed=seed, folder=folder)
+    trainer = MethodTrainer(
+        method=method,
+        model=model,
+        args=_arguments(host, config, seed=seed, folder=folder),
+        train_dataset=_examples(host, method.samples(context), task=task.name),
+        data_collator=collator,
+    )
+    _check_sharding(trainer, method)
+    trainer.remove_callback(PrinterCallback)
     method.attach(trainer, context)
     trainer.add_callback(_Steps(journal, task=task.name))
     # Last, so that a checkpoint is marked complete after every other callback wrote its part.
@@ -88,24 +114,35 @@ def train_adapter(
     model.train()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     state = method.finish(context)
-    return _save(trainer, state, folder=folder)
+    trainer.save_model(str(_draft(target)))  # gathers what is sharded
+    return _publish(target, state, method.remember(context))
 
 
-def _trainer(
-    host: AdapterHost, model: Any, task: Task, *, config: AssistantConfig, seed: int, folder: Path
-) -> Trainer:
-    examples = [host.chat.encode_example(sample) for sample in task.train]
+def _collator(host: AdapterHost) -> AnswerCollator:
+    parameters = inspect.signature(host.base.model.forward).parameters
+    return AnswerCollator(
+        pad_id=host.base.tokenizer.pad_token_id, keep_logits="logits_to_keep" in parameters
+    )
+
+
+def _examples(host: AdapterHost, samples: Sequence[Sample], *, task: str) -> list[Any]:
+    examples = [host.chat.encode_example(sample) for sample in samples]
     if cut := sum(example.truncated for example in examples):
         logger.warning(
             "task '%s': %d of %d prompts are longer than %d tokens and lose their middle.",
-            task.name,
+            task,
             cut,
             len(examples),
             host.chat.max_prompt_tokens,
         )
-    parameters = inspect.signature(host.base.model.forward).parameters
+    return examples
+
+
+def _arguments(
+    host: AdapterHost, config: AssistantConfig, *, seed: int, folder: Path
+) -> TrainingArguments:
     dtype = str(host.base.model.dtype).removeprefix("torch.")
-    arguments = {
+    settings = {
         "logging_steps": 1,
         "disable_tqdm": True,
         "report_to": "none",
@@ -117,37 +154,45 @@ def _trainer(
         **TRAINING_DEFAULTS,
         **config.training,
     }
-    trainer = Trainer(
-        model=model,
-        args=TrainingArguments(
-            output_dir=str(folder / "checkpoints"),
-            seed=seed,
-            data_seed=seed,
-            save_strategy="steps",
-            save_only_model=True,
-            remove_unused_columns=False,
-            **arguments,
-        ),
-        train_dataset=examples,
-        data_collator=AnswerCollator(
-            pad_id=host.base.tokenizer.pad_token_id, keep_logits="logits_to_keep" in parameters
-        ),
+    return TrainingArguments(
+        output_dir=str(folder / "checkpoints"),
+        seed=seed,
+        data_seed=seed,
+        save_strategy="steps",
+        save_only_model=True,
+        remove_unused_columns=False,
+        **settings,
     )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
 
 
-def _save(trainer: Trainer, state: Mapping[str, Any], *, folder: Path) -> Path:
-    target, draft = folder / "adapter", folder / ".adapter-draft"
-    trainer.save_model(str(draft))  # gathers what is sharded
-    if trainer.is_world_process_zero():
+def _check_sharding(trainer: Trainer, method: Method) -> None:
+    kind = trainer.accelerator.distributed_type
+    if not method.sharded and kind in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise ConfigError(
+            f"method {type(method).__name__} reads whole parameters and gradients, which "
+            f"{kind.value} spreads over processes. Train it on one process or with plain DDP."
+        )
+
+
+def _draft(target: Path) -> Path:
+    return target.with_name(f".{target.name}-draft")
+
+
+def _publish(target: Path, state: Mapping[str, Any], memory: Sequence[Sample]) -> Path:
+    """Complete the draft of an adapter's folder with what the method leaves, and publish it."""
+    draft = _draft(target)
+
+    def complete() -> None:
         for name in ("training_args.bin", "README.md"):
             (draft / name).unlink(missing_ok=True)
         if state:
             tensors = {name: t.detach().cpu().contiguous() for name, t in state.items()}
             save_file(tensors, draft / CARRIED)
+        if memory:
+            write_samples(draft / MEMORY, memory)
         publish(draft, target)
-    trainer.accelerator.wait_for_everyone()
+
+    on_main(complete)
     return target
 
 

@@ -1,9 +1,12 @@
 """What a continual-learning method may change about plain training."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
+from lcia.data.sample import Sample
+from lcia.data.task import Task
 from lcia.errors import ConfigError
 from lcia.registry import nearest
 
@@ -13,33 +16,41 @@ class TaskContext:
     """What a method sees of the task being learned.
 
     Attributes:
-        task: name of the task.
+        task: the task.
         task_index: how many tasks the assistant learned before this one.
         group: id of the adapter group that is trained.
         reused: whether the group existed before: only then is there something to protect.
-        parameters: the trainable parameters by name, float32.
+        parameters: the trainable parameters by name, float32, as training starts.
+        encode: samples to one batch as the model takes it, on the model's device.
         carried: tensors the method left for this group after its last task, by name.
+        memory: samples the method remembered for this group after its last task.
         seed: seed of this task.
     """
 
-    task: str
+    task: Task
     task_index: int
     group: str
     reused: bool
     parameters: Mapping[str, Any]
+    encode: Callable[[Sequence[Sample]], Mapping[str, Any]]
     carried: Mapping[str, Any] = field(default_factory=dict)
+    memory: Sequence[Sample] = ()
     seed: int = 0
 
 
 class Method:
     """Plain training; a subclass overrides what differs.
 
+    One object learns one task, so what ``attach`` needs again later can be kept on ``self``.
+    Whatever changes during training has to travel with Trainer's checkpoints, or be computed
+    again from the adapter that training started from.
+
     Args:
         rule: balance rule of methods that average, as a mapping with its ``name``.
         **settings: the method's own settings; a subclass names its own.
 
     Raises:
-        ConfigError: an unknown setting.
+        ConfigError: an unknown setting, or not a number it can be.
     """
 
     groupings: ClassVar[tuple[str, ...]] = ("one", "similar", "per_task")
@@ -48,21 +59,73 @@ class Method:
     averages: ClassVar[bool] = False
     """Whether the configured balance rule is used."""
 
+    trains: ClassVar[bool] = True
+    """Whether anything is trained; if not, a task's adapter is a fresh one that changes nothing."""
+
+    joint: ClassVar[bool] = False
+    """Whether the tasks of a stream are gathered, and learned together when the last one comes."""
+
+    task_given: ClassVar[bool] = False
+    """Whether held-out samples go to the group that learned their task, past the router."""
+
+    sharded: ClassVar[bool] = True
+    """Whether it works where parameters are spread over ranks (FSDP, DeepSpeed ZeRO)."""
+
     settings: ClassVar[Mapping[str, Any]] = {}
     """Own settings and their defaults."""
 
     def __init__(self, *, rule: Mapping[str, Any] | None = None, **settings: Any) -> None:
-        for key in settings:
+        for key, value in settings.items():
             if key not in self.settings:
                 raise ConfigError(
                     f"method.{key} is not a setting of {type(self).__name__}. "
                     f"{nearest(key, self.settings or ['(none)'])}"
                 )
+            whole = isinstance(self.settings[key], int)
+            kinds, least = (int, 1) if whole else ((int, float), 0)
+            if isinstance(value, bool) or not isinstance(value, kinds) or not value >= least:
+                kind = "whole number" if whole else "number"
+                raise ConfigError(f"method.{key} is {value!r}; expected a {kind} from {least} up.")
         self.rule = dict(rule or {})
         self.config = {**self.settings, **settings}
 
+    def open(self, host: Any, start: Path | None, adapter: Mapping[str, Any]) -> Any:
+        """Put the adapter to train on the model, and return the ``PeftModel``.
+
+        Args:
+            host: the ``AdapterHost`` of the base model.
+            start: directory of the adapter to train on; None for a fresh one.
+            adapter: ``peft.LoraConfig`` of a fresh one.
+        """
+        from peft import LoraConfig
+
+        if start is not None:
+            return host.adapter_to_train(start)
+        return host.new_adapter(LoraConfig(**adapter))
+
+    def samples(self, context: TaskContext) -> Sequence[Sample]:
+        """Return what is trained on; Trainer shuffles it every epoch."""
+        return context.task.train
+
     def attach(self, trainer: Any, context: TaskContext) -> None:
-        """Put what acts during this task's training on the transformers ``Trainer``."""
+        """Put what acts during this task's training on the transformers ``Trainer``.
+
+        Called before Trainer loads a checkpoint: the parameters are those training starts from.
+        """
+
+    def extra_loss(self, model: Any, inputs: Mapping[str, Any], outputs: Any) -> Any | None:
+        """Return what is added to the loss of a batch, a scalar; None for nothing.
+
+        It counts with the batch's share of the answer tokens of its optimizer step, as the
+        model's own loss does. So a mean over answer tokens is one over the whole step, and what
+        does not depend on the batch counts once a step, whatever accumulation and ranks.
+
+        Args:
+            model: the ``PeftModel``, not wrapped.
+            inputs: the batch as the collator made it, ``labels`` among it.
+            outputs: what the model returned for it.
+        """
+        return None
 
     def finish(self, context: TaskContext) -> Mapping[str, Any]:
         """Change the trained parameters at the end of a task; return tensors to carry on.
@@ -71,3 +134,10 @@ class Method:
         stored with the group and comes back as ``context.carried`` when it is trained again.
         """
         return {}
+
+    def remember(self, context: TaskContext) -> Sequence[Sample]:
+        """Return samples to keep with the group; they come back as ``context.memory``.
+
+        All that shall be kept, not only this task's; they are stored as they are.
+        """
+        return ()

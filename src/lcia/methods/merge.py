@@ -23,6 +23,7 @@ class Merge(Method):
     """
 
     groupings: ClassVar[tuple[str, ...]] = ("similar", "one", "per_task")
+    sharded: ClassVar[bool] = False
     settings: ClassVar[dict[str, Any]] = {"old_weight": 0.1}
 
     def attach(self, trainer: Any, context: TaskContext) -> None:

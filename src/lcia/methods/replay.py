@@ -1,0 +1,32 @@
+"""Experience replay: a few old samples among the new ones."""
+
+import random
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from lcia.data.sample import Sample
+from lcia.methods.base import Method, TaskContext
+
+
+class Replay(Method):
+    """``per_task`` samples of every earlier task, drawn by seed, are shuffled among the new ones.
+
+    Source: experience replay as in arXiv:1902.10486; here the memory is a part of the training
+    set instead of a second batch, so each step sees its share of it.
+    """
+
+    settings: ClassVar[dict[str, Any]] = {"per_task": 20}
+
+    def samples(self, context: TaskContext) -> Sequence[Sample]:
+        """Train on the task and the memory."""
+        return [*context.task.train, *context.memory]
+
+    def remember(self, context: TaskContext) -> Sequence[Sample]:
+        """Keep the memory and a quota of the task."""
+        return [*context.memory, *quota(context, self.config["per_task"])]
+
+
+def quota(context: TaskContext, count: int) -> list[Sample]:
+    """Return ``count`` training samples of the task, or all if it has fewer; drawn by its seed."""
+    train = context.task.train
+    return random.Random(context.seed).sample(train, min(count, len(train)))
