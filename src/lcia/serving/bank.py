@@ -1,0 +1,169 @@
+"""Many LoRA adapters on one model, and a batch whose rows each use their own."""
+
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lcia.errors import StoreError
+from lcia.serving.factors import Factors, read_factors
+
+STACKED = 8
+"""Adapters kept stacked at least, so that a usual mix of them never stacks again."""
+
+
+class AdapterBank:
+    """Applies to each row of a batch its own adapter, by two products per layer.
+
+    The factors of the S adapters in use are stacked, down: (S r, in) and up: (S r, out). With
+    gate (rows, S r), one where a row's own adapter stands and zero elsewhere,
+    ``y += ((x down^T) * gate) up`` equals peft's ``adapter_names`` for all rows at once; peft
+    runs each layer once per adapter. The base model is never changed: hooks add to its outputs.
+
+    Not thread-safe: one thread loads, gates and computes.
+
+    Args:
+        model: the base model.
+        max_loaded: adapters kept in memory; of those no row uses, the least recently used one
+            leaves first.
+    """
+
+    def __init__(self, model: Any, *, max_loaded: int) -> None:
+        self.max_loaded = max_loaded
+        self.loads = 0
+        self._model = model
+        self._modules = dict(model.named_modules())
+        self._sites: dict[str, _Site] = {}
+        self._loaded: OrderedDict[str, Factors] = OrderedDict()
+        self._users: Counter[str] = Counter()
+        self._stacked: dict[str, int] = {}
+        self._rank = 0
+        self._gate = _Gate()
+        self._gated: tuple[str | None, ...] = ()
+
+    @property
+    def loaded(self) -> list[str]:
+        """Keys of the adapters in memory, the least recently used first."""
+        return list(self._loaded)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory the loaded adapters take, in bytes, without the stack."""
+        return sum(factors.nbytes for factors in self._loaded.values())
+
+    def acquire(self, key: str, folder: Path) -> None:
+        """Load an adapter unless it is, and keep it until it is released.
+
+        Raises:
+            StoreError: the adapter is damaged, more than plain LoRA, or for another model.
+        """
+        if key not in self._loaded:
+            factors = read_factors(folder, dtype=self._model.dtype, device=self._model.device)
+            self._check(factors, folder)
+            self._loaded[key] = factors
+            self.loads += 1
+        self._loaded.move_to_end(key)
+        self._users[key] += 1
+        self._evict()
+
+    def release(self, key: str) -> None:
+        """Say that a row no longer uses an adapter."""
+        self._users[key] -= 1
+        if not self._users[key]:
+            del self._users[key]
+        self._evict()
+
+    def select(self, rows: Sequence[str | None]) -> None:
+        """Choose each row's adapter for the next forward passes; None is the base model.
+
+        Args:
+            rows: keys that were acquired, one per row of the batch.
+        """
+        chosen = tuple(rows)
+        needed = {key for key in chosen if key is not None}
+        if not needed <= self._stacked.keys():
+            self._stack()
+        elif chosen == self._gated:
+            return
+        self._gated = chosen
+        if not needed:
+            self._gate.rows = None
+            return
+        gate = torch.zeros(len(chosen), 1, len(self._stacked), self._rank, dtype=self._model.dtype)
+        for row, key in enumerate(chosen):
+            if key is not None:
+                gate[row, 0, self._stacked[key]] = 1
+        self._gate.rows = gate.flatten(2).to(self._model.device)
+
+    def detach(self) -> None:
+        """Take all hooks off the model."""
+        for site in self._sites.values():
+            site.hook.remove()
+        self._sites.clear()
+        self._stacked.clear()
+
+    def _stack(self) -> None:
+        """Stack the adapters in use, and others of late as far as there is room."""
+        idle = [key for key in reversed(self._loaded) if key not in self._users]
+        keys = [*self._users, *idle[: max(0, STACKED - len(self._users))]]
+        self._stacked = {key: slot for slot, key in enumerate(keys)}
+        stacked = [self._loaded[key] for key in keys]
+        self._rank = max(factors.rank for factors in stacked)
+        for name in {name for factors in stacked for name in factors.modules} - set(self._sites):
+            self._sites[name] = _Site(self._modules[name], self._gate)
+        for name, site in self._sites.items():
+            site.stack([factors.modules.get(name) for factors in stacked], rank=self._rank)
+
+    def _evict(self) -> None:
+        idle = [key for key in self._loaded if key not in self._users]
+        for key in idle[: max(0, len(self._loaded) - self.max_loaded)]:
+            del self._loaded[key]
+
+    def _check(self, factors: Factors, folder: Path) -> None:
+        for name, (down, up) in factors.modules.items():
+            module = self._modules.get(name)
+            weight = getattr(module, "weight", None)
+            if isinstance(module, torch.nn.Embedding) or weight is None:
+                raise StoreError(f"{folder}: {name} is no linear layer of the base model.")
+            shape = {down.shape[1], up.shape[1]}
+            if weight.ndim == 2 and weight.is_floating_point() and set(weight.shape) != shape:
+                raise StoreError(
+                    f"{folder}: {name} is {down.shape[1]} -> {up.shape[1]}, but "
+                    f"{tuple(weight.shape)} in the base model."
+                )
+
+
+class _Gate:
+    """Shared by all sites: (rows, 1, S r), or None where all rows use the base model."""
+
+    rows: Any = None
+
+
+class _Site:
+    """A layer that adapters change."""
+
+    def __init__(self, module: Any, gate: _Gate) -> None:
+        self.gate = gate
+        self.down: Any = None
+        self.up: Any = None
+        self.hook = module.register_forward_hook(self._add)
+
+    def stack(self, pairs: Sequence[tuple[Any, Any] | None], *, rank: int) -> None:
+        known = next((pair for pair in pairs if pair is not None), None)
+        if known is None:
+            self.down = self.up = None
+            return
+        down, up = (factor.new_zeros(len(pairs), rank, factor.shape[1]) for factor in known)
+        for slot, pair in enumerate(pairs):
+            if pair is not None:
+                down[slot, : len(pair[0])], up[slot, : len(pair[1])] = pair
+        self.down, self.up = down.flatten(0, 1), up.flatten(0, 1)
+
+    def _add(self, module: Any, args: tuple[Any, ...], output: Any) -> None:
+        if self.gate.rows is None or self.down is None:
+            return
+        hidden = torch.nn.functional.linear(args[0], self.down) * self.gate.rows
+        # In place: the output belongs to the layer's own product, and nobody else has seen it.
+        output.view(-1, output.shape[-1]).addmm_(hidden.flatten(0, -2), self.up)

@@ -1,0 +1,135 @@
+"""The LoRA factors of one stored adapter, read without building a peft model."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lcia.errors import StoreError
+
+PREFIX = "base_model.model."
+
+# What a LoraConfig may say that leaves y = W x + s B A x as it is. Anything else that differs
+# from peft's default changes the computation, and is refused instead of ignored.
+HARMLESS = {
+    "alpha_pattern",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "exclude_modules",
+    "fan_in_fan_out",
+    "inference_mode",
+    "init_lora_weights",
+    "layers_pattern",
+    "layers_to_transform",
+    "lora_alpha",
+    "lora_dropout",
+    "peft_type",
+    "peft_version",
+    "r",
+    "rank_pattern",
+    "revision",
+    "target_modules",
+    "task_type",
+    "use_rslora",
+}
+# These initialisations change the base model's own weights.
+REWRITES_BASE = ("pissa", "olora", "corda", "loftq")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Factors:
+    """One adapter: y = W x + up^T (down x) for every module it changes.
+
+    Attributes:
+        modules: module name to ``(down, up)``, both of shape (rank, features); ``up`` holds the
+            adapter's scaling.
+        rank: the largest rank of a module.
+    """
+
+    modules: Mapping[str, tuple[Any, Any]]
+    rank: int
+
+    @property
+    def nbytes(self) -> int:
+        """Memory the factors take, in bytes."""
+        return sum(down.nbytes + up.nbytes for down, up in self.modules.values())
+
+
+def read_config(folder: Path) -> Any:
+    """Return the ``LoraConfig`` of an adapter that is plain LoRA.
+
+    Raises:
+        StoreError: the folder is damaged, or the adapter is more than plain LoRA.
+    """
+    from peft import LoraConfig, PeftConfig
+
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+    except (OSError, ValueError, TypeError) as error:
+        raise StoreError(f"{folder}: is not an adapter that peft can read: {error}") from error
+    if not isinstance(config, LoraConfig):
+        raise StoreError(f"{folder}: is a {config.peft_type} adapter; only LoRA is served.")
+    plain = LoraConfig()
+    changed = [
+        field.name
+        for field in dataclasses.fields(LoraConfig)
+        if field.name not in HARMLESS
+        and getattr(config, field.name) != getattr(plain, field.name)
+        and getattr(config, field.name)
+    ]
+    start = str(config.init_lora_weights)
+    if start.startswith(REWRITES_BASE):
+        changed.append(f"init_lora_weights={start}")
+    if changed:
+        raise StoreError(
+            f"{folder}: uses {', '.join(changed)}; only plain LoRA is served. Train the group "
+            "without it, or answer with 'lcia chat'."
+        )
+    return config
+
+
+def read_factors(folder: Path, *, dtype: Any, device: Any) -> Factors:
+    """Read an adapter's factors.
+
+    Args:
+        folder: a peft adapter directory.
+        dtype: of the factors in memory: the base model's.
+        device: where they are put.
+
+    Raises:
+        StoreError: the folder is damaged, or the adapter is more than plain LoRA.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    config = read_config(folder)
+    path = folder / "adapter_model.safetensors"
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise StoreError(f"{path}: cannot be read: {error}") from error
+    modules: dict[str, tuple[Any, Any]] = {}
+    for name in sorted(tensors):
+        module, kind, _ = name.removeprefix(PREFIX).rpartition(".lora_A.weight")
+        if kind:
+            down, up = tensors[name], tensors.get(f"{PREFIX}{module}.lora_B.weight")
+            if up is None or down.ndim != 2:
+                raise StoreError(f"{path}: {module} is not a pair of LoRA matrices.")
+            scaled = up.float().T * scaling(config, module, rank=len(down))
+            modules[module] = tuple(
+                t.to(device=device, dtype=dtype).contiguous() for t in (down, scaled)
+            )
+    if 2 * len(modules) != len(tensors):
+        extra = next(n for n in tensors if ".lora_A.weight" not in n and ".lora_B." not in n)
+        raise StoreError(f"{path}: holds {extra}, which is no LoRA matrix; it is not served.")
+    return Factors(modules=modules, rank=max(len(down) for down, _ in modules.values()))
+
+
+def scaling(config: Any, module: str, *, rank: int) -> float:
+    """Return what peft multiplies a module's LoRA output with: alpha / r, or alpha / sqrt(r)."""
+    from peft.utils.other import get_pattern_key
+
+    patterns = config.alpha_pattern
+    alpha = patterns.get(get_pattern_key(list(patterns), module), config.lora_alpha)
+    return float(alpha / (math.sqrt(rank) if config.use_rslora else rank))

@@ -1,0 +1,137 @@
+"""The stacked product equals peft; memory is bounded; what is not plain LoRA is refused."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+
+from lcia.errors import StoreError
+from lcia.models import load_model
+from lcia.serving.bank import AdapterBank
+from lcia.serving.factors import read_config, read_factors
+
+
+@pytest.fixture
+def bank(base):
+    bank = AdapterBank(base.model, max_loaded=2)
+    yield bank
+    bank.detach()
+
+
+def logits(model, ids, **options):
+    with torch.inference_mode():
+        return model(input_ids=ids, **options).logits
+
+
+def test_a_mixed_batch_equals_peft_row_by_row(bank, base, adapters, tiny_model):
+    ids = torch.randint(4, 250, (7, 9), generator=torch.Generator().manual_seed(0))
+    rows = [None, *adapters, adapters[0], None]
+    for adapter in adapters:
+        bank.acquire(*adapter)
+    bank.select([adapter and adapter[0] for adapter in rows])
+    found = logits(base.model, ids)
+    bank.select([None] * 7)
+    torch.testing.assert_close(logits(base.model, ids), logits(plain(tiny_model), ids))
+    bank.select([adapter and adapter[0] for adapter in rows])
+    torch.testing.assert_close(logits(base.model, ids), found, rtol=0, atol=0)
+    for row, adapter in enumerate(rows):
+        model = plain(tiny_model)
+        if adapter is not None:
+            model = PeftModel.from_pretrained(model, adapter[1])
+        torch.testing.assert_close(found[row], logits(model.eval(), ids)[row])
+
+
+def plain(tiny_model):
+    return load_model(str(tiny_model), dtype="float32").model
+
+
+def test_every_adapter_changes_something(bank, base, adapters):
+    ids = torch.arange(4, 13)[None]
+    seen = [logits(base.model, ids)]
+    for adapter in adapters:
+        bank.acquire(*adapter)
+        bank.select([adapter[0]])
+        seen.append(logits(base.model, ids))
+    for i, one in enumerate(seen):
+        assert all((one - other).abs().max() > 1e-3 for other in seen[:i])
+
+
+def test_idle_adapters_leave_and_used_ones_stay(bank, adapters):
+    for adapter in adapters:
+        bank.acquire(*adapter)
+    assert len(bank.loaded) == 4, "in use, whatever the bound"
+    for key in [key for key, _ in adapters]:
+        bank.release(key)
+    assert bank.loaded == [adapters[2][0], adapters[3][0]]
+    assert bank.loads == 4
+    bank.acquire(*adapters[2])
+    assert (bank.loads, bank.loaded[-1]) == (4, adapters[2][0])
+    assert bank.nbytes == sum(
+        t.nbytes for f in bank._loaded.values() for pair in f.modules.values() for t in pair
+    )
+
+
+def test_hundreds_of_adapters_pass_through(bank, base, adapters):
+    ids = torch.arange(4, 9)[None]
+    expected = {}
+    for i in range(200):
+        key, folder = f"g{i}@0001", adapters[i % 4][1]
+        bank.acquire(key, folder)
+        bank.select([key])
+        found = logits(base.model, ids)
+        torch.testing.assert_close(found, expected.setdefault(i % 4, found))
+        bank.release(key)
+        assert len(bank.loaded) <= 2
+        assert len(bank._stacked) <= 8
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"use_dora": True}, "use_dora"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"bias": "all"}, "bias"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights=olora"),
+        ({"target_modules": ["embed_tokens"]}, "embed_tokens"),
+    ],
+)
+def test_what_is_not_plain_lora_is_refused(bank, make_adapter, tmp_path, settings, named):
+    folder = make_adapter(tmp_path / "a", **settings)
+    with pytest.raises(StoreError, match=named):
+        bank.acquire("a@0001", folder)
+    assert not bank.loaded
+
+
+def test_damaged_and_foreign_adapters_are_refused(bank, adapters, tmp_path):
+    with pytest.raises(StoreError, match="not an adapter"):
+        read_config(tmp_path / "missing")
+    folder = tmp_path / "a"
+    shutil.copytree(adapters[0][1], folder)
+    weights = folder / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    save_file({**tensors, "projector.weight": torch.zeros(2)}, weights)
+    with pytest.raises(StoreError, match=r"holds projector\.weight, which is no LoRA matrix"):
+        bank.acquire("a@0001", folder)
+    wide = {n: torch.zeros(t.shape[0], 99) if "lora_A" in n else t for n, t in tensors.items()}
+    save_file(wide, weights)
+    with pytest.raises(StoreError, match="99 -> "):
+        bank.acquire("a@0001", folder)
+    weights.write_bytes(b"damaged")
+    with pytest.raises(StoreError, match="cannot be read"):
+        bank.acquire("a@0001", folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "peft_type": "IA3"}))
+    with pytest.raises(StoreError, match="IA3"):
+        bank.acquire("a@0001", folder)
+
+
+def test_factors_hold_the_scaling(adapters):
+    factors = read_factors(adapters[2][1], dtype=torch.float32, device="cpu")
+    stored = load_file(adapters[2][1] / "adapter_model.safetensors")
+    name = "model.layers.0.self_attn.q_proj"
+    up = stored[f"base_model.model.{name}.lora_B.weight"]
+    torch.testing.assert_close(factors.modules[name][1], up.T * 5 / 3**0.5)
+    assert factors.rank == 3

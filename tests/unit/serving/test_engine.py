@@ -1,0 +1,167 @@
+"""Answers are the same alone and in any company; places, queues and time are bounded."""
+
+import time
+
+import pytest
+import torch
+from transformers import (
+    AutoTokenizer,
+    MambaConfig,
+    MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
+
+from lcia.data import Message
+from lcia.errors import ModelError, StoreError
+from lcia.models import AdapterHost, BaseModel
+from lcia.serving import engine as engine_module
+from lcia.serving.engine import GenerationTimeoutError, QueueFullError, check_model
+from lcia.serving.sampling import Sampling
+
+PROMPTS = ["one", "a much longer prompt, so that rows are padded", "two words", "x" * 50, "é€ 語"]
+
+
+def by_peft(host, text, adapter, *, max_new_tokens=12):
+    turns = (Message(role="user", content=text),)
+    return host.generate([turns], [adapter], max_new_tokens=max_new_tokens)[0]
+
+
+def wait_for(condition):
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_every_answer_equals_the_one_given_alone_by_peft(asker, host, adapters):
+    cases = [
+        (prompt, adapter, 3 + 7 * ((i + j) % 3))
+        for i, prompt in enumerate(PROMPTS)
+        for j, adapter in enumerate([None, *adapters])
+    ]
+    jobs = []
+    for prompt, adapter, length in cases:
+        jobs.append(asker.submit(prompt, adapter, max_new_tokens=length))
+        time.sleep(0.003 * (len(jobs) % 4))  # joins happen at any moment
+    answers = [asker.read(job)[0].strip() for job in jobs]
+    assert len(asker.engine.bank.loaded) == 2
+    asker.engine.stop()
+    expected = [by_peft(host, p, a, max_new_tokens=n) for p, a, n in cases]
+    assert answers == expected
+    assert len(set(expected)) > 15, "adapters do something"
+
+
+def test_a_long_prompt_is_read_in_pieces_while_others_go_on(asker, host, adapters, monkeypatch):
+    monkeypatch.setattr(engine_module, "PREFILL_TOKENS", 16)
+    first = asker.submit("go on", adapters[0], max_new_tokens=200)
+    first.heard.get(timeout=30)
+    long = asker.submit("y" * 300, adapters[1])
+    before = len(first.tokens)
+    answer, delta = asker.read(long)
+    assert len(first.tokens) - before >= 300 // 16, "a token for every piece"
+    asker.engine.stop()
+    assert answer.strip() == by_peft(host, "y" * 300, adapters[1])
+    assert (delta.tokens, delta.finish_reason) == (12, "length")
+
+
+def test_sliding_windows_hold_in_a_batch(start, tiny_model):
+    torch.manual_seed(1)
+    config = MistralConfig(
+        vocab_size=260,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=8,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model, padding_side="left")
+    base = BaseModel(name="m", model=MistralForCausalLM(config).eval(), tokenizer=tokenizer)
+    expected = [by_peft(AdapterHost(base), p, None) for p in PROMPTS]
+    asker = start(base)
+    jobs = [asker.submit(p) for p in PROMPTS]
+    assert [asker.read(job)[0].strip() for job in jobs] == expected
+
+
+def test_a_cancelled_answer_frees_its_place(asker, adapters):
+    jobs = [asker.submit("go on", adapters[0], max_new_tokens=400) for _ in range(6)]
+    wait_for(lambda: asker.engine.running == 4 and asker.engine.waiting == 2)
+    for job in (jobs[0], jobs[5]):
+        asker.engine.cancel(job)
+    wait_for(lambda: asker.engine.running == 4 and asker.engine.waiting == 0)
+    heard = jobs[0].heard.qsize()
+    for job in jobs[1:5]:
+        asker.engine.cancel(job)
+    wait_for(lambda: asker.engine.running == 0)
+    assert jobs[0].heard.qsize() == heard
+    assert not asker.engine.bank._users
+    assert asker.ask("go on", adapters[0])
+
+
+def test_too_many_waiting_requests_are_refused(start, base):
+    asker = start(base, max_batch=1, max_waiting=2)
+    jobs = [asker.submit("go on", max_new_tokens=400)]
+    wait_for(lambda: asker.engine.running == 1)
+    jobs += [asker.submit("go on") for _ in range(2)]
+    with pytest.raises(QueueFullError, match="2 requests are waiting; try again in") as refused:
+        asker.submit("one more")
+    assert 1 <= refused.value.retry_after_s <= 60
+    asker.engine.cancel(jobs[0])
+    assert all(asker.read(job)[1].finish_reason for job in jobs[1:])
+
+
+def test_an_answer_has_its_time(start, base):
+    asker = start(base, max_batch=1)
+    first = asker.submit("go on", max_new_tokens=400, timeout_s=0.05)
+    second = asker.submit("waits", max_new_tokens=4, timeout_s=0.01)
+    for job in (first, second):
+        assert isinstance(asker.read(job)[1].error, GenerationTimeoutError)
+    assert asker.ask("go on", max_new_tokens=4)
+
+
+def test_stop_strings_and_the_seed(asker, host):
+    whole = asker.ask("tell me", max_new_tokens=40)
+    stop = whole[5:7]
+    text, delta = asker.read(asker.submit("tell me", max_new_tokens=40, stops=(stop, "never")))
+    assert text == whole[: whole.index(stop)]
+    assert delta.finish_reason == "stop"
+
+    def drawn(seed):
+        return asker.ask("tell me", sampling=Sampling(temperature=1.5, top_p=0.95, seed=seed))
+
+    assert drawn(1) == drawn(1) != drawn(2)
+
+
+def test_a_damaged_adapter_fails_its_own_request_only(asker, adapters, tmp_path):
+    bad = asker.submit("one", ("bad@0001", tmp_path))
+    good = asker.submit("one", adapters[0])
+    assert isinstance(asker.read(bad)[1].error, StoreError)
+    assert asker.read(good)[1].finish_reason
+
+
+def test_a_failing_step_is_told_and_the_engine_goes_on(asker, adapters, monkeypatch):
+    expected = asker.ask("one", adapters[0])
+
+    def broken(*args, **kwargs):
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(asker.engine, "_forward", broken)
+        assert "out of memory" in str(asker.read(asker.submit("one", adapters[0]))[1].error)
+    assert asker.ask("one", adapters[0]) == expected
+    assert not asker.engine.bank._users
+
+
+def test_stopping_tells_everybody(asker):
+    jobs = [asker.submit("go on", max_new_tokens=400) for _ in range(6)]
+    asker.engine.stop()
+    assert all("shutting down" in str(asker.read(job)[1].error) for job in jobs)
+
+
+def test_models_with_other_state_are_refused():
+    config = MambaConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, state_size=2)
+    with pytest.raises(ModelError, match="MambaForCausalLM has "):
+        check_model(MambaForCausalLM(config))
