@@ -6,7 +6,8 @@ scratch buffer that stays in a core's own cache, never to memory: a plain ``(a -
 moves five times the bytes and pays page faults for its temporaries.
 """
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -49,35 +50,29 @@ def new_scratch(like: Tensor, *, largest: int) -> Tensor:
 
 def l1_norm(a: Tensor, scratch: Tensor) -> Tensor:
     """Return the sum of |a|, a scalar in the scratch's dtype."""
-    total = scratch.new_zeros(())
-    for (piece,), out in _pieces(scratch, a):
-        same = piece.dtype == out.dtype
-        total += (torch.abs(piece, out=out) if same else out.copy_(piece).abs_()).sum()
-    return total
+    return _add_up(_absolute(piece, out).sum() for (piece,), out in _pieces(scratch, a))
 
 
 def l1_distance(a: Tensor, b: Tensor, scratch: Tensor) -> Tensor:
     """Return the sum of |a - b|, a scalar in the scratch's dtype."""
-    total = scratch.new_zeros(())
-    for (left, right), out in _pieces(scratch, a, b):
-        total += _subtract(left, right, out).abs_().sum()
-    return total
+    pieces = _pieces(scratch, a, b)
+    return _add_up(_subtract(left, right, out).abs_().sum() for (left, right), out in pieces)
 
 
 def dot_difference(a: Tensor, b: Tensor, c: Tensor, scratch: Tensor) -> Tensor:
     """Return <a - b, c>, a scalar in the scratch's dtype."""
-    total = scratch.new_zeros(())
-    for (left, right, other), out in _pieces(scratch, a, b, c):
-        total += torch.dot(_subtract(left, right, out), other.to(out.dtype))
-    return total
+    return _add_up(
+        torch.dot(_subtract(left, right, out), other.to(out.dtype))
+        for (left, right, other), out in _pieces(scratch, a, b, c)
+    )
 
 
 def dot_differences(a: Tensor, b: Tensor, c: Tensor, d: Tensor, scratch: Tensor) -> Tensor:
     """Return <a - b, c - d>, a scalar in the scratch's dtype."""
-    total = scratch.new_zeros(())
-    for (left, right, third, fourth), out in _pieces(scratch, a, b, c, d):
-        total += torch.dot(_subtract(left, right, out), third.to(out.dtype) - fourth)
-    return total
+    return _add_up(
+        torch.dot(_subtract(left, right, out), third.to(out.dtype) - fourth)
+        for (left, right, third, fourth), out in _pieces(scratch, a, b, c, d)
+    )
 
 
 def move(theta_ema: Tensor, theta: Tensor, gain: float, scratch: Tensor) -> None:
@@ -96,9 +91,21 @@ def blend(theta_ema: Tensor, theta: Tensor, gain: Tensor) -> None:
 
 
 def _pieces(scratch: Tensor, *tensors: Tensor) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
-    for start in range(0, tensors[0].numel(), scratch.numel()):
-        pieces = tuple(tensor[start : start + scratch.numel()] for tensor in tensors)
+    size, chunk = tensors[0].numel(), scratch.numel()
+    if size <= chunk:  # most tensors of an adapter: cutting them costs more than adding them up
+        yield tensors, scratch[:size]
+        return
+    for start in range(0, size, chunk):
+        pieces = tuple(tensor[start : start + chunk] for tensor in tensors)
         yield pieces, scratch[: pieces[0].numel()]
+
+
+def _add_up(sums: Iterable[Tensor]) -> Tensor:
+    return functools.reduce(Tensor.add_, sums)
+
+
+def _absolute(a: Tensor, out: Tensor) -> Tensor:
+    return torch.abs(a, out=out) if a.dtype == out.dtype else out.copy_(a).abs_()
 
 
 def _subtract(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
