@@ -134,5 +134,8 @@ METHODS = Registry(
         "l2": "lcia.methods.l2:L2",
         "lwf": "lcia.methods.lwf:LwF",
         "replay": "lcia.methods.replay:Replay",
+        "agem": "lcia.methods.agem:AGEM",
+        "olora": "lcia.methods.olora:OLoRA",
+        "moelora": "lcia.methods.moelora:MoELoRA",
     },
 )

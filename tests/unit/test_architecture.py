@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "data": set(),
     "models": {"data"},
     "integrations": {"ema"},
-    "methods": {"ema", "grouping", "data", "integrations"},
+    "methods": {"ema", "grouping", "data", "integrations", "models"},
     "evaluation": {"data", "grouping", "models"},
     "config": {"data", "grouping"},
     "learner": {

@@ -86,7 +86,7 @@ class DynamicEMACallback(TrainerCallback):
         else:
             self.ema = DynamicEMA(model.named_parameters(), **settings)
         if state.global_step:
-            folder = self._resume_from or _checkpoint_folder(args, state)
+            folder = self._resume_from or checkpoint_folder(args, state)
             self.ema.load_state_dict(load_state(Path(folder) / FILE_NAME, rule=self.ema.rule))
         if args.report_to and not self._is_first:
             logger.warning(
@@ -123,7 +123,7 @@ class DynamicEMACallback(TrainerCallback):
         """Write the average's state into the checkpoint just saved."""
         averages = self.ema.state_dict()  # collective where parameters are sharded
         if state.is_world_process_zero:
-            folder = _checkpoint_folder(args, state)
+            folder = checkpoint_folder(args, state)
             if not folder.is_dir():
                 raise TrainingError(f"{folder}: no such checkpoint folder to save the average in.")
             save_state(folder / FILE_NAME, averages, rule=self.ema.rule)
@@ -134,7 +134,8 @@ class DynamicEMACallback(TrainerCallback):
             self.ema.copy_to_parameters()
 
 
-def _checkpoint_folder(args: Any, state: Any) -> Path:
+def checkpoint_folder(args: Any, state: Any) -> Path:
+    """Return where Trainer keeps the checkpoint of the step it is at, for callbacks."""
     return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
 
 

@@ -23,6 +23,7 @@ from lcia.learner.processes import on_main
 from lcia.learner.samples import read_samples, write_samples
 from lcia.learner.trainer import MethodTrainer
 from lcia.methods.base import Method, TaskContext
+from lcia.models.gates import save_gates
 from lcia.models.host import AdapterHost
 
 logger = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ def train_adapter(
     target = folder / (TRAINED if train else UNTRAINED)
     if not train:
         on_main(lambda: model.save_pretrained(_draft(target)))
-        return _publish(target, {}, method.remember(context))
+        return _publish(target, model, state={}, memory=method.remember(context))
     checkpoint = last_checkpoint(folder / "checkpoints")
     journal.rewind(checkpoint_step(checkpoint) if checkpoint else 0)
     trainer = MethodTrainer(
@@ -115,7 +116,7 @@ def train_adapter(
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     state = method.finish(context)
     trainer.save_model(str(_draft(target)))  # gathers what is sharded
-    return _publish(target, state, method.remember(context))
+    return _publish(target, model, state=state, memory=method.remember(context))
 
 
 def _collator(host: AdapterHost) -> AnswerCollator:
@@ -178,13 +179,16 @@ def _draft(target: Path) -> Path:
     return target.with_name(f".{target.name}-draft")
 
 
-def _publish(target: Path, state: Mapping[str, Any], memory: Sequence[Sample]) -> Path:
+def _publish(
+    target: Path, model: Any, *, state: Mapping[str, Any], memory: Sequence[Sample]
+) -> Path:
     """Complete the draft of an adapter's folder with what the method leaves, and publish it."""
     draft = _draft(target)
 
     def complete() -> None:
         for name in ("training_args.bin", "README.md"):
             (draft / name).unlink(missing_ok=True)
+        save_gates(model, draft)
         if state:
             tensors = {name: t.detach().cpu().contiguous() for name, t in state.items()}
             save_file(tensors, draft / CARRIED)

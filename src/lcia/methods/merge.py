@@ -1,13 +1,13 @@
 """Precision-weighted merging at the end of a task, over grouped adapters."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from lcia.ema import PrecisionMerge
+from lcia.integrations.transformers import checkpoint_folder
 from lcia.methods.base import Method, TaskContext
 
 ACCUMULATED = "precision_merge.safetensors"
@@ -51,7 +51,7 @@ class _Accumulate(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step:
-            self._merge.load_state_dict(load_file(_file(args, state)))
+            self._merge.load_state_dict(load_file(checkpoint_folder(args, state) / ACCUMULATED))
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._merge.accumulate()
@@ -59,8 +59,4 @@ class _Accumulate(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         sums = self._merge.state_dict()  # collective where parameters are sharded
         if state.is_world_process_zero:
-            save_file(sums, _file(args, state))
-
-
-def _file(args: Any, state: Any) -> Path:
-    return Path(args.output_dir) / f"checkpoint-{state.global_step}" / ACCUMULATED
+            save_file(sums, checkpoint_folder(args, state) / ACCUMULATED)

@@ -8,6 +8,7 @@ from typing import Any
 from lcia.data.sample import Message
 from lcia.errors import ConfigError
 from lcia.models.chat import ChatFormat
+from lcia.models.gates import GATES, load_gates
 from lcia.models.loading import BaseModel
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,9 @@ class AdapterHost:
         Raises:
             ConfigError: peft cannot combine these adapters in this way.
         """
+        for (key, path), _ in parts.values():
+            if (path / GATES).is_file():
+                raise ConfigError(f"{key} is a gated mixture of experts, which cannot be combined.")
         self.clear()
         self._ensure(dict(adapter for adapter, _ in parts.values()))
         assert self._peft is not None
@@ -168,6 +172,7 @@ class AdapterHost:
             )
         else:
             self._peft.load_adapter(path, adapter_name=key, is_trainable=trainable)
+        load_gates(self._peft, path, adapter=key, trainable=trainable)
 
     def _pad(self, rows: list[list[int]]) -> dict[str, Any]:
         import torch

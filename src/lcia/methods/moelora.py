@@ -1,0 +1,53 @@
+"""A mixture of LoRA experts with a gate for every token."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from transformers import TrainerCallback
+
+from lcia.integrations.transformers import checkpoint_folder
+from lcia.methods.base import Method, TaskContext
+from lcia.methods.stacking import stacked
+from lcia.models.gates import add_gates, restore_gates, save_gates
+from lcia.models.host import TRAINED
+
+
+class MoELoRA(Method):
+    """Every adapted module has ``experts`` LoRAs, mixed by softmax(W x); all tasks train all.
+
+    Each expert has the configured rank. Stored as a plain adapter of rank experts * r with W in
+    ``gates.safetensors`` beside it: loaded by stock peft alone, the experts are summed, which is
+    ``experts`` times their mean.
+
+    Source: the MoELoRA baseline of CoIN, arXiv:2403.08350. Differs: W starts at 0.
+    """
+
+    sharded: ClassVar[bool] = False
+    settings: ClassVar[dict[str, Any]] = {"experts": 4}
+
+    def open(self, host: Any, start: Path | None, adapter: Mapping[str, Any]) -> Any:
+        """Put the experts and their gates on the model."""
+        if start is not None:
+            return host.adapter_to_train(start)
+        experts = self.config["experts"]
+        model = host.new_adapter(stacked(adapter, experts))
+        add_gates(model, experts=experts, adapter=TRAINED)
+        return model
+
+    def attach(self, trainer: Any, context: TaskContext) -> None:
+        """Let the gates travel with Trainer's checkpoints."""
+        trainer.add_callback(_Gates(trainer.model))
+
+
+class _Gates(TrainerCallback):
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step:
+            restore_gates(self._model, checkpoint_folder(args, state))
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            save_gates(self._model, checkpoint_folder(args, state))
