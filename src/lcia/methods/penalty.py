@@ -40,4 +40,4 @@ class QuadraticPenalty:
         return self._strength / 2 * squares.sum()
 
     def _flat(self) -> Tensor:
-        return torch.cat([p.float().reshape(-1) for p in self._parameters])
+        return torch.cat([p.reshape(-1) for p in self._parameters])

@@ -5,7 +5,7 @@ experts' outputs B_i A_i x are weighted by softmax(W x)_i: the hook scales the n
 peft's own forward, batches of mixed adapters included, does the rest.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,50 +20,56 @@ GATES = "gates.safetensors"
 
 def add_gates(model: Any, *, experts: int, adapter: str) -> None:
     """Put trainable gates on a ``PeftModel``'s adapter; they start equal, W = 0."""
-    for _, layer in _layers(model, adapter):
-        inputs = layer.lora_A[adapter].in_features
-        _attach(layer, torch.zeros(experts, inputs), adapter=adapter, trainable=True)
+    _attach(
+        model,
+        {n: torch.zeros(experts, down.in_features) for n, down in _downs(model, adapter)},
+        adapter=adapter,
+        trainable=True,
+    )
 
 
 def load_gates(model: Any, folder: Path, *, adapter: str, trainable: bool) -> None:
     """Put on an adapter the gates that its folder holds, if any."""
     if (folder / GATES).is_file():
-        stored = load_file(folder / GATES)
-        for name, layer in _layers(model, adapter):
-            _attach(layer, stored[name], adapter=adapter, trainable=trainable)
-
-
-def trained_gates(model: Any) -> dict[str, nn.Parameter]:
-    """Return the gates that are being trained, by module name."""
-    return {n.removesuffix(".gate"): p for n, p in model.named_parameters() if n.endswith(".gate")}
+        _attach(model, load_file(folder / GATES), adapter=adapter, trainable=trainable)
 
 
 def save_gates(model: Any, folder: Path) -> None:
     """Write the gates that are being trained to an adapter's folder, if there are any."""
-    if gates := trained_gates(model):
-        save_file({name: gate.detach().cpu() for name, gate in gates.items()}, folder / GATES)
+    if hasattr(model, "gates"):
+        save_file(
+            {_dotted(name): gate.detach().cpu() for name, gate in model.gates.items()},
+            folder / GATES,
+        )
 
 
 def restore_gates(model: Any, folder: Path) -> None:
     """Set the gates that are being trained to what ``save_gates`` wrote."""
     stored = load_file(folder / GATES)
     with torch.no_grad():
-        for name, gate in trained_gates(model).items():
-            gate.copy_(stored[name])
+        for name, gate in model.gates.items():
+            gate.copy_(stored[_dotted(name)])
 
 
-def _layers(model: Any, adapter: str) -> Iterator[tuple[str, Any]]:
+def _downs(model: Any, adapter: str) -> Iterator[tuple[str, Any]]:
+    """Yield name and A of every module that the adapter adapts."""
     for name, module in model.named_modules():
         if adapter in getattr(module, "lora_A", ()):
-            yield name, module
+            yield name, module.lora_A[adapter]
 
 
-def _attach(layer: Any, values: Tensor, *, adapter: str, trainable: bool) -> None:
-    down = layer.lora_A[adapter]
-    gate = nn.Parameter(values.to(down.weight), requires_grad=trainable)
+def _attach(model: Any, values: Mapping[str, Tensor], *, adapter: str, trainable: bool) -> None:
+    gates = {}
+    for name, down in _downs(model, adapter):
+        gates[name] = nn.Parameter(values[name].to(down.weight), requires_grad=trainable)
+        down.register_forward_hook(_scale_by(gates[name]))
     if trainable:
-        layer.gate = gate  # named without "lora_", so that peft leaves it out of its own file
-    down.register_forward_hook(_scale_by(gate))
+        # On the model as a whole: what is in an adapted module, peft saves with the adapter.
+        model.gates = nn.ParameterDict({n.replace(".", "/"): gate for n, gate in gates.items()})
+
+
+def _dotted(name: str) -> str:
+    return name.replace("/", ".")  # no parameter's own name may hold a dot
 
 
 def _scale_by(gate: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
