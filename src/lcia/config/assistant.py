@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -27,6 +27,11 @@ ADAPTER_DEFAULTS: Mapping[str, Any] = {
 def _named(value: Any) -> Any:
     """Read ``name`` as short for ``{name: name}``."""
     return {"name": value} if isinstance(value, str) else value
+
+
+def _moded(value: Any) -> Any:
+    """Read ``mode`` as short for ``{mode: mode}``."""
+    return {"mode": value} if isinstance(value, str) else value
 
 
 def _grouping(value: Any) -> Any:
@@ -75,6 +80,19 @@ class GateConfig(_Frozen):
     max_drop: float | None = Field(default=None, ge=0)
 
 
+class ProjectorConfig(_Frozen):
+    """How the projector of a vision-language model is trained.
+
+    Attributes:
+        mode: ``frozen``; ``per_group``: it belongs to a group, like its adapter; or ``shared``:
+            every task trains the same one, which then answers for all groups.
+        learning_rate: its own, a tenth of the adapter's in the paper.
+    """
+
+    mode: Literal["frozen", "per_group", "shared"] = "per_group"
+    learning_rate: float = Field(default=2.0e-5, ge=0)
+
+
 class AssistantConfig(_Frozen):
     """What one assistant is made with; stored in it.
 
@@ -86,6 +104,10 @@ class AssistantConfig(_Frozen):
             ``groups`` say how to group and leave it to the method whether; None: all to it.
         adapter: ``peft.LoraConfig``, over ``ADAPTER_DEFAULTS``.
         training: ``transformers.TrainingArguments``, over ``TRAINING_DEFAULTS``.
+        projector: of a vision-language model: a mode of ``ProjectorConfig``, or its fields.
+        pad_images: whether pictures are made square before the model's processor crops them, as
+            LLaVA-1.5 was trained; boxes divided by the longer side then fit.
+        quantize: ``4bit`` or ``8bit`` base weights through bitsandbytes; None: as they are.
         generation: how answers are generated.
         gate: when a new version is refused.
         dtype: of the base model; ``auto`` is bfloat16 where the hardware computes in it.
@@ -98,6 +120,9 @@ class AssistantConfig(_Frozen):
     grouping: Annotated[GroupingConfig | None, BeforeValidator(_grouping)] = None
     adapter: dict[str, Any] = Field(default_factory=dict)
     training: dict[str, Any] = Field(default_factory=dict)
+    projector: Annotated[ProjectorConfig, BeforeValidator(_moded)] = ProjectorConfig()
+    pad_images: bool = False
+    quantize: Literal["4bit", "8bit"] | None = None
     generation: GenerationConfig = GenerationConfig()
     gate: GateConfig = GateConfig()
     dtype: str = "auto"

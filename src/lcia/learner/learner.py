@@ -420,5 +420,10 @@ def load_host(config: AssistantConfig) -> AdapterHost:
     Raises:
         ModelError: it cannot be loaded.
     """
-    base = load_model(config.model, dtype=config.dtype)
-    return AdapterHost(base, max_prompt_tokens=config.generation.max_prompt_tokens)
+    base = load_model(config.model, dtype=config.dtype, quantize=config.quantize)
+    return AdapterHost(
+        base,
+        max_prompt_tokens=config.generation.max_prompt_tokens,
+        projector=config.projector.mode != "frozen",
+        pad_images=config.pad_images,
+    )

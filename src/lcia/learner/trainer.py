@@ -1,13 +1,17 @@
-"""transformers' Trainer with the loss a method adds."""
+"""transformers' Trainer with the loss a method adds, and a projector beside the adapter."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
-from lcia.learner.collator import IGNORED
 from lcia.methods.base import Method
+from lcia.models.batches import IGNORED
+from lcia.models.projector import Projector
 
 
 class MethodTrainer(Trainer):
@@ -15,12 +19,35 @@ class MethodTrainer(Trainer):
 
     Args:
         method: adds the loss.
+        projector: is trained, too, with a learning rate of its own; None: nothing is.
+        projector_learning_rate: that rate; it follows the schedule of the other.
         **options: of ``Trainer``.
     """
 
-    def __init__(self, *, method: Method, **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        method: Method,
+        projector: Projector | None = None,
+        projector_learning_rate: float = 0.0,
+        **options: Any,
+    ) -> None:
         super().__init__(**options)
         self.method = method
+        self.projector = projector
+        self.projector_learning_rate = projector_learning_rate
+
+    def create_optimizer(self, *args: Any, **options: Any) -> Any:
+        """Return Trainer's optimizer, the projector's parameters in groups of their own."""
+        optimizer = super().create_optimizer(*args, **options)
+        if self.projector is not None:
+            own = set(self.projector.parameters())
+            for group in list(optimizer.param_groups):
+                if moved := [p for p in group["params"] if p in own]:
+                    group["params"] = [p for p in group["params"] if p not in own]
+                    settings = {**group, "lr": self.projector_learning_rate}
+                    optimizer.add_param_group({**settings, "params": moved})
+        return optimizer
 
     def compute_loss(
         self,
@@ -48,3 +75,22 @@ class MethodTrainer(Trainer):
             return 1.0  # then Trainer divides each batch's loss by their number
         processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         return (labels[..., 1:] != IGNORED).sum() * processes / num_items
+
+
+class ProjectorState(TrainerCallback):
+    """Adds the projector to Trainer's checkpoints, which hold what peft saves and no more."""
+
+    def __init__(self, projector: Projector) -> None:
+        self.projector = projector
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Write it into the checkpoint that was just saved."""
+        if state.is_world_process_zero:
+            self.projector.save(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Tell whether each process holds a part of the parameters only."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return accelerator.state.deepspeed_plugin.zero_stage == 3
+    return accelerator.distributed_type == DistributedType.FSDP

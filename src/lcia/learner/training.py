@@ -1,6 +1,5 @@
 """Train one group's adapter on one task with transformers' Trainer."""
 
-import inspect
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -9,19 +8,18 @@ from typing import Any
 
 from accelerate.utils import DistributedType, send_to_device
 from safetensors.torch import load_file, save_file
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 from lcia.config import ADAPTER_DEFAULTS, TRAINING_DEFAULTS, AssistantConfig
 from lcia.data.sample import Sample
 from lcia.data.task import Task
 from lcia.errors import ConfigError, TrainingError
 from lcia.learner.checkpoint import TrainingState, checkpoint_step, last_checkpoint
-from lcia.learner.collator import AnswerCollator
 from lcia.learner.files import publish
 from lcia.learner.journal import Journal
 from lcia.learner.processes import on_main
 from lcia.learner.samples import read_samples, write_samples
-from lcia.learner.trainer import MethodTrainer
+from lcia.learner.trainer import MethodTrainer, ProjectorState, is_sharded
 from lcia.methods.base import Method, TaskContext
 from lcia.models.gates import save_gates
 from lcia.models.host import AdapterHost
@@ -47,6 +45,7 @@ def train_adapter(
     group: str,
     start: Path | None,
     own: Path | None,
+    projector: Path | None = None,
     task_index: int,
     folder: Path,
     journal: Journal,
@@ -63,6 +62,7 @@ def train_adapter(
         start: the adapter to train on: the group's own so far, or another group's to copy; None
             for a fresh one.
         own: the group's adapter so far, with what the method left there; None for a new group.
+        projector: the adapter whose projector to train on, if not that of ``start``.
         task_index: how many tasks were learned before.
         folder: the run's folder; gets ``checkpoints/`` and the adapter.
         journal: told every step.
@@ -78,7 +78,8 @@ def train_adapter(
     seed = config.seed + 1000 * task_index
     set_seed(seed)
     model = method.open(host, start, {**ADAPTER_DEFAULTS, **config.adapter})
-    collator = _collator(host)
+    if projector is not None:
+        host.projector.load(projector)
     context = TaskContext(
         task=task,
         task_index=task_index,
@@ -86,7 +87,7 @@ def train_adapter(
         reused=own is not None,
         parameters={n: p for n, p in model.named_parameters() if p.requires_grad},
         encode=lambda samples: send_to_device(
-            collator([host.chat.encode_example(sample) for sample in samples]),
+            host.chat.collate([host.chat.encode_example(sample) for sample in samples]),
             host.base.model.device,
         ),
         carried=load_file(own / CARRIED) if own and (own / CARRIED).is_file() else {},
@@ -96,19 +97,13 @@ def train_adapter(
     target = folder / (TRAINED if train else UNTRAINED)
     if not train:
         on_main(lambda: model.save_pretrained(_draft(target)))
-        return _publish(target, model, state={}, memory=method.remember(context))
+        return _publish(target, host, model, state={}, memory=method.remember(context))
     checkpoint = last_checkpoint(folder / "checkpoints")
     journal.rewind(checkpoint_step(checkpoint) if checkpoint else 0)
-    trainer = MethodTrainer(
-        method=method,
-        model=model,
-        args=_arguments(host, config, seed=seed, folder=folder),
-        train_dataset=_examples(host, method.samples(context), task=task.name),
-        data_collator=collator,
-    )
-    _check_sharding(trainer, method)
-    trainer.remove_callback(PrinterCallback)
+    trainer = _trainer(host, model, method, context, config=config, folder=folder)
     method.attach(trainer, context)
+    if host.projector is not None and checkpoint is not None:
+        host.projector.load(checkpoint)
     trainer.add_callback(_Steps(journal, task=task.name))
     # Last, so that a checkpoint is marked complete after every other callback wrote its part.
     trainer.add_callback(TrainingState(checkpoint, lambda: trainer.accelerator.scaler))
@@ -116,14 +111,32 @@ def train_adapter(
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     state = method.finish(context)
     trainer.save_model(str(_draft(target)))  # gathers what is sharded
-    return _publish(target, model, state=state, memory=method.remember(context))
+    return _publish(target, host, model, state=state, memory=method.remember(context))
 
 
-def _collator(host: AdapterHost) -> AnswerCollator:
-    parameters = inspect.signature(host.base.model.forward).parameters
-    return AnswerCollator(
-        pad_id=host.base.tokenizer.pad_token_id, keep_logits="logits_to_keep" in parameters
+def _trainer(
+    host: AdapterHost,
+    model: Any,
+    method: Method,
+    context: TaskContext,
+    *,
+    config: AssistantConfig,
+    folder: Path,
+) -> MethodTrainer:
+    trainer = MethodTrainer(
+        method=method,
+        model=model,
+        args=_arguments(host, config, seed=context.seed, folder=folder),
+        train_dataset=_examples(host, method.samples(context), task=context.task.name),
+        data_collator=host.chat.collate,
+        projector=host.projector,
+        projector_learning_rate=config.projector.learning_rate,
     )
+    _check_sharding(trainer, method)
+    trainer.remove_callback(PrinterCallback)
+    if host.projector is not None:
+        trainer.add_callback(ProjectorState(host.projector))
+    return trainer
 
 
 def _examples(host: AdapterHost, samples: Sequence[Sample], *, task: str) -> list[Any]:
@@ -166,8 +179,13 @@ def _arguments(
     )
 
 
-def _check_sharding(trainer: Trainer, method: Method) -> None:
+def _check_sharding(trainer: MethodTrainer, method: Method) -> None:
     kind = trainer.accelerator.distributed_type
+    if trainer.projector is not None and is_sharded(trainer.accelerator):
+        raise ConfigError(
+            f"projector: cannot be trained where {kind.value} spreads parameters over processes. "
+            "Use DDP, DeepSpeed ZeRO-1 or 2, or projector: frozen."
+        )
     if not method.sharded and kind in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         raise ConfigError(
             f"method {type(method).__name__} reads whole parameters and gradients, which "
@@ -180,7 +198,12 @@ def _draft(target: Path) -> Path:
 
 
 def _publish(
-    target: Path, model: Any, *, state: Mapping[str, Any], memory: Sequence[Sample]
+    target: Path,
+    host: AdapterHost,
+    model: Any,
+    *,
+    state: Mapping[str, Any],
+    memory: Sequence[Sample],
 ) -> Path:
     """Complete the draft of an adapter's folder with what the method leaves, and publish it."""
     draft = _draft(target)
@@ -189,6 +212,8 @@ def _publish(
         for name in ("training_args.bin", "README.md"):
             (draft / name).unlink(missing_ok=True)
         save_gates(model, draft)
+        if host.projector is not None:
+            host.projector.save(draft)
         if state:
             tensors = {name: t.detach().cpu().contiguous() for name, t in state.items()}
             save_file(tensors, draft / CARRIED)

@@ -1,10 +1,13 @@
 """From messages to token ids, by the model's own chat template where it has one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from lcia.data.sample import Message, Sample
+from lcia.models.batches import answer_batch, mask_of, padded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +26,7 @@ class Example:
 
 
 class ChatFormat:
-    """Tokenises prompts and answers the way the model was instruction-tuned.
+    """Makes batches of prompts and answers the way a language model was instruction-tuned.
 
     A prompt longer than allowed loses tokens from its middle: instructions stand at a prompt's
     beginning or end, and the answer cue at its end.
@@ -32,12 +35,16 @@ class ChatFormat:
         tokenizer: a transformers tokenizer; without a chat template, turns are joined by blank
             lines and the answer starts on a new line.
         max_prompt_tokens: longest prompt in tokens.
+        keep_logits: whether the model's ``forward`` takes ``logits_to_keep``.
     """
 
-    def __init__(self, tokenizer: Any, *, max_prompt_tokens: int) -> None:
+    def __init__(
+        self, tokenizer: Any, *, max_prompt_tokens: int, keep_logits: bool = False
+    ) -> None:
         self.tokenizer = tokenizer
         self.max_prompt_tokens = max_prompt_tokens
-        self._templated = bool(tokenizer.chat_template)
+        self.keep_logits = keep_logits
+        self._templated = bool(self._template_holder.chat_template)
         self._turn_end = self._find_turn_end()
 
     @property
@@ -62,22 +69,65 @@ class ChatFormat:
     def encode_example(self, sample: Sample) -> Example:
         """Return a sample's prompt and first answer as token ids."""
         prompt_ids, truncated = self.encode_prompt(sample.messages)
-        answer = self.tokenizer(sample.answers[0] + self._turn_end, add_special_tokens=False)
-        return Example(prompt_ids=prompt_ids, answer_ids=answer["input_ids"], truncated=truncated)
+        return Example(
+            prompt_ids=prompt_ids, answer_ids=self._answer_ids(sample), truncated=truncated
+        )
+
+    def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """Return the training batch of encoded examples, as ``answer_batch`` describes it."""
+        return answer_batch(
+            [example.prompt_ids for example in examples],
+            [example.answer_ids for example in examples],
+            pad_id=self.tokenizer.pad_token_id,
+            keep_logits=self.keep_logits,
+        )
+
+    def prompts(self, conversations: Sequence[Sequence[Message]]) -> dict[str, Tensor]:
+        """Return the batch that ``generate`` of the model takes, padded on the left."""
+        rows = [self.encode_prompt(turns)[0] for turns in conversations]
+        return {
+            "input_ids": padded(rows, value=self.tokenizer.pad_token_id),
+            "attention_mask": mask_of(rows),
+        }
+
+    def answers(self, output: Tensor, prompts: Mapping[str, Tensor]) -> list[str]:
+        """Return the texts generated after a batch of prompts, without surrounding space."""
+        ids = output[:, prompts["input_ids"].shape[1] :]
+        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+    def _answer_ids(self, sample: Sample) -> list[int]:
+        text = sample.answers[0] + self._turn_end
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    @property
+    def _template_holder(self) -> Any:
+        """What has the chat template: the tokenizer, or a processor around it."""
+        return self.tokenizer
+
+    def _content(self, message: Message) -> Any:
+        """Return a turn's content as the chat template takes it."""
+        return message.content
+
+    def _text(self, message: Message) -> str:
+        """Return a turn as text where there is no chat template."""
+        return message.content
 
     def _render(self, messages: Sequence[Message]) -> str:
         if not self._templated:
-            return "\n\n".join(message.content for message in messages) + "\n"
-        turns = [{"role": message.role, "content": message.content} for message in messages]
-        return str(
-            self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        )
+            return "\n\n".join(map(self._text, messages)) + "\n"
+        return self._templated_text(messages, add_generation_prompt=True)
+
+    def _templated_text(self, messages: Sequence[Message], **options: bool) -> str:
+        turns = [{"role": turn.role, "content": self._content(turn)} for turn in messages]
+        text = self._template_holder.apply_chat_template(turns, tokenize=False, **options)
+        return str(text)
 
     def _find_turn_end(self) -> str:
         """Return what the template writes after an answer: the text that ends a turn."""
         eos = self.tokenizer.eos_token or ""
         if not self._templated:
             return eos
-        probe = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a-n-s"}]
-        text = str(self.tokenizer.apply_chat_template(probe, tokenize=False))
-        return text.rpartition("a-n-s")[2].strip() or eos
+        asked = Message(role="user", content="q")
+        answered = Message(role="assistant", content="a-n-s")
+        return self._templated_text([asked, answered]).rpartition("a-n-s")[2].strip() or eos

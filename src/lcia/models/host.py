@@ -1,6 +1,8 @@
 """One base model in memory, any number of LoRA adapters on it."""
 
+import inspect
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,9 @@ from lcia.errors import ConfigError
 from lcia.models.chat import ChatFormat
 from lcia.models.gates import GATES, load_gates
 from lcia.models.loading import BaseModel
+from lcia.models.projector import Projector
+from lcia.models.seq2seq import Seq2SeqFormat
+from lcia.models.visual import VisualFormat
 
 logger = logging.getLogger(__name__)
 
@@ -28,16 +33,28 @@ class AdapterHost:
         max_prompt_tokens: longest prompt in tokens; longer ones lose their middle.
         max_loaded: adapters kept in memory besides the trained one; the least recently used
             leaves first.
+        projector: whether the projector of a vision-language model is trained and saved with
+            every adapter.
+        pad_images: whether pictures are made square before the processor crops them.
 
     Attributes:
+        chat: makes batches of prompts and answers.
+        projector: what is trained and swapped besides adapters; None where nothing is.
         base_answers: what the base model answered to a request, kept by those who ask it twice.
     """
 
     def __init__(
-        self, base: BaseModel, *, max_prompt_tokens: int = 1024, max_loaded: int = 64
+        self,
+        base: BaseModel,
+        *,
+        max_prompt_tokens: int = 1024,
+        max_loaded: int = 64,
+        projector: bool = True,
+        pad_images: bool = False,
     ) -> None:
         self.base = base
-        self.chat = ChatFormat(base.tokenizer, max_prompt_tokens=max_prompt_tokens)
+        self.chat = _format(base, pad_images=pad_images, max_prompt_tokens=max_prompt_tokens)
+        self.projector = Projector(base.model) if base.processor and projector else None
         self.max_loaded = max_loaded
         self.base_answers: dict[Any, str] = {}
         self._peft: Any | None = None
@@ -48,13 +65,20 @@ class AdapterHost:
         from peft import get_peft_model
 
         self.clear()
+        if self.base.processor is not None:
+            adapt_language_only(lora_config, self.base.model)
         self._peft = get_peft_model(self.base.model, lora_config, adapter_name=TRAINED)
+        if self.projector is not None:
+            self.projector.train()
         return self._peft
 
     def adapter_to_train(self, path: Path) -> Any:
         """Load a stored adapter, ready to train on, and return the ``PeftModel``."""
         self.clear()
         self._load(TRAINED, path, trainable=True)
+        if self.projector is not None:
+            self.projector.train()
+            self.projector.load(path)
         return self._peft
 
     def clear(self) -> None:
@@ -62,6 +86,8 @@ class AdapterHost:
         if self._peft is not None:
             self._peft.unload()
             self._peft = None
+        if self.projector is not None:
+            self.projector.reset()
         self._loaded.clear()
 
     def combine(
@@ -108,7 +134,9 @@ class AdapterHost:
         *,
         max_new_tokens: int,
     ) -> list[str]:
-        """Answer a batch of prompts greedily, each with its own adapter.
+        """Answer a batch of prompts greedily, each with its own adapter and projector.
+
+        Adapters are mixed in one batch; prompts that need another projector make another.
 
         Args:
             conversations: one prompt each.
@@ -119,10 +147,44 @@ class AdapterHost:
         Returns:
             One answer each, without surrounding white space.
         """
+        self._ensure(dict(a for a in adapters if a is not None))
+        answers = [""] * len(conversations)
+        for folder, rows in self._by_projector(adapters).items():
+            if self.projector is not None:
+                self.projector.load(folder)
+            texts = self._answer(
+                [conversations[i] for i in rows],
+                [adapters[i] for i in rows],
+                max_new_tokens=max_new_tokens,
+            )
+            for i, text in zip(rows, texts, strict=True):
+                answers[i] = text
+        return answers
+
+    def _by_projector(
+        self, adapters: Sequence[tuple[str, Path] | None]
+    ) -> dict[Path | None, list[int]]:
+        """Return folder of a projector to the rows that need it; one entry if none is trained."""
+        rows: dict[Path | None, list[int]] = {}
+        for i, adapter in enumerate(adapters):
+            folder = adapter[1] if adapter is not None and self.projector is not None else None
+            rows.setdefault(folder, []).append(i)
+        return rows
+
+    def _answer(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        adapters: Sequence[tuple[str, Path] | None],
+        *,
+        max_new_tokens: int,
+    ) -> list[str]:
         import torch
 
-        self._ensure(dict(a for a in adapters if a is not None))
-        batch = self._pad([self.chat.encode_prompt(turns)[0] for turns in conversations])
+        device, dtype = self.base.model.device, self.base.model.dtype
+        batch = {
+            name: value.to(device, dtype if value.is_floating_point() else None)
+            for name, value in self.chat.prompts(conversations).items()
+        }
         names = [adapter[0] if adapter else BASE for adapter in adapters]
         extra = {} if self._peft is None else {"adapter_names": names}
         model = self.base.model if self._peft is None else self._peft
@@ -136,9 +198,7 @@ class AdapterHost:
                 eos_token_id=self.chat.stop_ids,
                 pad_token_id=self.base.tokenizer.pad_token_id,
             )
-        answers = output[:, batch["input_ids"].shape[1] :]
-        texts = self.base.tokenizer.batch_decode(answers, skip_special_tokens=True)
-        return [text.strip() for text in texts]
+        return self.chat.answers(output, batch)
 
     def _ensure(self, wanted: dict[str, Path]) -> None:
         for key, path in wanted.items():
@@ -174,15 +234,27 @@ class AdapterHost:
             self._peft.load_adapter(path, adapter_name=key, is_trainable=trainable)
         load_gates(self._peft, path, adapter=key, trainable=trainable)
 
-    def _pad(self, rows: list[list[int]]) -> dict[str, Any]:
-        import torch
 
-        width = max(map(len, rows))
-        pad = self.base.tokenizer.pad_token_id
-        ids = [[pad] * (width - len(row)) + row for row in rows]
-        mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
-        device = self.base.model.device
-        return {
-            "input_ids": torch.tensor(ids, device=device),
-            "attention_mask": torch.tensor(mask, device=device),
-        }
+def _format(base: BaseModel, *, pad_images: bool, **options: Any) -> ChatFormat:
+    """Return what makes batches for this kind of model."""
+    options["keep_logits"] = "logits_to_keep" in inspect.signature(base.model.forward).parameters
+    if base.processor is not None:
+        return VisualFormat(base.processor, pad_images=pad_images, **options)
+    kind = Seq2SeqFormat if base.model.config.is_encoder_decoder else ChatFormat
+    return kind(base.tokenizer, **options)
+
+
+def adapt_language_only(lora_config: Any, model: Any) -> None:
+    """Keep an adapter off the tower and the projector, unless the configuration says otherwise.
+
+    A tower's layers have the names of the language model's.
+    """
+    import torch
+
+    language = model.get_decoder()
+    prefix = next(name for name, module in model.named_modules() if module is language)
+    if lora_config.exclude_modules is None:
+        lora_config.exclude_modules = rf"(?!{re.escape(prefix)}\.).*"
+    if lora_config.target_modules == "all-linear":
+        linear = (n for n, m in language.named_modules() if isinstance(m, torch.nn.Linear))
+        lora_config.target_modules = {name.rpartition(".")[2] for name in linear}

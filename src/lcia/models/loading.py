@@ -1,4 +1,4 @@
-"""Find a base model by name, check it, load it."""
+"""Find a base model by name, check it, load it: language, vision-language or seq2seq."""
 
 import hashlib
 import json
@@ -8,6 +8,8 @@ from typing import Any
 
 from lcia.errors import ConfigError, ModelError
 from lcia.models.embedded import EMBEDDED, is_prepared, prepare, prepared_path, sha256_of
+from lcia.models.processor import load_processor
+from lcia.models.quantization import quantization
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,13 +18,15 @@ class BaseModel:
 
     Attributes:
         name: what the user wrote: an embedded name, a hub id or a local path.
-        model: a causal language model, in evaluation mode.
+        model: in evaluation mode.
         tokenizer: padded on the left, so that answers end at the last position.
+        processor: of a vision-language model; None of others.
     """
 
     name: str
     model: Any
     tokenizer: Any
+    processor: Any | None = None
 
 
 def check_model(name: str) -> None:
@@ -51,34 +55,70 @@ def check_model(name: str) -> None:
         ) from error
 
 
-def load_model(name: str, *, dtype: str = "auto") -> BaseModel:
+def load_model(name: str, *, dtype: str = "auto", quantize: str | None = None) -> BaseModel:
     """Load a base model for training and generation, preparing it first if it is embedded.
+
+    Its configuration says what it is: one that reads pictures, an encoder-decoder, or a causal
+    language model.
 
     Args:
         name: an embedded name, a hub id or a local path.
         dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto``: bfloat16 where the hardware
             computes in it, else float32.
+        quantize: ``4bit`` or ``8bit`` through bitsandbytes; None keeps the weights as they are.
 
     Raises:
+        ConfigError: an unknown dtype or quantization.
+        MissingDependencyError: bitsandbytes is needed and not installed.
         ModelError: it does not exist or cannot be loaded.
     """
     import torch
     from accelerate import PartialState
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     check_model(name)
     location = str(prepare(name)) if name in EMBEDDED else _location(name)
+    options: dict[str, Any] = {"dtype": getattr(torch, resolve_dtype(dtype))}
+    device = PartialState().device
+    if quantize is not None:
+        options |= {"quantization_config": quantization(quantize, dtype=options["dtype"])}
+        options |= {"device_map": {"": device}}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(location, padding_side="left")
-        model = AutoModelForCausalLM.from_pretrained(
-            location, dtype=getattr(torch, resolve_dtype(dtype))
-        )
+        config = AutoConfig.from_pretrained(location)
+        kind = _auto_class(config)
+        model = kind.from_pretrained(location, **options)
+        if _reads_pictures(kind):
+            processor = load_processor(location, config)
+            tokenizer = processor.tokenizer
+        else:
+            processor = None
+            tokenizer = AutoTokenizer.from_pretrained(location, padding_side="left")
     except (OSError, ValueError) as error:
         raise ModelError(f"model: '{name}' cannot be loaded: {_first_line(error)}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model = model.to(PartialState().device).eval()
-    return BaseModel(name=name, model=model, tokenizer=tokenizer)
+    if quantize is None:
+        model = model.to(device)
+    return BaseModel(name=name, model=model.eval(), tokenizer=tokenizer, processor=processor)
+
+
+def _auto_class(config: Any) -> Any:
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        AutoModelForSeq2SeqLM,
+    )
+
+    order = (AutoModelForImageTextToText, AutoModelForCausalLM, AutoModelForSeq2SeqLM)
+    if config.is_encoder_decoder:
+        order = order[::-1]
+    return next((kind for kind in order if type(config) in kind._model_mapping), order[1])
+
+
+def _reads_pictures(kind: Any) -> bool:
+    from transformers import AutoModelForImageTextToText
+
+    return kind is AutoModelForImageTextToText
 
 
 def resolve_dtype(dtype: str) -> str:

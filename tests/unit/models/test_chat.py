@@ -5,9 +5,8 @@ import torch
 from transformers import AutoTokenizer
 
 from lcia.data import Message, Sample
-from lcia.learner.collator import AnswerCollator
 from lcia.models import ChatFormat
-from lcia.models.chat import Example
+from lcia.models.batches import answer_batch
 
 
 @pytest.fixture
@@ -50,11 +49,7 @@ def test_without_a_chat_template_the_answer_starts_on_a_new_line(tokenizer):
 
 @pytest.mark.parametrize("keep_logits", [True, False])
 def test_batches_end_with_their_answers_and_only_these_are_labels(keep_logits):
-    examples = [
-        Example(prompt_ids=[5, 6, 7], answer_ids=[8, 9], truncated=False),
-        Example(prompt_ids=[5], answer_ids=[3], truncated=False),
-    ]
-    batch = AnswerCollator(pad_id=3, keep_logits=keep_logits)(examples)
+    batch = answer_batch([[5, 6, 7], [5]], [[8, 9], [3]], pad_id=3, keep_logits=keep_logits)
     assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9], [3, 3, 3, 5, 3]]
     assert batch["attention_mask"].tolist() == [[1] * 5, [0, 0, 0, 1, 1]]
     kept = 3 if keep_logits else 5
@@ -67,14 +62,12 @@ def test_kept_logits_give_the_same_loss_and_gradients_as_all_logits(tiny_model):
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64)
-    examples = [
-        Example(prompt_ids=[7, 30, 31, 9, 12], answer_ids=[50, 51, 0], truncated=False),
-        Example(prompt_ids=[7, 44], answer_ids=[60, 0], truncated=False),
-    ]
+    prompts, answers = [[7, 30, 31, 9, 12], [7, 44]], [[50, 51, 0], [60, 0]]
     losses, grads = [], []
     for keep_logits in (True, False):
         model.zero_grad()
-        loss = model(**AnswerCollator(pad_id=0, keep_logits=keep_logits)(examples)).loss
+        batch = answer_batch(prompts, answers, pad_id=0, keep_logits=keep_logits)
+        loss = model(**batch).loss
         loss.backward()
         losses.append(loss.item())
         grads.append(model.model.layers[0].mlp.up_proj.weight.grad.clone())

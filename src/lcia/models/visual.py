@@ -1,0 +1,172 @@
+"""Vision-language models: pictures and text to batches, by the model's own processor."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lcia.data.images import open_image
+from lcia.data.sample import Message, Sample
+from lcia.models.batches import answer_batch, mask_of, padded
+from lcia.models.chat import ChatFormat
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisualExample:
+    """A training example whose pictures are opened when a batch is made of it.
+
+    Attributes:
+        messages: the conversation up to the answer.
+        answer_ids: token ids of the answer with the end of the turn; the loss is on these.
+        truncated: whether tokens are cut out of the prompt's text.
+    """
+
+    messages: tuple[Message, ...]
+    answer_ids: list[int]
+    truncated: bool
+
+
+class VisualFormat(ChatFormat):
+    """Makes batches of prompts with pictures; samples with and without may stand side by side.
+
+    The prompt's limit counts its text: a picture's tokens come on top and are never cut.
+
+    Args:
+        processor: a transformers processor; its tokenizer pads on the left.
+        max_prompt_tokens: longest prompt in tokens of text.
+        keep_logits: whether the model's ``forward`` takes ``logits_to_keep``.
+        pad_images: make pictures square with the processor's mean colour before it crops them.
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        *,
+        max_prompt_tokens: int,
+        keep_logits: bool = False,
+        pad_images: bool = False,
+    ) -> None:
+        self.processor = processor
+        self.pad_images = pad_images
+        super().__init__(
+            processor.tokenizer, max_prompt_tokens=max_prompt_tokens, keep_logits=keep_logits
+        )
+
+    def encode_prompt(self, messages: Sequence[Message]) -> tuple[list[int], bool]:
+        """Return the token ids of a prompt's text, each picture one token, and if it is cut."""
+        text = self._render(messages)
+        special = self._adds_special_tokens(text)
+        ids = self.tokenizer(text, add_special_tokens=special)["input_ids"]
+        return ids, len(ids) > self.max_prompt_tokens
+
+    def encode_example(self, sample: Sample) -> VisualExample:
+        """Return a sample with its first answer as token ids; its pictures stay on disk."""
+        return VisualExample(
+            messages=sample.messages,
+            answer_ids=self._answer_ids(sample),
+            truncated=self.encode_prompt(sample.messages)[1],
+        )
+
+    def collate(self, examples: Sequence[VisualExample]) -> dict[str, Any]:
+        """Return the training batch: that of ``answer_batch`` and what the processor adds."""
+        rows, by_token, others = self._process([example.messages for example in examples])
+        answers = [example.answer_ids for example in examples]
+        batch = answer_batch(
+            rows, answers, pad_id=self.tokenizer.pad_token_id, keep_logits=self.keep_logits
+        )
+        for name, values in by_token.items():
+            longer = [[*row, *[0] * len(a)] for row, a in zip(values, answers, strict=True)]
+            batch[name] = padded(longer, value=0)
+        return {**others, **batch}
+
+    def prompts(self, conversations: Sequence[Sequence[Message]]) -> dict[str, Tensor]:
+        """Return the batch that ``generate`` of the model takes, padded on the left."""
+        rows, by_token, others = self._process(conversations)
+        return {
+            "input_ids": padded(rows, value=self.tokenizer.pad_token_id),
+            "attention_mask": mask_of(rows),
+            **{name: padded(values, value=0) for name, values in by_token.items()},
+            **others,
+        }
+
+    def _process(
+        self, conversations: Sequence[Sequence[Message]]
+    ) -> tuple[list[list[int]], dict[str, list[list[int]]], dict[str, Tensor]]:
+        """Return rows of token ids, what else there is by token, and all that is by picture."""
+        texts = [self._render(messages) for messages in conversations]
+        pictures = [list(self._open(messages)) for messages in conversations]
+        output = self.processor(
+            text=texts,
+            images=pictures if any(pictures) else None,
+            padding=True,
+            return_tensors="pt",
+            add_special_tokens=self._adds_special_tokens(texts[0]),
+        )
+        ids, mask = output.pop("input_ids"), output.pop("attention_mask").bool()
+        kept = [self._kept(row, real) for row, real in zip(ids, mask, strict=True)]
+        like_ids = [name for name, value in output.items() if value.shape == ids.shape]
+        by_token = {name: output.pop(name) for name in like_ids}
+
+        def rows_of(values: Tensor) -> list[list[int]]:
+            return [row[keep].tolist() for row, keep in zip(values, kept, strict=True)]
+
+        return rows_of(ids), {name: rows_of(v) for name, v in by_token.items()}, dict(output)
+
+    def _kept(self, ids: Tensor, real: Tensor) -> Tensor:
+        """Return which tokens of a padded row stay: text beyond the limit leaves the middle."""
+        fixed = torch.tensor([*self.tokenizer.all_special_ids, self.processor.image_token_id])
+        text = (real & ~torch.isin(ids, fixed)).nonzero().flatten()
+        surplus = len(text) - self.max_prompt_tokens
+        if surplus <= 0:
+            return real
+        start = self.max_prompt_tokens // 2
+        kept = real.clone()
+        kept[text[start : start + surplus]] = False
+        return kept
+
+    def _open(self, messages: Sequence[Message]) -> Iterable[Any]:
+        for image in (image for message in messages for image in message.images):
+            picture = open_image(image.path)
+            yield self._squared(picture) if self.pad_images else picture
+
+    def _squared(self, picture: Any) -> Any:
+        from PIL import Image, ImageOps
+
+        mean = getattr(self.processor.image_processor, "image_mean", (0.5, 0.5, 0.5))
+        colour = tuple(int(255 * channel) for channel in mean)
+        side = max(picture.size)
+        return ImageOps.pad(picture, (side, side), Image.Resampling.BICUBIC, color=colour)
+
+    @property
+    def _template_holder(self) -> Any:
+        return self.processor
+
+    def _content(self, message: Message) -> list[dict[str, str]]:
+        """Return a turn as the list of texts and pictures that chat templates take."""
+        parts: list[dict[str, str]] = []
+        start = 0
+        for image in message.images:
+            if image.at > start:
+                parts.append(
+                    {"type": "text", "text": self._plain(message.content[start : image.at])}
+                )
+            parts.append({"type": "image"})
+            start = image.at
+        return [*parts, {"type": "text", "text": self._plain(message.content[start:])}]
+
+    def _text(self, message: Message) -> str:
+        return "".join(
+            part["text"] if part["type"] == "text" else f"{self.processor.image_token}\n"
+            for part in self._content(message)
+        )
+
+    def _plain(self, text: str) -> str:
+        """Break up a picture's token that stands in a text: no picture belongs to it."""
+        token = self.processor.image_token
+        return text.replace(token, f"{token[0]} {token[1:]}")
+
+    def _adds_special_tokens(self, text: str) -> bool:
+        bos = self.tokenizer.bos_token
+        return not (bos and text.startswith(bos))
