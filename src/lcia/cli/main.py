@@ -11,7 +11,20 @@ from typing import Annotated
 
 import typer
 
-from lcia.cli import catalog, chat, data, evaluate, groups, learn, models, plan, report, run, store
+from lcia.cli import (
+    catalog,
+    chat,
+    data,
+    evaluate,
+    groups,
+    learn,
+    models,
+    plan,
+    report,
+    run,
+    serve,
+    store,
+)
 
 app = typer.Typer(
     help="An assistant that keeps learning: teach a language model one task after another.",
@@ -20,7 +33,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (run, learn, plan, evaluate, report, chat, groups, store, data, models, catalog):
+for verb in (
+    run,
+    learn,
+    plan,
+    evaluate,
+    report,
+    chat,
+    serve,
+    groups,
+    store,
+    data,
+    models,
+    catalog,
+):
     verb.register(app)
 
 

@@ -6,7 +6,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +15,13 @@ from lcia.models import BaseModel, ChatFormat
 from lcia.serving.arena import Arena
 from lcia.serving.bank import AdapterBank
 from lcia.serving.job import Delta, Job
+from lcia.serving.limits import (
+    EngineLimits,
+    GenerationFailedError,
+    GenerationTimeoutError,
+    QueueFullError,
+    ShuttingDownError,
+)
 from lcia.serving.prefill import Prefill
 from lcia.serving.sampling import choose
 
@@ -26,39 +32,6 @@ PREFILL_TOKENS = 512
 """Prompt tokens read between two steps of the running answers."""
 
 News = list[tuple[Job, Delta]]
-
-
-class QueueFullError(LciaError, RuntimeError):
-    """No place is free, and as many requests wait as may.
-
-    Attributes:
-        retry_after_s: when to try again, in seconds, from how long answers took of late.
-    """
-
-    def __init__(self, waiting: int, retry_after_s: int) -> None:
-        super().__init__(f"{waiting} requests are waiting; try again in {retry_after_s} s.")
-        self.retry_after_s = retry_after_s
-
-
-class GenerationTimeoutError(LciaError, TimeoutError):
-    """An answer took longer than its prompt allows."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineLimits:
-    """What the engine may use.
-
-    Attributes:
-        max_batch: answers generated at once.
-        max_waiting: requests that wait for a place; more are refused.
-        max_context: tokens of prompt and answer together.
-        max_adapters: adapters kept in memory; those in use stay, whatever this says.
-    """
-
-    max_batch: int = 32
-    max_waiting: int = 128
-    max_context: int = 2048
-    max_adapters: int = 64
 
 
 class Engine:
@@ -106,6 +79,11 @@ class Engine:
     def waiting(self) -> int:
         """Requests without a place yet."""
         return len(self._waiting)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
 
     def start(self) -> None:
         """Start the thread."""
@@ -155,10 +133,10 @@ class Engine:
                 self._step(news)
             except Exception as error:  # the thread's outermost edge: it must go on
                 logger.exception("a generation step failed")
-                self._fail_all(error, news)
+                self._fail_all(GenerationFailedError(f"{type(error).__name__}: {error}"), news)
             self._tell(news)
         news = []
-        self._fail_all(LciaError("The server is shutting down."), news)
+        self._fail_all(ShuttingDownError("The server is shutting down."), news)
         self._tell(news)
 
     def _tell(self, news: News) -> None:
@@ -284,7 +262,7 @@ class Engine:
             self.bank.release(job.prompt.adapter[0])
             job.acquired = False
 
-    def _fail_all(self, error: Exception, news: News) -> None:
+    def _fail_all(self, error: LciaError, news: News) -> None:
         with self._changed:
             jobs = [*self._running, *(self._prefill.jobs if self._prefill else ()), *self._waiting]
             self._waiting.clear()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lcia.errors import LciaError
 from lcia.serving.sampling import Sampling
 from lcia.serving.text import TextStream
 
@@ -24,7 +25,7 @@ class Delta:
     text: str = ""
     tokens: int = 0
     finish_reason: str | None = None
-    error: Exception | None = None
+    error: LciaError | None = None
 
     @property
     def last(self) -> bool:
@@ -48,7 +49,7 @@ class Prompt:
     ids: tuple[int, ...]
     adapter: tuple[str, Path] | None = None
     max_new_tokens: int
-    sampling: Sampling = Sampling()
+    sampling: Sampling = field(default_factory=Sampling)
     stops: tuple[str, ...] = ()
     timeout_s: float = 600.0
 

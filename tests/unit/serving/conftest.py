@@ -8,8 +8,9 @@ from peft import LoraConfig
 
 from lcia.data import Message
 from lcia.models import AdapterHost, load_model
-from lcia.serving.engine import Engine, EngineLimits
+from lcia.serving.engine import Engine
 from lcia.serving.job import Job, Prompt
+from lcia.serving.limits import EngineLimits
 
 
 @pytest.fixture(scope="session")

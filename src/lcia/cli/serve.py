@@ -1,0 +1,89 @@
+"""``lcia serve``: an assistant as an OpenAI-compatible server."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Host = Annotated[str, typer.Option(help="Address to listen on; others than loopback need keys.")]
+Port = Annotated[int, typer.Option(help="Port to listen on; 0 chooses a free one.")]
+ApiKeyFile = Annotated[
+    Path | None, typer.Option(help="File of API keys, one a line; clients need one of them.")
+]
+Megabytes = Annotated[float, typer.Option(help="Longest request body in megabytes.")]
+Drain = Annotated[float, typer.Option(help="Seconds that running answers have after SIGTERM.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command line."""
+    app.command()(serve)
+
+
+def serve(
+    store: Annotated[Path, typer.Argument(help="An assistant's folder.")],
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    api_key_file: ApiKeyFile = None,
+    max_batch: Annotated[int, typer.Option(min=1, help="Answers generated at once.")] = 32,
+    max_waiting: Annotated[
+        int, typer.Option(min=0, help="Requests that may wait; more get 429.")
+    ] = 128,
+    max_context: Annotated[
+        int, typer.Option(min=16, help="Tokens of prompt and answer together.")
+    ] = 2048,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 512,
+    max_adapters: Annotated[int, typer.Option(min=1, help="Idle adapters kept in memory.")] = 64,
+    max_body_mb: Megabytes = 8.0,
+    timeout: Annotated[float, typer.Option(help="Seconds until an answer is given up.")] = 300.0,
+    drain: Drain = 60.0,
+    fetch_images: Annotated[
+        bool, typer.Option("--fetch-images", help="Fetch pictures from public web addresses.")
+    ] = False,
+    log_prompts: Annotated[
+        bool, typer.Option("--log-prompts", help="Log prompts and answers.")
+    ] = False,
+) -> None:
+    """Serve an assistant to OpenAI clients, and a chat page to browsers.
+
+    Each request goes to the group its instruction is closest to. New versions of the assistant
+    are taken up while the server runs.
+
+    Examples:
+
+      lcia serve assistant
+
+      lcia serve assistant --host 0.0.0.0 --api-key-file keys.txt
+    """
+    from lcia.serving.extra import check_installed
+
+    check_installed()
+    from lcia.learner import ContinualLearner, Store
+    from lcia.serving.app import build_app
+    from lcia.serving.config import AccessConfig, ServeConfig, read_api_keys
+    from lcia.serving.limits import EngineLimits
+    from lcia.serving.live import LiveStore
+    from lcia.serving.server import run
+    from lcia.serving.service import Service
+
+    config = ServeConfig(
+        access=AccessConfig(
+            host=host,
+            port=port,
+            api_keys=read_api_keys(api_key_file) if api_key_file else (),
+            max_body_bytes=int(max_body_mb * 1e6),
+            drain_s=drain,
+        ),
+        limits=EngineLimits(
+            max_batch=max_batch,
+            max_waiting=max_waiting,
+            max_context=max_context,
+            max_adapters=max_adapters,
+        ),
+        max_new_tokens=max_new_tokens,
+        timeout_s=timeout,
+        fetch_images=fetch_images,
+        log_prompts=log_prompts,
+    )
+    live = LiveStore(store)
+    base = ContinualLearner(Store.open(store)).host.base
+    run(build_app(Service(base, live, config=config)), config.access)

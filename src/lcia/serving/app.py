@@ -1,0 +1,155 @@
+"""The server's endpoints."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+
+from lcia.errors import LciaError
+from lcia.serving.api_error import ApiError, api_error
+from lcia.serving.body import read_body
+from lcia.serving.guard import Guard
+from lcia.serving.live import ASSISTANT, BASE
+from lcia.serving.page import add_page
+from lcia.serving.respond import respond
+from lcia.serving.schemas import ChatRequest, CompletionRequest, RouteRequest, parse, user_turns
+from lcia.serving.service import Service
+from lcia.serving.shapes import ChatShape, CompletionShape, Shape
+
+logger = logging.getLogger(__name__)
+
+
+def build_app(service: Service) -> FastAPI:
+    """Return the ASGI application of an assistant."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.answers.start()
+        following = asyncio.create_task(service.live.follow(service.config.poll_s))
+        yield
+        following.cancel()
+        await service.stop()
+
+    # No documentation pages: FastAPI's load scripts from other servers.
+    app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
+    add_errors(app)
+    _add_openai(app, service)
+    _add_operations(app, service)
+    add_page(app, service.live)
+    paths = {getattr(route, "path", None) for route in app.routes}
+
+    def observe(path: str, status: int, seconds: float) -> None:
+        label = path if path in paths else "other"
+        service.metrics.requests.labels(label, str(status)).inc()
+        service.metrics.request_seconds.labels(label).observe(seconds)
+
+    app.add_middleware(Guard, api_keys=service.config.access.api_keys, observe=observe)
+    return app
+
+
+def add_errors(app: FastAPI) -> None:
+    """Answer every error in OpenAI's form."""
+
+    @app.exception_handler(ApiError)
+    @app.exception_handler(LciaError)
+    async def known(request: Request, error: Exception) -> Response:
+        told = api_error(error)
+        if told.status >= 500:
+            logger.error("%s: %s", type(error).__name__, error)
+        return told.response()
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> Response:
+        path = f"{request.method} {request.url.path[:200]}"
+        message = {404: f"There is no {path}.", 405: f"{path} is not allowed."}
+        text = message.get(error.status_code, str(error.detail))
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http")
+        headers = dict(error.headers or {})
+        return ApiError(error.status_code, text, code=code, headers=headers).response()
+
+    @app.exception_handler(Exception)
+    async def unknown(request: Request, error: Exception) -> Response:
+        return api_error(error).response()
+
+
+def _add_openai(app: FastAPI, service: Service) -> None:
+    async def body(request: Request) -> bytes:
+        access = service.config.access
+        return await read_body(
+            request, limit=access.max_body_bytes, timeout_s=access.body_timeout_s
+        )
+
+    async def answer(
+        request: Request, asked: ChatRequest | CompletionRequest, kind: type[Shape]
+    ) -> Response:
+        prepared = await service.prepare(asked)
+        tokens = len(prepared.prompt.ids)
+        shape = kind(model=asked.model, choice=prepared.choice, prompt_tokens=tokens)
+        return await respond(
+            request,
+            service,
+            prepared,
+            shape=shape,
+            stream=bool(asked.stream),
+            usage=asked.include_usage,
+        )
+
+    @app.post("/v1/chat/completions")
+    async def chat(request: Request) -> Response:
+        return await answer(request, parse(ChatRequest, await body(request)), ChatShape)
+
+    @app.post("/v1/completions")
+    async def completions(request: Request) -> Response:
+        asked = parse(CompletionRequest, await body(request))
+        return await answer(request, asked, CompletionShape)
+
+    @app.post("/v1/route")
+    async def route(request: Request) -> Response:
+        asked = parse(RouteRequest, await body(request))
+        return JSONResponse(await service.explain(user_turns(asked.messages)))
+
+    def model_record(name: str) -> dict[str, Any]:
+        created = service.live.current.created
+        return {"id": name, "object": "model", "created": created, "owned_by": "lcia"}
+
+    def model_names() -> list[str]:
+        return [ASSISTANT, *service.live.current.names, BASE]
+
+    @app.get("/v1/models")
+    async def models() -> Response:
+        return JSONResponse({"object": "list", "data": [model_record(n) for n in model_names()]})
+
+    @app.get("/v1/models/{name}")
+    async def model(name: str) -> Response:
+        if name not in model_names():
+            raise ApiError(
+                404,
+                f"The model {name[:100]!r} does not exist.",
+                code="model_not_found",
+                param="model",
+            )
+        return JSONResponse(model_record(name))
+
+
+def _add_operations(app: FastAPI, service: Service) -> None:
+    @app.get("/healthz")
+    async def healthz() -> Response:
+        """Whether the process should live."""
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/readyz")
+    async def readyz() -> Response:
+        """Whether requests should be sent here."""
+        if not service.answers.engine.alive:
+            raise ApiError(503, "The engine is not running.", code="not_ready")
+        return JSONResponse({"status": "ready", "version": service.live.current.number})
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(service.metrics.page(), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,113 @@
+"""The version of the assistant that answers, replaced as soon as the store has a newer one."""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lcia.errors import LciaError, StoreError
+from lcia.evaluation.generate import Adapters
+from lcia.grouping import Router
+from lcia.learner import Store
+from lcia.serving.factors import read_config
+
+logger = logging.getLogger(__name__)
+
+ASSISTANT, BASE = "assistant", "base"
+"""Model names that are no groups: the routed assistant, and the model without adapters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """Everything a request needs of one version; whoever holds it is not disturbed by the next.
+
+    Attributes:
+        number: the version.
+        router: prompt to group.
+        adapters: group to key and folder of its adapter.
+        names: what clients may write as ``model`` to the group that answers; of a renamed group
+            its name and its id.
+        created: when the version was made, in seconds since 1970.
+    """
+
+    number: int
+    router: Router
+    adapters: Adapters
+    names: Mapping[str, str]
+    created: int
+
+    @classmethod
+    def load(cls, store: Store) -> "Snapshot":
+        """Read the current version.
+
+        Raises:
+            StoreError: it is damaged, cannot be served, or has a group of a reserved name.
+        """
+        version = store.current
+        codebook = version.codebook()
+        for _, folder in version.adapters.values():
+            read_config(folder)
+        ids = {group.id: group.id for group in codebook.groups if group.id in version.adapters}
+        names = {group.name: group.id for group in codebook.groups if group.id in ids}
+        if reserved := {ASSISTANT, BASE} & (names.keys() | ids.keys()):
+            raise StoreError(
+                f"{store.root}: a group is called '{reserved.pop()}', which names something else "
+                f"when served. Rename it: lcia groups rename {store.root} GROUP NAME."
+            )
+        router = Router(codebook)
+        router.route("A first question, so that whatever the router loads is loaded.")
+        return cls(
+            number=version.number,
+            router=router,
+            adapters=version.adapters,
+            names={**names, **ids},
+            created=int((version.path / "manifest.json").stat().st_mtime),
+        )
+
+
+class LiveStore:
+    """Follows the current version of a store.
+
+    Args:
+        root: the assistant's directory.
+
+    Raises:
+        StoreError: there is none, or its current version cannot be served.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.store = Store.open(root)
+        self._seen = self._stamp()
+        self.current = Snapshot.load(self.store)
+
+    def refresh(self) -> bool:
+        """Load the current version if the store's record changed; return whether it did.
+
+        Raises:
+            StoreError: the new version cannot be served; the earlier one stays.
+        """
+        stamp = self._stamp()
+        if stamp == self._seen:
+            return False
+        self._seen = stamp
+        before = self.current.number
+        if self.store.current.number != before:
+            self.current = Snapshot.load(self.store)
+        return self.current.number != before
+
+    async def follow(self, interval_s: float) -> None:
+        """Refresh again and again, until cancelled."""
+        while True:
+            await asyncio.sleep(interval_s)
+            try:
+                if await asyncio.to_thread(self.refresh):
+                    logger.info("version %d is served from now on", self.current.number)
+            except (LciaError, OSError) as error:
+                logger.error("version %d stays in service: %s", self.current.number, error)
+
+    def _stamp(self) -> tuple[Any, ...]:
+        """Return what changes when the record is replaced; one look at the file system."""
+        found = (self.store.root / "assistant.json").stat()
+        return found.st_ino, found.st_mtime_ns, found.st_size

@@ -1,0 +1,115 @@
+"""Which adapter answers a request, and what the client is told about it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from lcia.grouping import RouteDecision, Router
+from lcia.serving.api_error import ApiError
+from lcia.serving.live import ASSISTANT, BASE, Snapshot
+
+TURNS = 8
+"""User turns looked at, from the last one back."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The adapter that answers.
+
+    Attributes:
+        version: of the assistant.
+        group: that answers; None for the base model.
+        adapter: key and folder of its adapter; None for the base model.
+        decision: the router's; None where the client named the group.
+        turns_back: how many user turns before the last the decision rests on.
+    """
+
+    version: int
+    group: str | None
+    adapter: tuple[str, Path] | None
+    decision: RouteDecision | None
+    turns_back: int = 0
+
+    @property
+    def reason(self) -> str:
+        """Why this group: as in ``RouteDecision``, or ``requested``."""
+        return self.decision.reason if self.decision else "requested"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the ``lcia`` field of a response."""
+        decision = self.decision
+        return {
+            "group": self.group,
+            "reason": self.reason,
+            "similarity": decision.similarity if decision else None,
+            "runner_up": decision.runner_up if decision else None,
+            "runner_up_similarity": decision.runner_up_similarity if decision else None,
+            "turns_back": self.turns_back,
+            "adapter": self.adapter[0] if self.adapter else None,
+            "version": self.version,
+        }
+
+    def headers(self) -> dict[str, str]:
+        """Return the same as response headers; what is None is left out."""
+        fields = {**self.to_json(), "group": self.group or BASE}
+        return {
+            f"x-lcia-{name.replace('_', '-')}": quote(
+                f"{value:.4f}" if isinstance(value, float) else str(value), safe="@"
+            )
+            for name, value in fields.items()
+            if value is not None
+        }
+
+
+def choose_adapter(snapshot: Snapshot, model: str, user_turns: Sequence[str]) -> Choice:
+    """Return what answers a request for ``model``.
+
+    Args:
+        snapshot: the version in service.
+        model: ``assistant``, ``base`` or a group.
+        user_turns: what the user wrote, the last turn last; at least one.
+
+    Raises:
+        ApiError: 404, there is no such model.
+    """
+    if model == ASSISTANT:
+        decision, turns_back = route_turns(snapshot.router, user_turns)
+        group = decision.group
+    elif model == BASE or model in snapshot.names:
+        decision, turns_back, group = None, 0, snapshot.names.get(model)
+    else:
+        raise ApiError(
+            404,
+            f"The model {model[:100]!r} does not exist. There are: {ASSISTANT}, {BASE}"
+            f"{''.join(f', {name}' for name in list(snapshot.names)[:20])}.",
+            code="model_not_found",
+            param="model",
+        )
+    return Choice(
+        version=snapshot.number,
+        group=group,
+        adapter=snapshot.adapters[group] if group else None,
+        decision=decision,
+        turns_back=turns_back,
+    )
+
+
+def route_turns(router: Router, user_turns: Sequence[str]) -> tuple[RouteDecision, int]:
+    """Route a conversation: by its last user turn, or the last one that says what to do.
+
+    A follow-up such as "and for Peru?" holds no instruction; it stays with the group of the turn
+    it follows. Where no turn reaches the threshold, the last one decides.
+
+    Returns:
+        The decision, and how many user turns before the last it rests on.
+    """
+    last = router.route(user_turns[-1])
+    if last.reason == "reached":
+        return last, 0
+    for back, text in enumerate(user_turns[-2 : -TURNS - 1 : -1], start=1):
+        earlier = router.route(text)
+        if earlier.reason == "reached":
+            return earlier, back
+    return last, 0

@@ -1,0 +1,116 @@
+"""Answers in OpenAI's words: whole, or as the pieces of a stream."""
+
+import json
+import time
+import uuid
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any
+
+from lcia.serving.routing import Choice
+
+DONE = b"data: [DONE]\n\n"
+
+
+def event(body: Any) -> bytes:
+    """Return a server-sent event."""
+    return (
+        b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape(ABC):
+    """How one endpoint writes its answers.
+
+    Attributes:
+        model: as the client asked for it.
+        choice: what answers, told in the field ``lcia``.
+        prompt_tokens: tokens of the prompt.
+    """
+
+    model: str
+    choice: Choice
+    prompt_tokens: int
+    created: int = field(default_factory=lambda: int(time.time()))
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    prefix = ""
+    whole_object = ""
+    piece_object = ""
+
+    def whole(self, text: str, *, tokens: int, finish_reason: str | None) -> dict[str, Any]:
+        """Return the body of an answer that is not streamed."""
+        return {
+            **self._frame(self.whole_object, [self._whole(text, finish_reason)]),
+            "usage": self.usage(tokens),
+            "lcia": self.choice.to_json(),
+        }
+
+    def first(self) -> dict[str, Any]:
+        """Return the first piece of a stream: no text yet, but what answers."""
+        frame = self._frame(self.piece_object, [self._piece("", None, first=True)])
+        return {**frame, "lcia": self.choice.to_json()}
+
+    def piece(self, text: str, *, finish_reason: str | None = None) -> dict[str, Any]:
+        """Return a piece of a stream: text, or in the last one why it ends."""
+        return self._frame(self.piece_object, [self._piece(text, finish_reason, first=False)])
+
+    def last(self, tokens: int) -> dict[str, Any]:
+        """Return the piece with the number of tokens, for clients that asked for it."""
+        return {**self._frame(self.piece_object, []), "usage": self.usage(tokens)}
+
+    def usage(self, tokens: int) -> dict[str, int]:
+        """Return the number of tokens."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": tokens,
+            "total_tokens": self.prompt_tokens + tokens,
+        }
+
+    def _frame(self, kind: str, choices: list[Any]) -> dict[str, Any]:
+        return {
+            "id": f"{self.prefix}-{self.id}",
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": f"lcia-version-{self.choice.version}",
+            "choices": choices,
+        }
+
+    @abstractmethod
+    def _whole(self, text: str, finish_reason: str | None) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def _piece(self, text: str, finish_reason: str | None, *, first: bool) -> dict[str, Any]: ...
+
+
+class ChatShape(Shape):
+    """``/v1/chat/completions``."""
+
+    prefix = "chatcmpl"
+    whole_object = "chat.completion"
+    piece_object = "chat.completion.chunk"
+
+    def _whole(self, text: str, finish_reason: str | None) -> dict[str, Any]:
+        message = {"role": "assistant", "content": text, "refusal": None}
+        return {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
+
+    def _piece(self, text: str, finish_reason: str | None, *, first: bool) -> dict[str, Any]:
+        delta: dict[str, Any] = {"content": text} if text or first else {}
+        if first:
+            delta = {"role": "assistant", **delta}
+        return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+
+
+class CompletionShape(Shape):
+    """``/v1/completions``."""
+
+    prefix = "cmpl"
+    whole_object = piece_object = "text_completion"
+
+    def _whole(self, text: str, finish_reason: str | None) -> dict[str, Any]:
+        return {"index": 0, "text": text, "logprobs": None, "finish_reason": finish_reason}
+
+    def _piece(self, text: str, finish_reason: str | None, *, first: bool) -> dict[str, Any]:
+        return self._whole(text, finish_reason)
