@@ -179,6 +179,7 @@ def test_each_row_of_a_mixed_batch_goes_through_the_projector_of_its_group(host,
 
 
 def test_clearing_gives_the_models_own_projector_back(host, samples, tmp_path):
+    host.clear()
     own = [p.clone() for p in host.projector.parameters()]
     before = host.generate([samples[0].messages], [None], max_new_tokens=5)
     adapters(host, tmp_path)
