@@ -85,3 +85,11 @@ def stream(tmp_path, tiny_model, colours, shades, numbers) -> Path:
         "output: out\n"
     )
     return path
+
+
+@pytest.fixture(scope="session")
+def served_store(tmp_path_factory, tiny_model):
+    """An assistant with two groups, to be served and not changed."""
+    from serving_server import make_store
+
+    return make_store(tmp_path_factory.mktemp("served") / "assistant", tiny_model)

@@ -17,7 +17,7 @@ class Delta:
 
     Attributes:
         text: what was added.
-        tokens: how many tokens the answer has so far.
+        tokens: how many tokens were generated so far, the one that ends the answer included.
         finish_reason: ``stop`` or ``length`` with the last one, else None.
         error: why the answer cannot go on; with the last one only.
     """
@@ -90,9 +90,9 @@ class Job:
 
     def take(self, token: int, stop_ids: frozenset[int]) -> Delta:
         """Add a token and return what it adds to the answer."""
+        self.tokens.append(token)
         if token in stop_ids:
             return self._end(self.stream.finish(), "stop")
-        self.tokens.append(token)
         text = self.stream.push(token)
         if self.stream.stopped:
             return self._end(text, "stop")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
 from lcia.registry import nearest
@@ -68,28 +68,35 @@ class ImagePart(_Strict):
     image_url: ImageUrl
 
 
+def _as_parts(content: Any) -> Any:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+Parts = Annotated[tuple[Part, ...], BeforeValidator(_as_parts), Field(min_length=1, strict=False)]
+Stop = Annotated[str, Field(min_length=1, max_length=200)]
+Stops = Annotated[tuple[Stop, ...], BeforeValidator(_as_list), Field(max_length=4, strict=False)]
 
 
 class ChatMessage(_Strict):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[tuple[Part, ...], Field(min_length=1, strict=False)]
+    content: Parts
     name: str | None = None
 
     @property
     def text(self) -> str:
         """The turn's text; several parts are lines."""
-        if isinstance(self.content, str):
-            return self.content
         return "\n".join(part.text for part in self.content if isinstance(part, TextPart))
 
     @property
     def image_urls(self) -> tuple[str, ...]:
         """Where the turn's pictures are."""
-        if isinstance(self.content, str):
-            return ()
         return tuple(p.image_url.url for p in self.content if isinstance(p, ImagePart))
 
 
@@ -101,9 +108,6 @@ class StreamOptions(_Strict):
 
     include_usage: bool = False
     include_obfuscation: bool = False
-
-
-Stops = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class GenerationRequest(_Strict):
@@ -118,14 +122,14 @@ class GenerationRequest(_Strict):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: Stops | Annotated[tuple[Stops, ...], Field(max_length=4, strict=False)] | None = None
+    stop: Stops | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
     @property
     def stops(self) -> tuple[str, ...]:
         """The stop strings."""
-        return (self.stop,) if isinstance(self.stop, str) else self.stop or ()
+        return self.stop or ()
 
     @property
     def include_usage(self) -> bool:
@@ -158,7 +162,7 @@ class CompletionRequest(GenerationRequest):
     @property
     def conversation(self) -> tuple[ChatMessage, ...]:
         """The text as a turn, to route by."""
-        return (ChatMessage(role="user", content=self.prompt),)
+        return (ChatMessage(role="user", content=(TextPart(type="text", text=self.prompt),)),)
 
     @property
     def answer_tokens(self) -> int | None:
@@ -230,6 +234,6 @@ def _explained(kind: type[BaseModel], error: ValidationError) -> ApiError:
         return ApiError(400, message, code="unknown_parameter", param=param[:100])
     if problem["type"] == "missing":
         return ApiError(400, f"'{param}' is missing.", code="missing_parameter", param=param)
-    said = problem["msg"]
+    said = problem["msg"].replace("a valid tuple", "a list")
     message = f"'{param}': {said[0].lower()}{said[1:]}."
     return ApiError(400, message, code="invalid_value", param=param)

@@ -1,0 +1,66 @@
+"""A server on a real socket, in a thread, and a small assistant to serve."""
+
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+from conftest import make_task
+from lcia.config import AssistantConfig
+from lcia.learner import ContinualLearner, Store
+from lcia.models import load_model
+from lcia.serving.app import build_app
+from lcia.serving.config import AccessConfig, ServeConfig
+from lcia.serving.live import LiveStore
+from lcia.serving.server import listen, make_server
+from lcia.serving.service import Service
+
+COLOUR = "Say the letter of the colour.\n\ngreen 7"
+NUMBER = "Write this number as a digit.\n\ntwo 7"
+
+
+def make_store(root: Path, model: Path) -> Store:
+    """An assistant with two groups: g1 for COLOUR, g2 for NUMBER."""
+    config = AssistantConfig(
+        model=str(model),
+        dtype="float32",
+        training={"max_steps": 2, "learning_rate": 3e-3, "save_steps": 100},
+    )
+    learner = ContinualLearner.create(root, config)
+    learner.learn(make_task("colours", COLOUR.partition("\n")[0], {"red": "r", "green": "g"}))
+    learner.learn(make_task("numbers", NUMBER.partition("\n")[0], {"one": "1", "two": "2"}))
+    return learner.store
+
+
+def make_service(store: Store, **settings) -> Service:
+    base = load_model(store.config.model, dtype="float32")
+    config = ServeConfig(**{"access": AccessConfig(port=0), "poll_s": 0.05, **settings})
+    limits = {**vars(config.limits), "max_context": min(512, config.limits.max_context)}
+    config = ServeConfig(**{**vars(config), "limits": type(config.limits)(**limits)})
+    return Service(base, LiveStore(store.root), config=config)
+
+
+@contextmanager
+def running(app, access: AccessConfig):
+    """Serve an application; yield its address."""
+    listening = listen(access)
+    server = make_server(app, access)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.005)
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(timeout=60)
+        assert not thread.is_alive()
+
+
+@contextmanager
+def serving(store: Store, **settings):
+    """Serve an assistant; yield its address and the service."""
+    service = make_service(store, **settings)
+    with running(build_app(service), service.config.access) as url:
+        yield url, service
