@@ -9,18 +9,17 @@ from pathlib import Path
 
 import yaml
 
-from lcia.config import AssistantConfig, StreamConfig
+from lcia.config import AssistantConfig, StreamConfig, parse_config
 from lcia.data import Task
 from lcia.data.paths import resolve
-from lcia.errors import ConfigError, LciaError
-from lcia.evaluation.generate import scores_percent
-from lcia.evaluation.metrics import METRICS
+from lcia.errors import ConfigError, GateError, LciaError, TrainingError
 from lcia.learner import ContinualLearner, Listener, Store, check_task
 from lcia.learner.environment import environment
-from lcia.learner.files import read_json, write_json, write_jsonl, write_text
+from lcia.learner.files import write_text
 from lcia.learner.processes import is_main, on_main
 from lcia.models.host import AdapterHost
 from lcia.models.loading import check_model
+from lcia.results import Result, answer_held_out, read_result, write_result
 
 AS_LISTED = "as_listed"
 
@@ -34,6 +33,7 @@ class SubRun:
         seed: of initialisation, shuffling and dropout.
         order: name of the order of tasks.
         tasks: in that order.
+        held_out: tasks that are only scored, before and after.
         config: of the assistant.
         folder: gets the store in ``assistant/`` and the results beside it.
     """
@@ -42,36 +42,22 @@ class SubRun:
     seed: int
     order: str
     tasks: tuple[Task, ...]
+    held_out: tuple[Task, ...]
     config: AssistantConfig
     folder: Path
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
-    """What one assistant of an experiment reached: the content of ``metrics.json``.
+class Experiment:
+    """What came of an experiment.
 
     Attributes:
-        label: the method's name in tables.
-        seed: its seed.
-        order: name of the order of tasks.
-        folder: of the sub-run.
-        metrics: every metric; None where it is unavailable.
-        groups: number of adapter groups.
-        seconds: time it took.
+        results: one per finished sub-run.
+        failures: folder name of each other sub-run to what stopped it.
     """
 
-    label: str
-    seed: int
-    order: str
-    folder: Path
-    metrics: Mapping[str, float | None]
-    groups: int
-    seconds: float
-
-    @property
-    def store(self) -> Store:
-        """The assistant."""
-        return Store.open(self.folder / "assistant")
+    results: tuple[Result, ...]
+    failures: Mapping[str, LciaError]
 
 
 def stream_tasks(config: StreamConfig, *, base: Path) -> tuple[Task, ...]:
@@ -85,12 +71,7 @@ def stream_tasks(config: StreamConfig, *, base: Path) -> tuple[Task, ...]:
         ConfigError: no such stream, or an order that names other tasks.
         DataError: a file is missing or has records that cannot be used.
     """
-    tasks = config.read_tasks(base=base)
-    for task in tasks:
-        try:
-            check_task(task)
-        except LciaError as error:
-            raise type(error)(f"task '{task.name}': {error}") from error
+    tasks = _checked(config.read_tasks(base=base))
     names = sorted(task.name for task in tasks)
     for order, listed in config.orders.items():
         if sorted(listed) != names:
@@ -102,12 +83,31 @@ def stream_tasks(config: StreamConfig, *, base: Path) -> tuple[Task, ...]:
     return tasks
 
 
-def sub_runs(config: StreamConfig, tasks: Sequence[Task], *, base: Path) -> Iterator[SubRun]:
-    """Yield the assistants of an experiment: methods x rules x groupings x seeds x orders.
+def held_out_tasks(config: StreamConfig, tasks: Sequence[Task], *, base: Path) -> tuple[Task, ...]:
+    """Return the tasks that are only scored, their files read and checked.
 
     Raises:
-        ConfigError: two with the same label.
+        ConfigError: one of them has the name of a task that is learned.
+        DataError: a file is missing or has records that cannot be used.
     """
+    held_out = _checked(config.held_out.read_tasks(base=base)) if config.held_out else ()
+    if both := sorted({task.name for task in tasks} & {task.name for task in held_out}):
+        raise ConfigError(f"held_out: {', '.join(both)} is learned, too. Leave it out of one.")
+    return held_out
+
+
+def sub_runs(config: StreamConfig, *, base: Path) -> Iterator[SubRun]:
+    """Yield the assistants of an experiment: methods x rules x groupings x seeds x orders.
+
+    Args:
+        config: the stream.
+        base: folder relative paths start from.
+
+    Raises:
+        LciaError: configuration or data cannot be used.
+    """
+    tasks = stream_tasks(config, base=base)
+    held_out = held_out_tasks(config, tasks, base=base)
     by_name = {task.name: task for task in tasks}
     orders = config.orders or {AS_LISTED: tuple(by_name)}
     for label, settings in config.variants().items():
@@ -119,6 +119,7 @@ def sub_runs(config: StreamConfig, tasks: Sequence[Task], *, base: Path) -> Iter
                     seed=seed,
                     order=order,
                     tasks=tuple(by_name[name] for name in names),
+                    held_out=held_out,
                     config=settings.model_copy(update={"seed": seed}),
                     folder=output_folder(config, base=base) / f"{label}-seed{seed}{suffix}",
                 )
@@ -139,8 +140,11 @@ def run_experiment(
     base: Path,
     listener: Listener | None = None,
     finished: Callable[[Result], None] = lambda result: None,
-) -> list[Result]:
+) -> Experiment:
     """Learn a stream with every method, seed and order; what is done is skipped.
+
+    A sub-run whose training fails leaves the others alone: it is reported, and continues where it
+    was when the experiment is run again.
 
     Args:
         config: the stream.
@@ -148,41 +152,54 @@ def run_experiment(
         listener: told every event.
         finished: called with every result that was not there before.
 
-    Returns:
-        One result per sub-run.
-
     Raises:
         LciaError: configuration, data or model cannot be used, or the output folder holds
             results of other settings.
     """
-    tasks = stream_tasks(config, base=base)
-    planned = list(sub_runs(config, tasks, base=base))
+    planned = list(sub_runs(config, base=base))
     for sub in planned:
         _check_same(sub)
     host: AdapterHost | None = None
-    results = []
+    results: list[Result] = []
+    failures: dict[str, LciaError] = {}
     for sub in planned:
-        done = sub.folder / "metrics.json"
-        if not done.is_file():
+        done = (sub.folder / "metrics.json").is_file()
+        if not done:
             learner = _open(sub, host=host, listener=listener)
             _tell_started(listener, sub, planned)
-            learner.run(sub.tasks)
+            try:
+                learner.run(sub.tasks)
+            except (TrainingError, GateError) as error:
+                failures[sub.folder.name] = error
+                host = None  # its adapter is in an unknown state
+                continue
             host = learner.host
-            on_main(partial(_write_results, sub, learner.store))
-            finished(read_result(sub.folder))
+            on_main(partial(_finish, sub, learner))
         results.append(read_result(sub.folder))
-    return results
+        if not done:
+            finished(results[-1])
+    return Experiment(results=tuple(results), failures=failures)
 
 
-def read_result(folder: Path) -> Result:
-    """Return the result of a finished sub-run.
+def _checked(tasks: tuple[Task, ...]) -> tuple[Task, ...]:
+    for task in tasks:
+        try:
+            check_task(task)
+        except LciaError as error:
+            raise type(error)(f"task '{task.name}': {error}") from error
+    return tasks
 
-    Raises:
-        StoreError: the folder holds no result.
-    """
-    found = read_json(folder / "metrics.json")
-    names = ("label", "seed", "order", "metrics", "groups", "seconds")
-    return Result(folder=folder, **{name: found[name] for name in names})
+
+def _finish(sub: SubRun, learner: ContinualLearner) -> None:
+    if sub.held_out:
+        answer_held_out(learner, sub.held_out, folder=sub.folder)
+    identity = {
+        "label": sub.label,
+        "method": dict(sub.config.method),
+        "seed": sub.seed,
+        "order": sub.order,
+    }
+    write_result(sub.folder, identity, learner.store)
 
 
 def _tell_started(listener: Listener | None, sub: SubRun, planned: Sequence[SubRun]) -> None:
@@ -221,6 +238,7 @@ def _resolved(sub: SubRun) -> str:
         "order": sub.order,
         "settings": sub.config.model_dump(mode="json"),
         "tasks": {task.name: task.fingerprint() for task in sub.tasks},
+        "held_out": {task.name: task.fingerprint() for task in sub.held_out},
         "environment": environment(),
     }
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
@@ -232,7 +250,10 @@ def _check_same(sub: SubRun) -> None:
     if not path.is_file():
         return
     found, wanted = yaml.safe_load(path.read_text()), yaml.safe_load(_resolved(sub))
-    for key in ("settings", "tasks"):
+    # A setting that came with a later lcia had its default.
+    begun = parse_config(AssistantConfig, found["settings"], where=f"{path}: settings")
+    found["settings"] = begun.model_dump(mode="json")
+    for key in ("settings", "tasks", "held_out"):
         for name in sorted({*found[key], *wanted[key]}):
             old, new = found[key].get(name), wanted[key].get(name)
             if old != new:
@@ -242,38 +263,3 @@ def _check_same(sub: SubRun) -> None:
                 )
     if list(found["tasks"]) != list(wanted["tasks"]):
         raise ConfigError(f"{sub.folder}: was begun with another order of tasks.")
-
-
-def _write_results(sub: SubRun, store: Store) -> None:
-    versions = store.history()
-    journals = [[version.number, version.journal()] for version in versions]
-    write_jsonl(
-        sub.folder / "journal.jsonl",
-        ({"version": number, **event} for number, events in journals for event in events),
-    )
-    write_jsonl(
-        sub.folder / "predictions.jsonl",
-        (
-            {"after": version.manifest["task"], **prediction.to_json()}
-            for version in versions
-            for prediction in version.predictions()
-        ),
-    )
-    last = versions[-1]
-    write_json(
-        sub.folder / "metrics.json",
-        {
-            "label": sub.label,
-            "method": dict(sub.config.method),
-            "seed": sub.seed,
-            "order": sub.order,
-            "tasks": [task.name for task in sub.tasks],
-            "matrix": last.matrix().to_json(),
-            "metrics": last.manifest["metrics"],
-            "formulas": {name: metric.formula for name, metric in METRICS.items()},
-            "scores": scores_percent(last.predictions()),
-            "groups": len(last.manifest["groups"]),
-            "seconds": round(sum(version.manifest["seconds"] for version in versions), 1),
-            "environment": last.manifest["environment"],
-        },
-    )

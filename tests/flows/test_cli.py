@@ -32,13 +32,6 @@ def test_a_stream_is_learned_reported_and_skipped_when_done(lcia, stream, tmp_pa
             "report.html",
             "resolved.yaml",
         }
-        metrics = json.loads((folder / "metrics.json").read_text())
-        predictions = [json.loads(x) for x in (folder / "predictions.jsonl").open()]
-        for t, after in enumerate(metrics["tasks"], start=1):
-            for i, task in enumerate(metrics["tasks"][:t]):
-                cell = [p for p in predictions if (p["after"], p["task"]) == (after, task)]
-                mean = 100 * sum(p["score"] for p in cell) / len(cell)
-                assert metrics["matrix"]["rows"][t][i] == pytest.approx(mean)
     groups = {
         g.id
         for g in Store.open(tmp_path / "out/sequential-seed0/assistant").current.codebook().groups

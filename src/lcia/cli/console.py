@@ -11,6 +11,8 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
+from lcia.reports.numbers import duration
+
 console = Console(highlight=False)
 QUIET_S = 5.0
 """Where there is no terminal, a line at most this often."""
@@ -25,14 +27,6 @@ def print_json(value: Any) -> None:
 def number(value: float | None, digits: int = 1) -> str:
     """Format a number; a missing one is a dash."""
     return "–" if value is None else f"{value:.{digits}f}"
-
-
-def duration(seconds: float) -> str:
-    """Format seconds as ``1 h 02 min``, ``3 min 05 s`` or ``12 s``."""
-    seconds = round(seconds)
-    if seconds >= 3600:
-        return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
-    return f"{seconds // 60} min {seconds % 60:02d} s" if seconds >= 60 else f"{seconds} s"
 
 
 def print_table(
@@ -122,7 +116,7 @@ class LearningProgress:
 
     def _on_learned(self, event: Mapping[str, Any]) -> None:
         scores = "  ".join(f"{task} {score:.1f}" for task, score in event["scores"].items())
-        self.say(f"    scores: {scores}")
+        self.say(f"    scores: {scores}" if scores else "    kept until the last task comes")
         self._tasks_done += 1
         left = self._tasks_total - self._tasks_done
         if self._started is not None and left > 0:

@@ -41,18 +41,12 @@ def learn(
 
       lcia learn assistant refunds.jsonl --name refunds --test refunds-test.jsonl
     """
-    from lcia.cli.console import (
-        LearningProgress,
-        console,
-        duration,
-        number,
-        print_json,
-        print_table,
-    )
+    from lcia.cli.console import LearningProgress, console, number, print_json, print_table
     from lcia.config import AssistantConfig, parse_config
     from lcia.data import TaskConfig, load_task
     from lcia.errors import ConfigError
     from lcia.learner import ContinualLearner, Store, check_task
+    from lcia.reports.numbers import duration
 
     tree: dict[str, Any] = {"name": name, "train": data, "test": test, "scorer": scorer}
     task = load_task(

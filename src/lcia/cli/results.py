@@ -4,23 +4,30 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lcia.cli.chat import explain
-from lcia.cli.console import console, duration, number, print_table
+from lcia.cli.console import console, print_table
 from lcia.cli.evaluate import print_matrix
 from lcia.evaluation.generate import Prediction
-from lcia.evaluation.metrics import METRICS
-from lcia.experiments import Result
+from lcia.evaluation.measures import MEASURES
 from lcia.learner import Version
+from lcia.reports.numbers import measured
+from lcia.results import SIZES, Result
 
 SAMPLES = 3
+SIDE_BY_SIDE = 4
+"""So many runs fit beside each other on a terminal."""
+
+DETAILS = (*SIZES, "steps_per_task", "beta_mean")
+"""What only ``lcia compare`` and the reports show."""
 
 
 def show_results(results: Sequence[Result], *, report: Path) -> None:
-    """Print matrices, one table of all metrics, the last run's groups and a few answers."""
-    for result in results:
+    """Print the results: of a few runs their matrices, of all of them one table of numbers."""
+    few = len(results) <= SIDE_BY_SIDE
+    for result in results if few else ():
         console.print()
         print_matrix(result.store.current.matrix(), title=result.folder.name)
     console.print()
-    _print_metrics(results)
+    _print_measures(results, runs_as_rows=not few)
     last = results[-1]
     version = last.store.current
     console.print()
@@ -32,15 +39,25 @@ def show_results(results: Sequence[Result], *, report: Path) -> None:
     console.print(f"Try:    lcia chat {last.folder / 'assistant'}", markup=False, soft_wrap=True)
 
 
-def _print_metrics(results: Sequence[Result]) -> None:
-    names = [result.folder.name for result in results]
-    rows = [
-        [metric.label, *(number(result.metrics[name]) for result in results)]
-        for name, metric in METRICS.items()
+def _print_measures(results: Sequence[Result], *, runs_as_rows: bool) -> None:
+    shown = [
+        name
+        for name in MEASURES
+        if name not in DETAILS and any(result.metrics[name] is not None for result in results)
     ]
-    rows.append(["Groups", *(str(result.groups) for result in results)])
-    rows.append(["Time", *(duration(result.seconds) for result in results)])
-    print_table("Results, in percent", ["", *names], rows)
+    table = [
+        [measured(result.metrics[name], MEASURES[name].unit) for name in shown]
+        for result in results
+    ]
+    names = [result.folder.name for result in results]
+    if runs_as_rows:
+        columns = [MEASURES[name].short for name in shown]
+        rows = [[name, *cells] for name, cells in zip(names, table, strict=True)]
+        print_table("Results, in percent", ["", *columns], rows)
+    else:
+        labels = [MEASURES[name].label for name in shown]
+        rows = [[label, *cells] for label, *cells in zip(labels, *table, strict=True)]
+        print_table("Results, in percent", ["", *names], rows)
 
 
 def _print_groups(version: Version, *, title: str) -> None:

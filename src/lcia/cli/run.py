@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from lcia.experiments import Result
+    from lcia.results import Result
 
 Overrides = Annotated[
     list[str], typer.Option("--set", help="Override a key: a.b=value.", metavar="KEY=VALUE")
@@ -24,7 +24,7 @@ def run(
     overrides: Overrides = [],  # noqa: B006  typer's form of a repeated option
     as_json: AsJson = False,
 ) -> None:
-    """Learn a stream of tasks with one or more methods, seeds and orders.
+    """Learn a stream of tasks with one or more methods, rules, groupings, seeds and orders.
 
     Stopped or killed, the same command continues; what is done is skipped.
 
@@ -37,6 +37,7 @@ def run(
     from lcia.cli.console import LearningProgress, print_json
     from lcia.cli.results import show_results
     from lcia.config import load_stream_config
+    from lcia.errors import TrainingError
     from lcia.experiments import output_folder, run_experiment
     from lcia.learner.processes import is_main
     from lcia.reports.collect import report_of
@@ -51,13 +52,20 @@ def run(
             report = report_of({result.label: result.store}, title=result.folder.name)
             write_report(report, result.folder / "report.html")
 
-        results = run_experiment(config, base=stream.parent, listener=progress, finished=finished)
+        done = run_experiment(config, base=stream.parent, listener=progress, finished=finished)
     if not is_main():
         return
-    page = output_folder(config, base=stream.parent) / "report.html"
-    stores = {result.folder.name: result.store for result in results}
-    write_report(report_of(stores, title=config.output.name), page)
+    if done.results:
+        page = output_folder(config, base=stream.parent) / "report.html"
+        stores = {result.folder.name: result.store for result in done.results}
+        write_report(report_of(stores, title=config.output.name), page)
+        if not as_json:
+            show_results(done.results, report=page)
     if as_json:
-        print_json([{**vars(result), "folder": str(result.folder)} for result in results])
-    else:
-        show_results(results, report=page)
+        print_json([{**vars(result), "folder": str(result.folder)} for result in done.results])
+    if done.failures:
+        raise TrainingError(
+            "\n".join(f"{name}: {error}" for name, error in done.failures.items())
+            + f"\n{len(done.failures)} of {len(done.failures) + len(done.results)} runs failed; "
+            "the others are done. Run the same command again to continue them."
+        )

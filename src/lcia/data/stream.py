@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 SUPERNI_TRAIN = 500
 HELD_OUT = 100
 HELD_OUT_SHARE = 5
-LABEL_REPEATS = 10
+LABEL_REPEATS = 5
 
 
 class TaskConfig(BaseModel):
@@ -169,7 +169,7 @@ def hold_out(
 
 
 def is_classification(samples: Sequence[Sample]) -> bool:
-    """Whether the answers are labels: one a sample, each of them ten times on average."""
+    """Whether the answers are labels: one a sample, each of them five times on average."""
     labels = {sample.answers[0] for sample in samples}
     single = all(len(sample.answers) == 1 for sample in samples)
     return single and len(labels) * LABEL_REPEATS <= len(samples)

@@ -9,7 +9,7 @@ from typing import Any
 
 from lcia.data.sample import Message
 from lcia.data.task import Task
-from lcia.evaluation.scorers import mean_percent
+from lcia.evaluation.scorers import mean_percent, score_each
 from lcia.grouping.router import RouteDecision
 from lcia.models.host import AdapterHost
 from lcia.registry import SCORERS
@@ -163,7 +163,11 @@ def evaluate(
             missing.append((key, request))
     texts = generate(host, [r for _, r in missing], batch_size=batch_size, progress=progress)
     cache.update(zip([key for key, _ in missing], texts, strict=True))
-    options = {task.name: _options(task) for task in tasks}
+    answers = iter([cache[key] for key in keys])
+    scores = []
+    for task in tasks:
+        own = list(islice(answers, len(task.test)))
+        scores += score_each(SCORERS.get(task.scorer), own, [s.answers for s in task.test])
     return [
         Prediction(
             task=task.name,
@@ -171,13 +175,13 @@ def evaluate(
             prompt=sample.prompt,
             answers=sample.answers,
             prediction=cache[key],
-            score=SCORERS.get(task.scorer)(cache[key], sample.answers, options=options[task.name]),
+            score=score,
             group=decision.group,
             adapter=key[2],
             similarity=decision.similarity,
             reason=decision.reason,
         )
-        for (task, sample, decision), key in zip(samples, keys, strict=True)
+        for (task, sample, decision), key, score in zip(samples, keys, scores, strict=True)
     ]
 
 
@@ -193,7 +197,3 @@ def read_predictions(path: Path) -> list[Prediction]:
     """Return the predictions in a ``predictions.jsonl``."""
     with path.open(encoding="utf-8") as file:
         return [Prediction.from_json(json.loads(line)) for line in file]
-
-
-def _options(task: Task) -> tuple[str, ...]:
-    return tuple(sorted({answer for sample in task.test for answer in sample.answers}))

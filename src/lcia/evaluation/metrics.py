@@ -53,20 +53,33 @@ def mean_average_accuracy(matrix: AccuracyMatrix) -> float | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Metric:
-    """One metric and how it is shown.
+class Measure:
+    """One number of a run and how it is shown.
+
+    Attributes:
+        label: name in tables, with the field's abbreviations.
+        short: name where room is scarce.
+        formula: how it is computed, as text.
+        unit: ``percent``, ``points`` (of percent), ``count``, ``steps``, ``seconds`` or none.
+        higher_is_better: the direction of improvement; None if there is none.
+    """
+
+    label: str
+    short: str
+    formula: str
+    unit: str = ""
+    higher_is_better: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric(Measure):
+    """A number computed from the accuracy matrix.
 
     Attributes:
         compute: matrix to value, None if a cell it needs is missing.
-        label: name in tables, with the field's abbreviations.
-        formula: the formula as text.
-        higher_is_better: the direction of improvement.
     """
 
     compute: Callable[[AccuracyMatrix], float | None]
-    label: str
-    formula: str
-    higher_is_better: bool = True
 
 
 METRICS: Mapping[str, Metric] = MappingProxyType(
@@ -74,33 +87,50 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "average_accuracy": Metric(
             compute=average_accuracy,
             label="Average accuracy (Avg.ACC)",
+            short="Avg.ACC",
             formula="mean over i of R[T, i]",
+            unit="percent",
+            higher_is_better=True,
         ),
         "forgetting": Metric(
             compute=forgetting,
             label="Forgetting",
+            short="Forgetting",
             formula="mean over i < T of max over j in [i, T−1] of R[j, i], minus R[T, i]",
+            unit="points",
             higher_is_better=False,
         ),
         "new_accuracy": Metric(
             compute=new_accuracy,
             label="New accuracy (New.ACC)",
+            short="New.ACC",
             formula="mean over i of R[i, i]",
+            unit="percent",
+            higher_is_better=True,
         ),
         "backward_transfer": Metric(
             compute=backward_transfer,
             label="Backward transfer (BWT)",
+            short="BWT",
             formula="mean over i < T of R[T, i] − R[i, i]",
+            unit="points",
+            higher_is_better=True,
         ),
         "forward_transfer": Metric(
             compute=forward_transfer,
             label="Forward transfer (FWT)",
+            short="FWT",
             formula="mean over i > 1 of R[i−1, i] − R[0, i]",
+            unit="points",
+            higher_is_better=True,
         ),
         "mean_average_accuracy": Metric(
             compute=mean_average_accuracy,
             label="Mean average accuracy (MAA)",
+            short="MAA",
             formula="mean over t of the mean over i ≤ t of R[t, i]",
+            unit="percent",
+            higher_is_better=True,
         ),
     }
 )

@@ -204,9 +204,13 @@ class ContinualLearner:
                 train=method.trains and not gather,
             )
             adapters = {**current.adapters, group: (f"{group}@{run.number:04d}", adapter)}
-            tasks = [] if gather else [*current.tasks(), task]
+            tasks = [*current.tasks(), task]
             known = current.predictions()
-            after = answer("after", tasks, codebook=codebook, adapters=adapters, known=known)
+            after = (
+                []
+                if gather
+                else answer("after", tasks, codebook=codebook, adapters=adapters, known=known)
+            )
             scores = scores_percent(after)
             self._pass_gate(matrix.row(matrix.learned), scores, run=run)
             matrix = matrix.append(task.name, scores)
@@ -218,6 +222,9 @@ class ContinualLearner:
                 codebook.save(draft / "codebook.json")
                 matrix.save(draft / "matrix.json")
                 write_jsonl(draft / "predictions.jsonl", (p.to_json() for p in after))
+                for name in ("base", "current"):  # what the cells R[0, i] and R[i-1, i] rest on
+                    if (run.folder / f"{name}.jsonl").is_file():
+                        shutil.copy(run.folder / f"{name}.jsonl", draft)
                 write_jsonl(draft / "journal.jsonl", journal.events())
                 contents = {
                     "reason": decision.reason,

@@ -70,6 +70,11 @@ class Version:
         """Return the predictions on all held-out samples; none for version 0."""
         return read_predictions(self.path / "predictions.jsonl") if self.number else []
 
+    def predictions_before(self) -> dict[str, list[Prediction]]:
+        """Return the predictions on the task before it was learned, ``base`` and ``current``."""
+        files = {name: self.path / f"{name}.jsonl" for name in ("base", "current")}
+        return {name: read_predictions(path) for name, path in files.items() if path.is_file()}
+
     def journal(self) -> list[dict[str, Any]]:
         """Return the events of the run that made this version."""
         return list(read_journal(self.path / "journal.jsonl"))

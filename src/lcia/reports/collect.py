@@ -34,7 +34,7 @@ def run_record(method: str, store: Store) -> RunRecord:
         method=method,
         matrix=version.matrix(),
         groups=tuple(_groups(version)),
-        steps=tuple(step for past in store.history() for step in _steps(past)),
+        steps=tuple(step for past in store.history() for step in steps_of(past)),
         routing=routing_shares(version),
         samples=tuple(_samples(version)),
     )
@@ -53,6 +53,13 @@ def routing_shares(version: Version) -> dict[str, dict[str, float]]:
     }
 
 
+def steps_of(version: Version) -> Iterator[StepRecord]:
+    """Yield the optimizer steps that led from a version's parent to it."""
+    for event in version.journal():
+        if event["event"] == "step":
+            yield _step(event)
+
+
 def _groups(version: Version) -> Iterator[GroupRecord]:
     for group in version.codebook().groups:
         yield GroupRecord(
@@ -65,12 +72,6 @@ def _groups(version: Version) -> Iterator[GroupRecord]:
 
 def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
-
-
-def _steps(version: Version) -> Iterator[StepRecord]:
-    for event in version.journal():
-        if event["event"] == "step":
-            yield _step(event)
 
 
 def _step(event: Mapping[str, Any]) -> StepRecord:

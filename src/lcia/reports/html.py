@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from lcia.errors import ConfigError
 from lcia.evaluation.matrix import AccuracyMatrix
+from lcia.evaluation.measures import averaging
 from lcia.evaluation.metrics import METRICS, summarise
 from lcia.reports.data import ReportData, RunRecord, StepRecord
+from lcia.reports.numbers import number, size
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -63,7 +65,7 @@ def _environment() -> "Environment":
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": _number, "size": _size}
+    environment.filters |= {"number": number, "size": size}
     return environment
 
 
@@ -158,17 +160,18 @@ def _training_rows(steps: Sequence[StepRecord]) -> list[dict[str, Any]]:
     for task, group in groupby(steps, key=lambda step: step.task):
         records = list(group)
         losses = [step.loss for step in records if step.loss is not None]
-        betas = [step.beta_mean for step in records if step.beta_mean is not None]
-        beta = math.fsum(betas) / len(betas) if betas else None
-        fallen = [sum(step.fallbacks.values()) for step in records if step.beta_mean is not None]
+        averaged = averaging(
+            [step.beta_mean for step in records if step.beta_mean is not None],
+            [sum(step.fallbacks.values()) for step in records if step.beta_mean is not None],
+        )
         rows.append(
             {
                 "task": task,
                 "steps": len(records),
                 "loss": losses[-1] if losses else None,
-                "beta": beta,
-                "horizon": 1 / (1 - beta) if beta is not None and beta < 1 else None,
-                "fallbacks": 100 * math.fsum(fallen) / len(fallen) if fallen else None,
+                "beta": averaged["beta_mean"],
+                "horizon": averaged["horizon_steps"],
+                "fallbacks": averaged["fallback_share"],
             }
         )
     return rows
@@ -182,21 +185,3 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
         else:
             yield f"{prefix}{key}", json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _number(value: float | None, digits: int = 1) -> str:
-    if value is None:
-        return "–"
-    # Rounding first: -0.04 is 0.0, not -0.0.
-    return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
-
-
-def _size(count: int | None) -> str:
-    if count is None:
-        return "–"
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000 or unit == "GB":
-            break
-        value /= 1000
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"

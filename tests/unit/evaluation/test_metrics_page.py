@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lcia.evaluation import METRICS
+from lcia.evaluation import MEASURES, METRICS
 from lcia.registry import SCORERS
 
 PAGE = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text(encoding="utf-8")
@@ -41,6 +41,13 @@ def test_every_metric_stands_with_its_formula_and_direction(name):
     metric = METRICS[name]
     assert metric.formula in row
     assert row.endswith("| higher |" if metric.higher_is_better else "| lower |")
+
+
+@pytest.mark.parametrize("name", [name for name in MEASURES if name not in METRICS])
+def test_every_other_number_stands_with_its_formula_and_direction(name):
+    measure = MEASURES[name]
+    better = {True: "higher ", False: "lower ", None: ""}[measure.higher_is_better]
+    assert f"| `{name}` | {measure.formula} | {better}|" in PAGE.splitlines()
 
 
 def test_every_scorer_is_listed():

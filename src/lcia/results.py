@@ -1,0 +1,187 @@
+"""What one sub-run of an experiment reached: written once, read by reports and comparisons."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from lcia.data import Task
+from lcia.evaluation.generate import (
+    Prediction,
+    evaluate,
+    read_predictions,
+    scores_percent,
+)
+from lcia.evaluation.measures import MEASURES, averaging, general_ability, routing_accuracy
+from lcia.evaluation.metrics import summarise
+from lcia.grouping import InstructionCodebook, Router
+from lcia.learner import ContinualLearner, Store, Version
+from lcia.learner.files import read_json, read_jsonl, write_json, write_jsonl
+from lcia.learner.training import MEMORY
+from lcia.reports.collect import steps_of
+
+HELD_OUT = {model: f"held_out-{model}.jsonl" for model in ("base", "assistant")}
+"""Files of the predictions on tasks that were never trained."""
+
+SIZES = ("trainable_parameters", "stored_parameters", "stored_samples")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What one assistant of an experiment reached: the content of ``metrics.json``.
+
+    Attributes:
+        label: name of method, rule and grouping in tables.
+        method: the method's name.
+        seed: its seed.
+        order: name of the order of tasks.
+        folder: of the sub-run.
+        metrics: every measure of ``lcia.evaluation.MEASURES``; None where it is unavailable.
+    """
+
+    label: str
+    method: str
+    seed: int
+    order: str
+    folder: Path
+    metrics: Mapping[str, float | None]
+
+    @property
+    def store(self) -> Store:
+        """The assistant."""
+        return Store.open(self.folder / "assistant")
+
+
+def read_result(folder: Path) -> Result:
+    """Return the result of a finished sub-run.
+
+    Raises:
+        StoreError: the folder holds no result.
+    """
+    found = read_json(folder / "metrics.json")
+    return Result(
+        label=found["label"],
+        method=found["method"]["name"],
+        seed=found["seed"],
+        order=found["order"],
+        folder=folder,
+        metrics={name: found["metrics"].get(name) for name in MEASURES},
+    )
+
+
+def answer_held_out(learner: ContinualLearner, tasks: Sequence[Task], *, folder: Path) -> None:
+    """Answer tasks that were never trained, with the base model and with the assistant.
+
+    Args:
+        learner: of the finished assistant.
+        tasks: their test samples are answered.
+        folder: gets one file of predictions for each of the two; what is there stays.
+    """
+    version = learner.store.current
+    models = {
+        "base": (InstructionCodebook(), {}),
+        "assistant": (version.codebook(), version.adapters),
+    }
+    for model, (codebook, adapters) in models.items():
+        path = folder / HELD_OUT[model]
+        if not path.is_file():
+            predictions = evaluate(
+                learner.host,
+                tasks,
+                route=Router(codebook).route,
+                adapters=adapters,
+                batch_size=learner.config.generation.batch_size,
+            )
+            write_jsonl(path, (prediction.to_json() for prediction in predictions))
+
+
+def write_result(folder: Path, identity: Mapping[str, Any], store: Store) -> None:
+    """Write journal, predictions and metrics of a finished assistant.
+
+    Args:
+        folder: of the sub-run; ``metrics.json`` appears last.
+        identity: label, method, seed and order of the sub-run.
+        store: the assistant.
+    """
+    versions = store.history()
+    write_jsonl(
+        folder / "journal.jsonl",
+        ({"version": v.number, **event} for v in versions for event in v.journal()),
+    )
+    write_jsonl(
+        folder / "predictions.jsonl",
+        ({"t": t, **prediction.to_json()} for t, prediction in _cells(versions)),
+    )
+    last = versions[-1]
+    held_out = {
+        model: scores_percent(read_predictions(folder / name))
+        for model, name in HELD_OUT.items()
+        if (folder / name).is_file()
+    }
+    metrics = {**summarise(last.matrix()), **_measures(store, versions)}
+    if held_out:
+        metrics["general_ability"] = general_ability(held_out["base"], held_out["assistant"])
+    write_json(
+        folder / "metrics.json",
+        {
+            **identity,
+            "tasks": [version.manifest["task"] for version in versions],
+            "matrix": last.matrix().to_json(),
+            "metrics": {name: metrics.get(name) for name in MEASURES},
+            "formulas": {name: measure.formula for name, measure in MEASURES.items()},
+            "scores": scores_percent(last.predictions()),
+            "held_out": held_out,
+            "environment": last.manifest["environment"],
+        },
+    )
+
+
+def _cells(versions: Sequence[Version]) -> Iterator[tuple[int, Prediction]]:
+    """Yield every prediction with the row of the accuracy matrix that it counts in."""
+    for t, version in enumerate(versions, start=1):
+        before = version.predictions_before()
+        yield from ((0, prediction) for prediction in before.get("base", ()))
+        if t > 1:  # before the first task, the assistant is the base model
+            yield from ((t - 1, prediction) for prediction in before.get("current", ()))
+        yield from ((t, prediction) for prediction in version.predictions())
+
+
+def _measures(store: Store, versions: Sequence[Version]) -> dict[str, float | None]:
+    last = versions[-1]
+    steps = [step for version in versions for step in steps_of(version)]
+    averaged = [step for step in steps if step.beta_mean is not None]
+    learned_by = {version.manifest["task"]: version.manifest["group"] for version in versions}
+    return {
+        "routing_accuracy": routing_accuracy(last.predictions(), learned_by),
+        "groups": len(last.adapters),
+        "steps_per_task": len(steps) / len(versions),
+        "seconds": round(sum(version.manifest["seconds"] for version in versions), 1),
+        **(_sizes(last) if store.config.build_method().trains else dict.fromkeys(SIZES, 0)),
+        **averaging(
+            [step.beta_mean for step in averaged if step.beta_mean is not None],
+            [sum(step.fallbacks.values()) for step in averaged],
+        ),
+    }
+
+
+def _sizes(version: Version) -> dict[str, float]:
+    folders = {group: folder for group, (_, folder) in version.adapters.items()}
+    newest = folders[version.manifest["group"]]
+    memories = [folder / MEMORY for folder in folders.values() if (folder / MEMORY).is_file()]
+    stored = [file for folder in folders.values() for file in folder.glob("*.safetensors")]
+    values = (
+        count_numbers(newest / "adapter_model.safetensors"),
+        sum(map(count_numbers, stored)),
+        sum(len(read_jsonl(memory)) for memory in memories),
+    )
+    return dict(zip(SIZES, values, strict=True))
+
+
+def count_numbers(path: Path) -> int:
+    """Return how many numbers a safetensors file holds, from its header."""
+    with safe_open(path, framework="np") as tensors:
+        names = list(tensors.keys())
+        return sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)

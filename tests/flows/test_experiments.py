@@ -1,0 +1,199 @@
+"""Experiments through the Python API: what they write, what they skip, what they survive."""
+
+import json
+import math
+from statistics import fmean
+
+import pytest
+import yaml
+
+from flows.conftest import write_jsonl
+from lcia.config import load_stream_config
+from lcia.errors import ConfigError, TrainingError
+from lcia.experiments import run_experiment
+from lcia.learner import Store, learner
+from lcia.methods.sequential import Sequential
+
+
+def edit(stream, **changes):
+    tree = yaml.safe_load(stream.read_text())
+    stream.write_text(yaml.safe_dump({**tree, **changes}, sort_keys=False))
+
+
+def two_tasks(stream, **changes):
+    """Leave the stream its first two tasks, of one instruction, and two steps for each."""
+    tasks = yaml.safe_load(stream.read_text())["tasks"][:2]
+    edit(stream, tasks=tasks, training={"max_steps": 2, "learning_rate": 0.01}, **changes)
+
+
+def run(stream, **options):
+    return run_experiment(load_stream_config(stream), base=stream.parent, **options)
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def mean(values):
+    values = list(values)
+    return None if None in values or not values else fmean(values)
+
+
+def by_hand(rows):
+    """The metrics of DESIGN section 6, written down again; rows[t][i], tasks from 0."""
+    last = len(rows) - 1
+    final, tasks = rows[last], range(last)
+    earlier = [i for i in tasks if i + 1 < last]
+    return {
+        "average_accuracy": mean(final[i] for i in tasks),
+        "forgetting": mean(max(rows[j][i] for j in range(i + 1, last)) - final[i] for i in earlier),
+        "new_accuracy": mean(rows[i + 1][i] for i in tasks),
+        "backward_transfer": mean(final[i] - rows[i + 1][i] for i in earlier),
+        "forward_transfer": mean(rows[i][i] - rows[0][i] for i in tasks if i > 0),
+        "mean_average_accuracy": mean(mean(rows[t][:t]) for t in range(1, last + 1)),
+    }
+
+
+@pytest.fixture
+def guarded(stream, tmp_path, numbers):
+    """The stream with a held-out task."""
+    write_jsonl(tmp_path / "guard.jsonl", numbers.train)
+    guard = {"name": "guard", "train": "guard.jsonl", "instruction": "first_line"}
+    edit(stream, held_out=[{**guard, "max_new_tokens": 3}])
+    return stream
+
+
+def test_every_number_can_be_computed_again_from_predictions_and_journal(guarded, tmp_path):
+    edit(guarded, methods=["lcia"], seed=3)
+    (result,) = run(guarded).results
+    found = json.loads((result.folder / "metrics.json").read_text())
+    predictions = lines(result.folder / "predictions.jsonl")
+    tasks = found["tasks"]
+    assert tasks == ["colours", "shades", "numbers"]
+    rows = found["matrix"]["rows"]
+    assert len({(p["t"], p["task"], p["sample"]) for p in predictions}) == len(predictions)
+    for t, row in enumerate(rows):
+        for i, task in enumerate(tasks):
+            scores = [p["score"] for p in predictions if (p["t"], p["task"]) == (t, task)]
+            assert (row[i] is None) == (not scores)
+            assert scores == [] or row[i] == pytest.approx(100 * fmean(scores), abs=1e-12)
+    for p in predictions:
+        assert p["score"] == float(p["prediction"].lower() in [a.lower() for a in p["answers"]])
+    for name, value in by_hand(rows).items():
+        assert found["metrics"][name] == pytest.approx(value, abs=1e-12)
+
+    last = [p for p in predictions if p["t"] == len(tasks)]
+    learned_by = {"colours": "g1", "shades": "g1", "numbers": "g2"}
+    right = fmean(p["group"] == learned_by[p["task"]] for p in last)
+    assert found["metrics"]["routing_accuracy"] == pytest.approx(100 * right)
+
+    held_out = {
+        model: lines(result.folder / f"held_out-{model}.jsonl") for model in ("base", "assistant")
+    }
+    assert {p["group"] for p in held_out["base"]} == {None}
+    assert {p["group"] for p in held_out["assistant"]} == {"g2"}
+    scores = {k: 100 * fmean(p["score"] for p in v) for k, v in held_out.items()}
+    assert found["held_out"] == {model: {"guard": score} for model, score in scores.items()}
+    delta = scores["assistant"] - scores["base"]
+    assert found["metrics"]["general_ability"] == pytest.approx(delta, abs=1e-12)
+
+    steps = [e for e in lines(result.folder / "journal.jsonl") if e["event"] == "step"]
+    averaged = [e for e in steps if "ema/beta_mean" in e]
+    assert {e["task"] for e in averaged} == {"shades"}  # the only task that retrains a group
+    beta = fmean(e["ema/beta_mean"] for e in averaged)
+    fallen = fmean(
+        math.fsum(v for k, v in e.items() if k.startswith("ema/fallback/")) for e in averaged
+    )
+    metrics = result.metrics
+    assert metrics["steps_per_task"] == len(steps) / 3 == 4  # 16 samples, batches of 8, 2 epochs
+    assert metrics["beta_mean"] == pytest.approx(beta)
+    assert metrics["horizon_steps"] == pytest.approx(1 / (1 - beta))
+    assert metrics["fallback_share"] == pytest.approx(100 * fallen)
+    # r = 8 on q, k, v, o, gate, up and down of two layers: r times inputs plus outputs.
+    sides = [(32, 32), (32, 16), (32, 16), (32, 32), (32, 64), (32, 64), (64, 32)]
+    adapter = 2 * sum(8 * (a + b) for a, b in sides)
+    assert metrics["trainable_parameters"] == adapter
+    assert metrics["stored_parameters"] == 2 * adapter
+    assert metrics["groups"] == 2
+
+
+def test_what_a_method_keeps_is_counted(stream):
+    two_tasks(stream, methods=["zero_shot", "replay", "sequential"])
+    found = {result.label: result.metrics for result in run(stream).results}
+    assert found["zero_shot"]["stored_parameters"] == found["zero_shot"]["steps_per_task"] == 0
+    assert found["replay"]["stored_samples"] > 0 == found["sequential"]["stored_samples"]
+
+
+def test_rules_and_overrides_reach_the_runs_and_what_is_done_is_skipped(stream, tmp_path):
+    two_tasks(
+        stream,
+        methods=["sequential", {"name": "lcia", "label": "one", "grouping": "off"}],
+        rules=["release", {"name": "fixed", "beta": 0.5, "label": "half"}],
+        orders={"there": ["colours", "shades"], "back": ["shades", "colours"]},
+    )
+    told = []
+    names = [
+        *("sequential-seed0-there", "sequential-seed0-back"),
+        *("one-release-seed0-there", "one-release-seed0-back"),
+        *("one-half-seed0-there", "one-half-seed0-back"),
+    ]
+    done = run(stream, finished=told.append)
+    assert [result.folder.name for result in told] == names
+    assert done.failures == {}
+    assert [e for r in done.results for e in [r.metrics["groups"]]] == [1] * 6
+    half = Store.open(tmp_path / "out" / "one-half-seed0-back" / "assistant")
+    assert half.config.rule == {"name": "fixed", "beta": 0.5}
+    assert next(iter(half.current.manifest["tasks"])) == "shades"
+    betas = [
+        e["ema/beta_mean"]
+        for e in lines(tmp_path / "out" / "one-half-seed0-back" / "journal.jsonl")
+        if "ema/beta_mean" in e
+    ]
+    assert betas
+    assert set(betas) == {0.5}
+    again = []
+    assert run(stream, finished=again.append).results == done.results
+    assert again == []
+
+
+def test_a_run_that_fails_leaves_the_others_and_continues_later(stream, monkeypatch):
+    two_tasks(stream, methods=["sequential", "lcia"])
+    plain = learner.train_adapter
+
+    def fails(host, task, *, method, **options):
+        if isinstance(method, Sequential) and task.name == "shades":
+            raise TrainingError("the loss is nan")
+        return plain(host, task, method=method, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(learner, "train_adapter", fails)
+        done = run(stream)
+    assert [result.label for result in done.results] == ["lcia"]
+    assert str(done.failures["sequential-seed0"]) == "the loss is nan"
+    told = []
+    done = run(stream, finished=told.append)
+    assert [result.label for result in done.results] == ["sequential", "lcia"]
+    assert [result.label for result in told] == ["sequential"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"held_out": [{"name": "colours", "train": "colours-train.jsonl"}]}, "held_out: colours"),
+        ({"held_out": [{"name": "x", "train": "nothing.jsonl"}]}, r"nothing\.jsonl"),
+        ({"held_out": "builtin:skils"}, "Nearest: skills"),
+    ],
+)
+def test_held_out_tasks_are_checked_before_anything_runs(stream, tmp_path, changes, expected):
+    edit(stream, **changes)
+    with pytest.raises((ConfigError, OSError, ValueError), match=expected):
+        run(stream)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_begun_with_other_held_out_tasks_is_refused(guarded):
+    two_tasks(guarded, methods=["sequential"])
+    run(guarded)
+    edit(guarded, held_out=None)
+    with pytest.raises(ConfigError, match=r"was begun with held_out\.guard"):
+        run(guarded)
