@@ -8,6 +8,7 @@ packages add theirs through entry points of the group ``lcia.<kind>``, for examp
 """
 
 import difflib
+import functools
 import importlib
 import inspect
 from collections.abc import Iterable, Mapping
@@ -40,7 +41,7 @@ class Registry:
 
     def targets(self) -> dict[str, str]:
         """Return name to ``"module:attribute"``: built-in entries first, then plug-ins."""
-        plugins = {e.name: e.value for e in entry_points(group=f"lcia.{self.kind}")}
+        plugins = _plugins(self.kind)
         return {**plugins, **self.builtin} if plugins else dict(self.builtin)
 
     def names(self) -> list[str]:
@@ -64,6 +65,11 @@ class Registry:
     def describe(self, name: str) -> str:
         """Return the first line of the docstring of the object registered under ``name``."""
         return (inspect.getdoc(self.get(name)) or "").partition("\n")[0]
+
+
+@functools.cache  # reading the metadata of all installed packages takes milliseconds
+def _plugins(kind: str) -> dict[str, str]:
+    return {entry.name: entry.value for entry in entry_points(group=f"lcia.{kind}")}
 
 
 RULES = Registry(
