@@ -120,16 +120,17 @@ def test_methods_that_average_are_crossed_with_the_rules_others_run_once(tmp_pat
 
 def test_groupings_are_crossed_with_all_methods_and_stand_over_the_streams(tmp_path):
     text = STREAM + (
-        "methods: [sequential, lcia]\n"
+        "methods: [sequential, single, lcia]\n"
         "groupings: [off, on, {threshold: 0.3, label: t30}]\n"
         "rules: [paper]\n"
     )
     found = {k: v.resolve_grouping() for k, v in read(tmp_path, text).variants().items()}
     assert list(found) == [
-        *("sequential-ungrouped", "sequential-grouped", "sequential-t30"),
+        *("sequential-ungrouped", "sequential-grouped", "sequential-t30", "single"),
         *("lcia-paper-ungrouped", "lcia-paper-grouped", "lcia-paper-t30"),
     ]
-    assert [c.groups for c in found.values()] == 2 * ["one", "similar", "similar"]
+    own = ["one", "similar", "similar"]
+    assert [c.groups for c in found.values()] == [*own, "per_task", *own]
     assert (found["lcia-paper-t30"].threshold, found["lcia-paper-t30"].aggregate) == (0.3, "mean")
 
 

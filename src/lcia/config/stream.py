@@ -36,8 +36,9 @@ class StreamConfig(AssistantConfig, TaskSource):
             stream's) and a ``label``.
         rules: learn it once with each, with the methods that average and have no rule of their
             own. A mapping may carry a ``label``.
-        groupings: learn it once with each, with the methods that have no grouping of their own:
-            ``off``, ``on`` or fields over the stream's ``grouping`` with a ``label``.
+        groupings: learn it once with each, with the methods that leave the choice and have no
+            grouping of their own: ``off``, ``on``, ``per_task``, or fields over the stream's
+            ``grouping`` with a ``label``.
         seeds: learn it once with each seed.
         orders: learn it once in each order: names of orders, each a list of task names.
         output: folder of the results, relative to the stream file.
@@ -138,13 +139,14 @@ def _variants(
 
 def _crossed(entry: Mapping[str, Any]) -> set[str]:
     """Return which of the lists ``rules`` and ``groupings`` apply to an entry of ``methods``."""
-    averages = METHODS.get(str(entry.get("name"))).averages
-    if "rule" in entry and not averages:
+    method = METHODS.get(str(entry.get("name")))
+    if "rule" in entry and not method.averages:
         raise ConfigError(
             f"methods: {entry['name']} does not average, so its rule would change nothing. "
             "Remove it."
         )
-    return {key for key in ("grouping", *(["rule"] if averages else [])) if key not in entry}
+    applies = {"rule": method.averages, "grouping": len(method.groupings) > 1}
+    return {key for key in applies if applies[key] and key not in entry}
 
 
 def _labelled(grouping: bool | str | Mapping[str, Any]) -> tuple[str, Any]:
@@ -153,7 +155,8 @@ def _labelled(grouping: bool | str | Mapping[str, Any]) -> tuple[str, Any]:
         if "label" not in grouping:
             raise ConfigError(f"groupings: {dict(grouping)} has no label. Add one.")
         return str(grouping["label"]), {k: v for k, v in grouping.items() if k != "label"}
-    return ("grouped" if grouping in (True, "on") else "ungrouped"), grouping
+    word = {True: "on", False: "off"}.get(grouping, grouping)  # YAML reads on and off as truth
+    return {"on": "grouped", "off": "ungrouped"}.get(word, word), grouping
 
 
 def _assistant(stream: StreamConfig, entry: Mapping[str, Any], *, label: str) -> AssistantConfig:
