@@ -33,6 +33,7 @@ from lcia.learner.files import write_jsonl
 from lcia.learner.gate import check_gate
 from lcia.learner.journal import Journal, Listener
 from lcia.learner.processes import is_main, on_main
+from lcia.learner.projectors import share_projector, shared_projector
 from lcia.learner.store import Run, Store, Version
 from lcia.learner.training import TRAINED, UNTRAINED, train_adapter
 from lcia.methods.base import Method
@@ -203,7 +204,9 @@ class ContinualLearner:
                 journal=journal,
                 train=method.trains and not gather,
             )
-            adapters = {**current.adapters, group: (f"{group}@{run.number:04d}", adapter)}
+            trained = self._new_adapters(group, adapter, current, run=run)
+            keys = {name: (f"{name}@{run.number:04d}", path) for name, path in trained.items()}
+            adapters = {**current.adapters, **keys}
             tasks = [*current.tasks(), task]
             known = current.predictions()
             after = (
@@ -233,7 +236,7 @@ class ContinualLearner:
                     "metrics": summarise(matrix),
                     "environment": environment(),
                 }
-                self.store.commit(run, task, group=group, adapter=adapter, contents=contents)
+                self.store.commit(run, task, group=group, adapters=trained, contents=contents)
 
             on_main(commit)
             return self._outcome(task)
@@ -310,6 +313,7 @@ class ContinualLearner:
         adapter = run.folder / (TRAINED if train else UNTRAINED)
         if not adapter.is_dir():
             _, own = current.adapters.get(group, (None, None))
+            shared = self.config.projector.mode == "shared"
             train_adapter(
                 self.host,
                 task,
@@ -318,6 +322,7 @@ class ContinualLearner:
                 group=group,
                 start=start,
                 own=own,
+                projector=shared_projector(current.adapters) if shared else None,
                 task_index=len(current.manifest["tasks"]),
                 folder=run.folder,
                 journal=journal,
@@ -325,6 +330,15 @@ class ContinualLearner:
             )
             self.host.clear()
         return adapter
+
+    def _new_adapters(
+        self, group: str, adapter: Path, current: Version, *, run: Run
+    ) -> dict[str, Path]:
+        """Return group to folder of what is new: all of them where they share a projector."""
+        others = {g: a for g, a in current.adapters.items() if g != group}
+        if self.config.projector.mode != "shared" or shared_projector(others) is None:
+            return {group: adapter}
+        return {group: adapter, **share_projector(adapter, others, folder=run.folder / "shared")}
 
     def _answer(
         self,

@@ -284,7 +284,13 @@ class Store:
         return Run(folder=folder, **plan)
 
     def commit(
-        self, run: Run, task: Task, *, group: str, adapter: Path, contents: Mapping[str, Any]
+        self,
+        run: Run,
+        task: Task,
+        *,
+        group: str,
+        adapters: Mapping[str, Path],
+        contents: Mapping[str, Any],
     ) -> Version:
         """Publish a finished run as a version, make it current and delete the run.
 
@@ -294,24 +300,22 @@ class Store:
             run: its folder holds the version's other files in ``version/``.
             task: the task just learned.
             group: the group that learned it.
-            adapter: the trained adapter's folder.
+            adapters: group to folder of adapters that are new, ``group``'s among them.
             contents: what the manifest says beyond lineage, groups and tasks.
         """
         parent = self.version(run.parent).manifest
         draft, target = run.folder / "version", version_path(self.root, run.number)
         if not target.exists():
-            adapter_path = Path("groups") / group / f"{run.number:04d}"
             task_path = Path("tasks") / task.name / task.fingerprint()[:12]
-            publish(adapter, self.root / adapter_path)
+            entries = self._publish_adapters(adapters, run.number)
             _write_task(task, self.root / task_path)
-            entry = {"adapter": str(adapter_path), "sha256": checksums(adapter)}
             manifest = {
                 "version": run.number,
                 "parent": run.parent,
                 "task": task.name,
                 "fingerprint": run.fingerprint,
                 "group": group,
-                "groups": {**parent["groups"], group: entry},
+                "groups": {**parent["groups"], **entries},
                 "tasks": {**parent["tasks"], task.name: str(task_path)},
                 **contents,
             }
@@ -341,11 +345,7 @@ class Store:
         """
         parent, number = self.current, max(self.versions()) + 1
         matrix, predictions = scored
-        entries = dict(groups)
-        for group, folder in adapters.items():
-            path = Path("groups") / group / f"{number:04d}"
-            publish(folder, self.root / path)
-            entries[group] = {"adapter": str(path), "sha256": checksums(folder)}
+        entries = {**groups, **self._publish_adapters(adapters, number)}
         manifest = {
             **parent.manifest,
             "version": number,
@@ -367,6 +367,15 @@ class Store:
             publish(draft, version_path(self.root, number))
         self._point_to(number)
         return self.version(number)
+
+    def _publish_adapters(self, adapters: Mapping[str, Path], number: int) -> dict[str, Any]:
+        """Copy adapters to where version ``number`` has them; return their manifest entries."""
+        entries = {}
+        for group, folder in adapters.items():
+            path = Path("groups") / group / f"{number:04d}"
+            publish(folder, self.root / path)
+            entries[group] = {"adapter": str(path), "sha256": checksums(folder)}
+        return entries
 
     def _point_to(self, number: int) -> None:
         self._record["current"] = number

@@ -124,6 +124,8 @@ class AdapterHost:
             raise ConfigError(f"combination {combination!r}: {error}") from error
         self._peft.save_pretrained(folder, selected_adapters=[TRAINED])
         (folder / "README.md").unlink(missing_ok=True)
+        if self.projector is not None:
+            self.projector.combine({path: weight for (_, path), weight in parts.values()}, folder)
         self.clear()
         return folder
 

@@ -1,6 +1,6 @@
 """What turns a tower's picture features into word embeddings: part of a group, like its adapter."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,15 @@ class Projector:
         """Write ``projector.safetensors``."""
         tensors = {name: p.detach().cpu().contiguous() for name, p in self._named()}
         save_file(tensors, folder / FILE)
+
+    def combine(self, parts: Mapping[Path, float], folder: Path) -> None:
+        """Write the weighted sum of the projectors that adapters' folders hold."""
+        total: dict[str, Tensor] = {}
+        for part, weight in parts.items():
+            self.load(part)
+            for name, parameter in self._named():
+                total[name] = total.get(name, 0) + weight * parameter.detach().float().cpu()
+        save_file(total, folder / FILE)
 
     def reset(self) -> None:
         """Put the model's own projector back, not trainable, in the model's dtype."""

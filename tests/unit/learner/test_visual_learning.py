@@ -1,0 +1,145 @@
+"""A vision-language assistant: the projector is averaged, resumed, shared or left alone."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lcia.config import AssistantConfig
+from lcia.learner import ContinualLearner, Store
+from lcia.models import load_model
+from lcia.models.projector import FILE
+from pictures import picture_task
+from tiny_visual import llava, save
+
+TRAINING = {
+    "num_train_epochs": 1.5,
+    "per_device_train_batch_size": 4,
+    "learning_rate": 1e-2,
+    "save_steps": 1,
+}
+SAY, NAME = "Say the letter of the colour.", "Name the colour in German, please."
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save(llava, tmp_path_factory.mktemp("llava"))
+
+
+@pytest.fixture
+def tasks(tmp_path):
+    return [
+        picture_task(tmp_path, "letters", instruction=SAY, answers={"red": "r", "blue": "b"}),
+        picture_task(tmp_path, "more", instruction=SAY, answers={"lime": "l", "gold": "g"}),
+        picture_task(tmp_path, "german", instruction=NAME, answers={"red": "rot", "gold": "au"}),
+    ]
+
+
+def configure(model, projector="per_group", projector_rate=1e-2, **settings) -> AssistantConfig:
+    mode = {"mode": projector, "learning_rate": projector_rate}
+    defaults = {"training": TRAINING, "dtype": "float32", "adapter": {"r": 2}}
+    return AssistantConfig(model=str(model), projector=mode, **{**defaults, **settings})
+
+
+def files(store: Store) -> dict[str, bytes]:
+    return {
+        f"{group}/{path.name}": path.read_bytes()
+        for group, (_, folder) in store.current.adapters.items()
+        for path in sorted(folder.iterdir())
+        if path.is_file()
+    }
+
+
+def learn(root, config, tasks) -> Store:
+    learner = ContinualLearner.create(root, config)
+    learner.run(tasks)
+    return learner.store
+
+
+def test_the_average_covers_the_projector(model, tmp_path, tasks):
+    stays = {"rule": {"name": "fixed", "beta": 1 - 1e-9}}
+    store = learn(tmp_path / "a", configure(model, **stays), tasks[:2])
+    first, second = (store.root / "groups" / "g1" / version for version in ("0001", "0002"))
+    assert [v.manifest["group"] for v in store.history()] == ["g1", "g1"]
+    for name in (FILE, "adapter_model.safetensors"):
+        before, after = load_file(first / name), load_file(second / name)
+        assert all(torch.allclose(before[key], after[key], atol=1e-6) for key in before)
+    plain = learn(tmp_path / "b", configure(model, method="sequential"), tasks[:2])
+    before, after = (
+        load_file(plain.root / "groups" / "g1" / version / FILE) for version in ("0001", "0002")
+    )
+    assert any(not torch.allclose(before[key], after[key], atol=1e-6) for key in before)
+
+
+def test_its_learning_rate_is_its_own(model, tmp_path, tasks):
+    config = configure(model, projector_rate=0.0)
+    store = learn(tmp_path / "a", config, tasks[:1])
+    folder = store.current.adapters["g1"][1]
+    own = dict(load_model(str(model), dtype="float32").model.named_parameters())
+    assert all(torch.equal(own[name], value) for name, value in load_file(folder / FILE).items())
+    adapter = load_file(folder / "adapter_model.safetensors")
+    assert any(value.abs().sum() > 0 for name, value in adapter.items() if "lora_B" in name)
+
+
+class Killed(BaseException):
+    """Stands for the process dying: nothing in lcia catches it."""
+
+
+def test_killed_and_resumed_is_equal_to_the_bit(model, tmp_path, tasks, monkeypatch):
+    from lcia.learner.training import _Steps
+
+    straight = learn(tmp_path / "straight", configure(model), tasks[:2])
+    learner = ContinualLearner.create(tmp_path / "cut", configure(model))
+    learner.learn(tasks[0])
+    seen = []
+
+    def die(self, *args, **kwargs):
+        seen.append(1)
+        if len(seen) == 2:  # the second step is done and not yet saved
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Steps, "on_step_end", die)
+        with pytest.raises(Killed):
+            learner.learn(tasks[1])
+    again = ContinualLearner(Store.open(tmp_path / "cut"))
+    again.learn(tasks[1])
+    assert files(again.store) == files(straight)
+
+
+def test_a_shared_projector_answers_for_every_group(model, tmp_path, tasks):
+    store = learn(tmp_path / "a", configure(model, "shared"), [tasks[0], tasks[2], tasks[1]])
+    versions = store.history()
+    assert [v.manifest["group"] for v in versions] == ["g1", "g2", "g1"]
+    for version in versions:
+        found = {(folder / FILE).read_bytes() for _, folder in version.adapters.values()}
+        assert len(found) == 1, "one projector for all groups of a version"
+    adapters = [v.adapters["g1"][1] / "adapter_model.safetensors" for v in versions]
+    assert adapters[0].read_bytes() == adapters[1].read_bytes(), "another task left the LoRA alone"
+    assert {p.adapter for p in versions[1].predictions()} == {"g1@0002", "g2@0002"}
+    assert store.verify() == []
+
+
+def test_a_frozen_projector_is_not_saved(model, tmp_path, tasks):
+    store = learn(tmp_path / "a", configure(model, "frozen"), tasks[:1])
+    assert not (store.current.adapters["g1"][1] / FILE).exists()
+
+
+def test_held_out_pictures_live_in_the_store(model, tmp_path, tasks):
+    store = learn(tmp_path / "a", configure(model), tasks[:1])
+    (task,) = store.current.tasks()
+    images = [image for sample in task.test for image in sample.images]
+    assert images
+    assert all(store.root in path.parents for path in [Path(image.path) for image in images])
+
+
+def test_merging_groups_merges_their_projectors(model, tmp_path, tasks):
+    from lcia.learner.lifecycle import merge_groups
+
+    store = learn(tmp_path / "a", configure(model), [tasks[0], tasks[2]])
+    parts = [load_file(folder / FILE) for _, folder in store.current.adapters.values()]
+    merged = merge_groups(ContinualLearner(store), "g1", "g2", weight=0.25)
+    found = load_file(merged.adapters["g1"][1] / FILE)
+    for name, value in found.items():
+        assert torch.allclose(value, 0.25 * parts[0][name] + 0.75 * parts[1][name], atol=1e-6)
