@@ -94,19 +94,19 @@ def make_task(
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def colours() -> Task:
     """Name a colour's first letter."""
     return make_task("colours", "Say the letter of the colour.", {"red": "r", "green": "g"})
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shades() -> Task:
     """The same instruction as ``colours``, other answers."""
     return make_task("shades", "Say the letter of the colour.", {"blue": "b", "white": "w"})
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def numbers() -> Task:
     """Another instruction than ``colours``."""
     return make_task("numbers", "Write this number as a digit.", {"one": "1", "two": "2"})

@@ -74,7 +74,7 @@ class MethodTrainer(Trainer):
         if num_items is None:
             return 1.0  # then Trainer divides each batch's loss by their number
         processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-        return (labels[..., 1:] != IGNORED).sum() * processes / num_items
+        return (labels != IGNORED).sum() * processes / num_items
 
 
 class ProjectorState(TrainerCallback):

@@ -65,7 +65,7 @@ def empirical_fisher(
     training = model.training
     model.eval()
     for batch in batches:
-        tokens = (batch["labels"][..., 1:] >= 0).sum()
+        tokens = (batch["labels"] >= 0).sum()
         nll = model(**batch).loss * tokens
         # Not backward(): DDP's hooks would take these gradients for those of a step.
         grads = torch.autograd.grad(nll, tensors, materialize_grads=True)

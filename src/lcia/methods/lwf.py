@@ -39,16 +39,16 @@ class LwF(Method):
         """Return the distillation loss."""
         if self._teacher is None:
             return None
-        prompts = {name: value for name, value in inputs.items() if name != "labels"}
         model.eval()
         with torch.no_grad():
-            teacher = functional_call(model, self._teacher, kwargs=prompts).logits
+            teacher = functional_call(model, self._teacher, kwargs=dict(inputs)).logits
         model.train()
-        answers = inputs["labels"][:, 1:] >= 0  # a position's logits are for the next token
+        labels = inputs["labels"]
+        if not model.config.is_encoder_decoder:  # there, logits are for the next position's token
+            labels = labels.roll(-1, dims=1)
+        answers = labels >= 0
         return self.config["strength"] * distillation(
-            outputs.logits[:, :-1][answers],
-            teacher[:, :-1][answers],
-            temperature=self.config["temperature"],
+            outputs.logits[answers], teacher[answers], temperature=self.config["temperature"]
         )
 
 

@@ -1,0 +1,160 @@
+"""Methods that change what is trained on or who answers: zero_shot, single, multitask, replay."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from lcia.errors import StoreError
+from lcia.learner import ContinualLearner, Store
+from lcia.learner.samples import read_samples
+
+METRICS_OF_THE_LAST_ROW = {"average_accuracy"}
+
+
+def memory(version):
+    return read_samples(version.adapters["g1"][1] / "memory.jsonl")
+
+
+def steps(version) -> int:
+    return sum(event["event"] == "step" for event in version.journal())
+
+
+def test_zero_shot_answers_as_the_base_model_does_to_the_bit(create, colours, shades, tiny_model):
+    learner = create("zero_shot")
+    learner.run([colours, shades])
+    current = learner.store.current
+    assert {p.adapter for p in current.predictions()} == {None}, "asked once, as the base model"
+    assert [steps(version) for version in learner.store.history()] == [0, 0]
+    rows = current.matrix().rows
+    assert rows[0] == rows[2]
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    ids = torch.arange(4, 24).reshape(2, 10)
+    expected = base(ids).logits
+    assert torch.equal(
+        PeftModel.from_pretrained(base, current.adapters["g1"][1])(ids).logits, expected
+    )
+
+
+def test_single_gives_each_task_a_group_and_its_samples_the_right_one(create, colours, shades):
+    learner = create("single")
+    learner.run([colours, shades])
+    groups = {"colours": "g1", "shades": "g2"}
+    predictions = learner.store.current.predictions()
+    assert all(p.group == groups[p.task] and p.reason == "task_given" for p in predictions)
+    assert learner.store.current.matrix()[1, 2] == learner.store.current.matrix()[0, 2], (
+        "before it is learned the base model answers"
+    )
+
+
+def test_the_task_can_be_given_to_any_assistant(create, colours, shades):
+    learner = create("sequential", grouping="per_task")
+    learner.run([colours, shades])
+    given = learner.evaluate(task_given=True)
+    assert [p.group for p in given] == 4 * ["g1"] + 4 * ["g2"]
+    routed = learner.evaluate()
+    assert routed == learner.store.current.predictions()
+    assert {p.group for p in routed} == {"g1"}, "of two groups with one instruction, the first"
+
+
+@pytest.fixture(scope="module")
+def multitask(create, colours, shades, numbers) -> Store:
+    learner = create("multitask", training={"num_train_epochs": 2})
+    learner.run([colours, shades, numbers])
+    return learner.store
+
+
+def test_multitask_trains_once_on_the_union_of_all_tasks(multitask, colours, shades, numbers):
+    union = [*colours.train, *shades.train, *numbers.train]
+    assert list(memory(multitask.current)) == union
+    assert [steps(version) for version in multitask.history()] == [0, 0, 2 * len(union) // 4]
+    first, _, last = (
+        load_file(v.adapters["g1"][1] / "adapter_model.safetensors") for v in multitask.history()
+    )
+    assert not any(values.any() for name, values in first.items() if "lora_B" in name)
+    assert any(values.any() for name, values in last.items() if "lora_B" in name)
+
+
+def test_what_multitask_did_not_measure_is_missing_and_never_zero(multitask):
+    matrix, metrics = multitask.current.matrix(), multitask.current.manifest["metrics"]
+    assert matrix.rows[:3] == 3 * ((None, None, None),)
+    assert None not in matrix.rows[3]
+    known = {name for name, value in metrics.items() if value is not None}
+    assert known & set(list(metrics)[:6]) == METRICS_OF_THE_LAST_ROW
+
+
+def test_multitask_taught_one_by_one_trains_on_everything_so_far(create, colours, shades):
+    learner = create("multitask")
+    for task in (colours, shades):
+        learner.learn(task)
+    versions = learner.store.history()
+    assert [steps(version) for version in versions] == [16 // 4, 32 // 4]
+    assert versions[1].matrix()[1, 1] is not None
+    straight = create("multitask")
+    straight.run([colours, shades])
+    found, expected = (
+        (s.current.adapters["g1"][1] / "adapter_model.safetensors").read_bytes()
+        for s in (learner.store, straight.store)
+    )
+    assert found == expected, "the earlier adapter leaves no trace in the last one"
+
+
+class Killed(BaseException):
+    """Stands for the process dying."""
+
+
+def test_a_task_gathered_by_halves_can_still_be_trained(create, colours, shades, monkeypatch):
+    learner = create("multitask")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(
+            "lcia.learner.store.Store.commit", lambda *a, **k: (_ for _ in ()).throw(Killed)
+        )
+        learner.run([colours, shades])
+    again = ContinualLearner(Store.open(learner.store.root), host=learner.host)
+    with pytest.raises(StoreError, match="unfinished"):
+        again.learn(shades)
+    again.learn(colours)
+    assert steps(again.store.current) == 4
+    assert again.store.current.matrix()[1, 1] is not None
+
+
+def test_a_stream_that_goes_on_gathers_only_what_is_new(create, colours, shades, numbers):
+    learner = create("multitask")
+    learner.run([colours, shades])
+    learner.run([colours, shades, numbers, replace(numbers, name="twice")])
+    assert [steps(version) for version in learner.store.history()] == [0, 8, 0, 16]
+
+
+@pytest.mark.parametrize("name", ["replay", "agem"])
+def test_a_quota_is_drawn_by_seed_and_added_to_what_is_remembered(name, built, colours, shades):
+    def remembered(seed, per_task=5):
+        memory = shades.train[:3]
+        opened = built(name, {"per_task": per_task}, memory=memory, seed=seed)
+        kept = tuple(opened.method.remember(opened.context))
+        assert kept[:3] == memory
+        assert set(kept[3:]) <= set(colours.train)
+        return kept[3:]
+
+    assert len(set(remembered(0))) == 5
+    assert remembered(0) == remembered(0) != remembered(1)
+    assert set(remembered(0, per_task=100)) == set(colours.train)
+
+
+def test_replay_trains_on_the_new_samples_and_the_memory(create, colours, shades):
+    learner = create({"name": "replay", "per_task": 8})
+    learner.run([colours, shades])
+    assert [steps(version) for version in learner.store.history()] == [16 // 4, (16 + 8) // 4]
+
+
+def test_a_memory_stays_within_its_group(create, colours, shades, numbers):
+    learner = create({"name": "replay", "per_task": 100}, grouping="on")
+    learner.run([colours, numbers, shades])
+    kept = {
+        group: read_samples(folder / "memory.jsonl")
+        for group, (_, folder) in learner.store.current.adapters.items()
+    }
+    expected = {"g1": {*colours.train, *shades.train}, "g2": set(numbers.train)}
+    assert {group: set(samples) for group, samples in kept.items()} == expected
