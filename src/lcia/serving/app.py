@@ -16,7 +16,7 @@ from lcia.serving.api_error import ApiError, api_error
 from lcia.serving.body import read_body
 from lcia.serving.guard import Guard
 from lcia.serving.live import ASSISTANT, BASE
-from lcia.serving.page import add_page
+from lcia.serving.pages import add_page
 from lcia.serving.respond import respond
 from lcia.serving.schemas import ChatRequest, CompletionRequest, RouteRequest, parse, user_turns
 from lcia.serving.service import Service

@@ -1,0 +1,136 @@
+"""The page in a real Chromium: two questions, two groups, and no request to anywhere else."""
+
+import os
+import shutil
+
+import pytest
+
+from lcia.serving.config import AccessConfig
+from serving_server import COLOUR, NUMBER, serving
+
+KEY = "a-key-that-is-long-enough"
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None and "CI" not in os.environ,
+    reason="needs Chromium: apt-get install --no-install-recommends chromium",
+)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    assert CHROMIUM, "apt-get install --no-install-recommends chromium"
+    with sync_playwright() as playwright:
+        # Chromium's own sandbox needs privileges that containers do not give.
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """Open a page and fail the test for anything it complains about or asks of others."""
+    problems, asked = [], []
+
+    def open_page(url, **context):
+        page = browser.new_context(**context).new_page()
+        page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("request", lambda r: asked.append(r.url))
+        page.goto(url)
+        return page
+
+    open_page.problems = problems
+    yield open_page
+    assert not [address for address in asked if "//127.0.0.1:" not in address]
+
+
+@pytest.fixture(scope="module")
+def url(served_store):
+    with serving(served_store, max_new_tokens=40) as (url, _):
+        yield url
+
+
+def ask(page, text):
+    page.fill("#prompt", text)
+    page.keyboard.press("Enter")
+    answer = page.locator("article.answer").last
+    answer.locator(".pace").wait_for()
+    return answer
+
+
+def test_two_questions_two_groups(open_page, url):
+    page = open_page(url)
+    page.locator("#examples button").first.wait_for()
+    assert page.title() == "assistant"
+    first = ask(page, COLOUR)
+    assert first.locator(".group").first.inner_text() == "g1"
+    second = ask(page, NUMBER)
+    assert second.locator(".group").first.inner_text() == "g2"
+    assert "its instructions match · 100 %" in second.inner_text()
+    assert page.locator(".question").all_inner_texts() == [COLOUR, NUMBER]
+    second.locator(".reason").click()
+    second.locator(".details ul").wait_for()
+    assert "Write this number as a digit." in second.locator(".details").inner_text()
+    assert not open_page.problems
+
+
+def test_an_example_a_chosen_model_and_a_new_chat(open_page, url):
+    page = open_page(url)
+    page.locator("#examples button", has_text="numbers").click()
+    page.locator("article.answer .pace").wait_for()
+    assert page.locator(".answer .group").first.inner_text() == "g2"
+    page.select_option("#model", "base")
+    answer = ask(page, COLOUR)
+    assert answer.locator(".group").inner_text() == "base model"
+    assert "you chose it" in answer.inner_text()
+    page.click("#clear")
+    assert page.locator("article.answer").count() == 0
+    assert page.locator("#welcome").is_visible()
+    assert not open_page.problems
+
+
+def test_what_it_learned(open_page, url):
+    page = open_page(url, color_scheme="dark")
+    page.click("#show-store")
+    page.locator(".heat").wait_for()
+    text = page.locator("#store").inner_text()
+    for expected in ("version 2", "Average accuracy", "Say the letter of the colour.", "numbers"):
+        assert expected in text
+    assert page.locator(".heat tbody tr").count() == 3
+    assert page.locator(".versions li").count() == 2
+    assert not page.locator("#chat").is_visible()
+    assert not open_page.problems
+
+
+def test_markup_in_a_question_is_text(open_page, url):
+    page = open_page(url)
+    ask(page, "<img src=x onerror='document.title=1'> <b>bold</b>")
+    assert page.locator(".question b, .question img").count() == 0
+    assert page.title() == "assistant"
+
+
+def test_a_key_is_asked_for(open_page, served_store):
+    access = AccessConfig(port=0, api_keys=(KEY,))
+    with serving(served_store, access=access, max_new_tokens=8) as (url, _):
+        page = open_page(url)
+        for key in ("wrong", KEY):
+            page.locator("#key[open]").wait_for()
+            page.fill("#key-input", key)
+            page.click("#key button")
+        page.locator("#examples button").first.wait_for()
+        assert ask(page, NUMBER).locator(".group").first.inner_text() == "g2"
+        assert all("401" in problem for problem in open_page.problems)
+
+
+def test_an_error_is_shown_and_the_page_goes_on(open_page, url):
+    page = open_page(url)
+    page.fill("#prompt", "x" * 600)
+    page.keyboard.press("Enter")
+    page.locator(".problem").wait_for()
+    assert "at most 512" in page.locator(".problem").inner_text()
+    assert ask(page, NUMBER).locator(".group").first.inner_text() == "g2"
