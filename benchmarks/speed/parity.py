@@ -1,7 +1,7 @@
 """Dynamic EMA on two processes against one process with the same global batch.
 
 Every parallel setting trains a small network for 20 steps on the same data; its averages are
-compared with those of a single process. Also the source of tests/distributed.
+compared with those of a single process. tests/distributed requires what this measures.
 
     python -m benchmarks.speed.parity ddp fsdp2 zero0 zero1 zero2 zero3
 """
@@ -12,7 +12,7 @@ import json
 import os
 import socket
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +65,18 @@ class Plain:
         self.ema = DynamicEMA(model.named_parameters(), rule=rule)
         if state:
             self.ema.load_state_dict(state["ema"])
+        self.after_step: Callable[[], None] = self.ema.update
 
     def step(self, batch: Tensor) -> None:
         """Take one optimizer step on this rank's share of a global batch."""
         loss_of(self.forward, batch[self.share]).backward()
         self.optimizer.step()
-        self.ema.update()
+        self.after_step()
         self.optimizer.zero_grad()
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Return the whole parameters, the same on every rank."""
+        return self.state()["model"]
 
     def state(self) -> dict[str, Any]:
         """Return model and average as full tensors, the same on every rank."""
@@ -83,12 +88,14 @@ class Plain:
 class Zero:
     """One rank of DeepSpeed ZeRO."""
 
-    def __init__(self, setting: str, *, rule: str, dtype: torch.dtype) -> None:
+    def __init__(self, setting: str, *, rule: str, dtype: torch.dtype, state: Any = None) -> None:
         import deepspeed
 
         from lcia.integrations.deepspeed import DeepSpeedEMA
 
         model = network(dtype)
+        if state:
+            model.load_state_dict(state["model"])
         config = {
             "train_batch_size": 8,
             "gradient_clipping": 0.0,
@@ -100,18 +107,20 @@ class Zero:
         self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
         self.model = self.engine.module
         self.ema = DeepSpeedEMA(self.model, self.engine.optimizer, rule=rule)
+        if state:
+            self.ema.load_state_dict(state["ema"])
+        self.after_step: Callable[[], None] = self.ema.update
 
     def step(self, batch: Tensor) -> None:
         """Take one optimizer step on this rank's share of a global batch."""
         self.engine.backward(loss_of(self.engine, batch[dist.get_rank() :: 2]))
         self.engine.step()
-        self.ema.update()
+        self.after_step()
 
-    def published(self) -> dict[str, Tensor]:
-        """Make the parameters the average and return them as the model sees them."""
+    def parameters(self) -> dict[str, Tensor]:
+        """Return the whole parameters as the model sees them."""
         import deepspeed
 
-        self.ema.copy_to_parameters()
         out = {}
         for name, parameter in self.model.named_parameters():
             with deepspeed.zero.GatheredParameters(
@@ -119,6 +128,10 @@ class Zero:
             ):
                 out[name] = parameter.detach().clone()
         return out
+
+    def state(self) -> dict[str, Any]:
+        """Return model and average as full tensors, the same on every rank."""
+        return _cloned({"model": self.parameters(), "ema": self.ema.state_dict()})
 
 
 def averages(run: Plain | Zero) -> dict[str, Tensor]:
@@ -131,33 +144,36 @@ def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     return max(float((a[n] - b[n]).abs().max() / b[n].abs().max()) for n in b)
 
 
-def run(setting: str, *, rule: str, dtype: torch.dtype, steps: int = STEPS) -> Plain | Zero:
-    """Train from the start and return the run."""
+def start(setting: str, *, rule: str, dtype: torch.dtype, state: Any = None) -> Plain | Zero:
+    """Return a run at its start, or where a ``state()`` left it."""
     kind = Zero if setting.startswith("zero") else Plain
-    out = kind(setting, rule=rule, dtype=dtype)
-    for batch in batches(dtype)[:steps]:
-        out.step(batch)
-    return out
+    return kind(setting, rule=rule, dtype=dtype, state=state)
+
+
+def take(run: Plain | Zero, batches: list[Tensor]) -> Plain | Zero:
+    """Take a step on each batch."""
+    for batch in batches:
+        run.step(batch)
+    return run
 
 
 def compare(setting: str, *, rule: str, dtype: torch.dtype) -> dict[str, Any]:
     """Return how far a setting's averages are from a single process's, and how they continue."""
-    single, parallel = (run(s, rule=rule, dtype=dtype) for s in ("single", setting))
+    data, how = batches(dtype), {"rule": rule, "dtype": dtype}
+    single, parallel = (take(start(s, **how), data) for s in ("single", setting))
+    whole = averages(parallel)
     cell: dict[str, Any] = {
-        "difference": difference(averages(parallel), averages(single)),
+        "difference": difference(whole, averages(single)),
         "closed_form": parallel.ema.stats().counts["closed_form"],
         "same_decisions": parallel.ema.stats().counts == single.ema.stats().counts,
     }
-    if isinstance(parallel, Zero):
-        cell["published"] = difference(parallel.published(), averages(single))
-        return cell
-    half = run(setting, rule=rule, dtype=dtype, steps=STEPS // 2).state()
+    half = take(start(setting, **how), data[: STEPS // 2]).state()
     for other in (setting, "single", "ddp" if setting == "fsdp2" else "fsdp2"):
-        resumed = Plain(other, rule=rule, dtype=dtype, state=half)
-        for batch in batches(dtype)[STEPS // 2 :]:
-            resumed.step(batch)
-        away = difference(averages(resumed), averages(parallel))
-        cell["resumed_here" if other == setting else f"resumed_on_{other}"] = away
+        resumed = take(start(other, **how, state=half), data[STEPS // 2 :])
+        key = "resumed_here" if other == setting else f"resumed_on_{other}"
+        cell[key] = difference(averages(resumed), whole)
+    parallel.ema.copy_to_parameters()
+    cell["published"] = difference(parallel.parameters(), averages(single))
     return cell
 
 
@@ -168,7 +184,35 @@ def missing(setting: str) -> str | None:
     return None
 
 
-def _rank(rank: int, port: int, settings: list[str], out: str) -> None:
+def compare_all(settings: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return setting -> rule/dtype -> figures; every rank calls it."""
+    return {
+        setting: {
+            f"{rule}/{str(dtype)[6:]}": compare(setting, rule=rule, dtype=dtype)
+            for dtype in dtypes(setting)
+            for rule in RULES
+        }
+        for setting in settings
+    }
+
+
+def dtypes(setting: str) -> list[torch.dtype]:
+    """Return what a setting is compared in; DeepSpeed steps float32 only."""
+    return [torch.float32] if setting.startswith("zero") else [torch.float32, torch.float64]
+
+
+def on_two_processes(work: Callable[[Sequence[str]], Any], settings: Sequence[str]) -> Any:
+    """Call ``work(settings)`` on two gloo processes, one thread each; return rank 0's JSON."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "result.json"
+        torch.multiprocessing.spawn(_rank, args=(port, work, list(settings), out), nprocs=2)
+        return json.loads(out.read_text(encoding="utf-8"))
+
+
+def _rank(rank: int, port: int, work: Callable[..., Any], settings: list[str], out: Path) -> None:
     os.environ |= {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
@@ -176,20 +220,15 @@ def _rank(rank: int, port: int, settings: list[str], out: str) -> None:
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "LOCAL_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
     }
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     if any(setting.startswith("zero") for setting in settings):
         _start_deepspeed()
-    table: dict[str, dict[str, Any]] = {}
-    for setting in settings:
-        dtypes = [torch.float32] if setting.startswith("zero") else [torch.float32, torch.float64]
-        for dtype in dtypes:
-            for rule in RULES:
-                cell = compare(setting, rule=rule, dtype=dtype)
-                table.setdefault(setting, {})[f"{rule}/{str(dtype)[6:]}"] = cell
+    result = work(settings)
     if rank == 0:
-        Path(out).write_text(json.dumps(table), encoding="utf-8")
+        out.write_text(json.dumps(result), encoding="utf-8")
     dist.destroy_process_group()
 
 
@@ -199,17 +238,6 @@ def _start_deepspeed() -> None:
     # Its shared-memory collectives are compiled at first use, for minutes; gloo's serve here.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="gloo")
-
-
-def parity(settings: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Run the settings on two gloo processes; return setting -> rule/dtype -> figures."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "parity.json"
-        torch.multiprocessing.spawn(_rank, args=(port, list(settings), str(out)), nprocs=2)
-        return json.loads(out.read_text(encoding="utf-8"))
 
 
 def _cloned(tree: Any) -> Any:
@@ -224,7 +252,7 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
-    table = json.dumps(parity(asked.settings), indent=1)
+    table = json.dumps(on_two_processes(compare_all, asked.settings), indent=1)
     if asked.out:
         asked.out.write_text(table, encoding="utf-8")
     else:

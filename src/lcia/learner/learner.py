@@ -39,6 +39,7 @@ from lcia.learner.training import TRAINED, UNTRAINED, train_adapter
 from lcia.methods.base import Method
 from lcia.models.host import AdapterHost
 from lcia.models.loading import check_model, content_hash, load_model
+from lcia.models.memory import keep_freed_memory
 from lcia.registry import SCORERS
 
 
@@ -442,6 +443,8 @@ def load_host(config: AssistantConfig) -> AdapterHost:
         ModelError: it cannot be loaded.
     """
     base = load_model(config.model, dtype=config.dtype, quantize=config.quantize)
+    if base.model.device.type == "cpu":
+        keep_freed_memory()
     return AdapterHost(
         base,
         max_prompt_tokens=config.generation.max_prompt_tokens,
