@@ -1,10 +1,11 @@
-"""A Trainer on one process, then on two: trained, saved, resumed.
+"""A Trainer on one process, then on two in each way of sharding: trained, saved, resumed.
 
-python trainer_ranks.py PORT ddp|fsdp2|zero2 FOLDER
+python trainer_ranks.py FOLDER ddp|fsdp2|zero0|zero1|zero2|zero3...
 """
 
 import json
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -92,26 +93,42 @@ def equal(a, b):
     return all(torch.equal(x, y) for x, y in [*tensors, (a["stats"], b["stats"])])
 
 
-def rank_main(rank, port, setting, folder):
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+def train_twice(setting, folder):
+    """Train through, and again from the middle; rank 0 writes what came of it."""
+    whole = train(folder / setting, setting)
+    again = train(folder / setting, setting, resume=str(folder / setting / f"checkpoint-{SAVE_AT}"))
+    if torch.distributed.get_rank() == 0:
+        torch.save(whole["state"], folder / f"{setting}.pt")
+        facts = {
+            "resumed_to_the_bit": equal(whole["state"], again["state"]),
+            "resumed_steps": [record["step"] for record in again["records"]],
+            "records": whole["records"],
+            "logs": whole["logs"],
+        }
+        (folder / f"{setting}.json").write_text(json.dumps(facts))
+
+
+def rank_main(rank, port, folder, settings):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
     torch.set_num_threads(1)
-    if setting.startswith("zero"):
+    if any(setting.startswith("zero") for setting in settings):
         import deepspeed
 
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # minutes to compile
-    whole = train(folder / setting, setting)
-    again = train(folder / setting, setting, resume=str(folder / setting / f"checkpoint-{SAVE_AT}"))
-    if rank == 0:
-        torch.save(whole["state"], folder / f"{setting}.pt")
-        same = equal(whole["state"], again["state"])
-        facts = {"resumed_to_the_bit": same, "records": whole["records"], "logs": whole["logs"]}
-        (folder / f"{setting}.json").write_text(json.dumps(facts))
+    environment = dict(os.environ)
+    for setting in settings:
+        train_twice(setting, folder)
+        os.environ.clear()  # TrainingArguments tells accelerate of FSDP and DeepSpeed there
+        os.environ.update(environment)
     torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    port, setting, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+    folder = Path(sys.argv[1])
     single = train(folder / "single", "single")
     torch.save(single["state"], folder / "single.pt")
-    torch.multiprocessing.spawn(rank_main, args=(port, setting, folder), nprocs=2)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(rank_main, args=(port, folder, sys.argv[2:]), nprocs=2)

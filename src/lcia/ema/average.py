@@ -16,7 +16,7 @@ from lcia.ema.decide import decide
 from lcia.ema.gradients import PreviousGradients
 from lcia.ema.record import EMAStats, read, summarise
 from lcia.ema.reduce import TERMS, Operands, blend, move, new_scratch
-from lcia.ema.sharding import Shards, local
+from lcia.ema.sharding import Shards, local, without_ties
 from lcia.errors import TrainingError
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class DynamicEMA:
         self.rule = build_rule(rule).for_training()
         self._fused = fused
         self._shards = shards or Shards()
-        self._parameters = _without_ties(named_parameters)
+        self._parameters = without_ties(named_parameters)
         self._theta_prev: dict[str, Tensor] = {}
         self._grad_prev = PreviousGradients()
         self._stats = EMAStats()
@@ -315,15 +315,6 @@ class DynamicEMA:
 
     def _part(self, name: str, values: Tensor) -> Tensor:
         return self._shards.part(values, like=self._parameters[name])
-
-
-def _without_ties(named_parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    first_name: dict[int, str] = {}
-    parameters = {}
-    for name, parameter in named_parameters:
-        if first_name.setdefault(id(parameter), name) == name:
-            parameters[name] = parameter
-    return parameters
 
 
 def _new_average(values: Tensor, *, like: Tensor) -> Tensor:

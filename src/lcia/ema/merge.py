@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from lcia.ema.sharding import Shards, local
+from lcia.ema.sharding import Shards, local, without_ties
 from lcia.errors import ConfigError, TrainingError
 
 
@@ -46,7 +46,9 @@ class PrecisionMerge:
             raise ConfigError(f"old_weight is {old_weight!r}; expected a number above 0.")
         self._old_weight = old_weight
         self._shards = shards or Shards()
-        self._parameters = {name: p for name, p in named_parameters if p.requires_grad}
+        self._parameters = {
+            n: p for n, p in without_ties(named_parameters).items() if p.requires_grad
+        }
         self._squares = {n: self._zeros(p) for n, p in self._parameters.items()}
         self._old = self._load(precision_old, "precision_old") if precision_old else None
 
@@ -61,7 +63,8 @@ class PrecisionMerge:
         if not graded:
             raise TrainingError(
                 "PrecisionMerge.accumulate(): all gradients are None; call it after "
-                "optimizer.step() and before zero_grad()."
+                "optimizer.step() and before zero_grad(). DeepSpeed clears them inside backward: "
+                "use lcia.integrations.DeepSpeedMerge there."
             )
         for name, grad in graded:
             values = local(grad).to(self._squares[name].dtype)
@@ -72,7 +75,8 @@ class PrecisionMerge:
         """Make the parameters the merge of their values now and ``theta_old``, by name.
 
         Raises:
-            TrainingError: ``theta_old`` lacks a parameter, or nothing was accumulated.
+            TrainingError: ``theta_old`` lacks a parameter, or nothing was accumulated, or values
+                that are not finite.
         """
         new, old = self._scaled(), self._load(theta_old, "theta_old")
         for name, parameter in self._parameters.items():
@@ -108,6 +112,11 @@ class PrecisionMerge:
         sums = torch.stack([squares.sum().reshape(1) for squares in self._squares.values()])
         self._shards.share_sums(sums, list(self._parameters.values()))
         total = sums.sum()
+        if not total.isfinite():
+            raise TrainingError(
+                "PrecisionMerge: the sum of squared gradients is not finite. Leave out the steps "
+                "that fp16 loss scaling skips (optimizer.step_was_skipped), or clip gradients."
+            )
         if not total > 0:
             raise TrainingError("PrecisionMerge: no squared gradients; call accumulate() first.")
         return {name: squares / total for name, squares in self._squares.items()}

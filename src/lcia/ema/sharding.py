@@ -1,6 +1,6 @@
 """Where the parts of a parameter are: whole on every rank, or spread over ranks by FSDP2."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +11,16 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 def local(tensor: Tensor) -> Tensor:
     """Return the part of a tensor that lives on this rank; a plain tensor is its own part."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def without_ties(named_parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Return parameters by name, a tied one once, under its first name."""
+    first_name: dict[int, str] = {}
+    parameters = {}
+    for name, parameter in named_parameters:
+        if first_name.setdefault(id(parameter), name) == name:
+            parameters[name] = parameter
+    return parameters
 
 
 class Shards:

@@ -1,6 +1,6 @@
 """Dynamic EMA inside other people's training loops."""
 
-from lcia.integrations.deepspeed import DeepSpeedEMA
+from lcia.integrations.deepspeed import DeepSpeedEMA, DeepSpeedMerge
 from lcia.integrations.transformers import DynamicEMACallback
 
-__all__ = ["DeepSpeedEMA", "DynamicEMACallback"]
+__all__ = ["DeepSpeedEMA", "DeepSpeedMerge", "DynamicEMACallback"]

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 
-from lcia.ema import DynamicEMA, Rule
+from lcia.ema import DynamicEMA, PrecisionMerge, Rule
 from lcia.ema.sharding import Shards
 from lcia.errors import TrainingError
 
@@ -160,6 +160,45 @@ class DeepSpeedEMA(DynamicEMA):
                 "Call update() once per step, after backward() at an accumulation boundary."
             )
         super().update()
+
+
+class DeepSpeedMerge(PrecisionMerge):
+    """``PrecisionMerge`` of a model that DeepSpeed trains; ``accumulate()`` after ``backward``.
+
+    Args:
+        model: the module given to DeepSpeed.
+        optimizer: what ``accelerator.prepare`` or ``deepspeed.initialize`` returned for it.
+        old_weight: as for ``PrecisionMerge``.
+        precision_old: as for ``PrecisionMerge``.
+
+    Raises:
+        TrainingError: this way of running DeepSpeed keeps no float32 partition to read.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        optimizer: Any,
+        *,
+        old_weight: float = 0.1,
+        precision_old: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.shards = ZeroShards(model, optimizer)
+        super().__init__(
+            self.shards.fragments.items(),
+            old_weight=old_weight,
+            precision_old=precision_old,
+            shards=self.shards,
+        )
+
+    def accumulate(self) -> None:
+        """Add the squared gradients of the step that ``backward`` took.
+
+        Raises:
+            TrainingError: DeepSpeed took no step since the last call.
+        """
+        self.shards.take_gradients()
+        super().accumulate()
 
 
 def _torch_optimizer(optimizer: Any) -> Optimizer:

@@ -73,9 +73,22 @@ def test_wrong_use_is_named():
     with pytest.raises(ConfigError, match="old_weight is 0"):
         PrecisionMerge([("w", p)], old_weight=0)
     merge = PrecisionMerge([("w", p)])
-    with pytest.raises(TrainingError, match="gradients are None"):
+    with pytest.raises(TrainingError, match=r"gradients are None.*DeepSpeed.*DeepSpeedMerge"):
         merge.accumulate()
     with pytest.raises(TrainingError, match="no squared gradients"):
         merge.precision()
     with pytest.raises(TrainingError, match="precision_old has no 'w'"):
         PrecisionMerge([("w", p)], precision_old={"v": torch.zeros(2)})
+    task(merge, p, [[1.0, float("inf")]])
+    with pytest.raises(TrainingError, match=r"not finite.*step_was_skipped"):
+        merge.precision()
+
+
+def test_a_tied_parameter_is_merged_once():
+    p = nn.Parameter(torch.tensor([4.0, 4.0]))
+    merge = PrecisionMerge(
+        [("w", p), ("tied", p)], old_weight=1.0, precision_old={"w": torch.tensor([0.5, 0.5])}
+    )
+    task(merge, p, [[1.0, 1.0]])
+    merge.merge({"w": torch.zeros(2)})
+    assert p.tolist() == pytest.approx([2.0, 2.0])
