@@ -21,7 +21,7 @@ from lcia.grouping import InstructionCodebook, Router
 from lcia.learner import ContinualLearner, Store, Version
 from lcia.learner.files import read_json, read_jsonl, write_json, write_jsonl
 from lcia.learner.training import MEMORY
-from lcia.reports.collect import steps_of
+from lcia.reports.collect import step_records
 
 HELD_OUT = {model: f"held_out-{model}.jsonl" for model in ("base", "assistant")}
 """Files of the predictions on tasks that were never trained."""
@@ -151,7 +151,7 @@ def _cells(versions: Sequence[Version]) -> Iterator[tuple[int, Prediction]]:
 
 def _measures(store: Store, versions: Sequence[Version]) -> dict[str, float | None]:
     last = versions[-1]
-    steps = [step for version in versions for step in steps_of(version)]
+    steps = [step for version in versions for step in step_records(version.journal())]
     averaged = [step for step in steps if step.beta_mean is not None]
     learned_by = {version.manifest["task"]: version.manifest["group"] for version in versions}
     return {

@@ -197,3 +197,29 @@ def test_a_folder_begun_with_other_held_out_tasks_is_refused(guarded):
     edit(guarded, held_out=None)
     with pytest.raises(ConfigError, match=r"was begun with held_out\.guard"):
         run(guarded)
+
+
+def test_runs_are_compared_paired_and_written(lcia, fails, stream, tmp_path):
+    two_tasks(stream, methods=["sequential", "lcia"], seeds=[0, 1])
+    assert lcia("run", stream).returncode == 0
+    done = lcia("compare", tmp_path / "out", "-o", tmp_path / "tables")
+    assert done.returncode == 0, done.stderr
+    for text in ("Differences from sequential", "Forg. ratio", "mean over i of R[T, i]"):
+        assert text in done.stdout
+    assert {path.name for path in (tmp_path / "tables").iterdir()} == {
+        *("compare.md", "compare.json", "compare.html")
+    }
+    found = json.loads(lcia("compare", tmp_path / "out", "--baseline", "lcia", "--json").stdout)
+    assert found["baseline"] == "lcia"
+    assert [label["label"] for label in found["labels"]] == ["sequential", "lcia"]
+    own = [
+        json.loads((tmp_path / f"out/{label}-seed{seed}/metrics.json").read_text())["metrics"]
+        for label in ("sequential", "lcia")
+        for seed in (0, 1)
+    ]
+    scores = [metrics["average_accuracy"] for metrics in own]
+    difference = found["labels"][0]["differences"]["average_accuracy"]
+    assert difference["mean"] == pytest.approx(fmean(scores[:2]) - fmean(scores[2:]))
+    assert difference["n"] == 2
+    assert "Nearest: lcia" in fails("compare", tmp_path / "out", "--baseline", "lcis")
+    assert "no finished run there" in fails("compare", tmp_path / "nowhere")

@@ -3,9 +3,10 @@
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.status import Status
 from rich.table import Table
@@ -30,20 +31,45 @@ def number(value: float | None, digits: int = 1) -> str:
 
 
 def print_table(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    left: Sequence[int] = (0,),
+    bold: Collection[tuple[int, int]] = (),
 ) -> None:
     """Print a title and a table; columns are right-aligned but those whose index is in ``left``.
 
-    Cells are shown as they are: brackets in them are no markup.
+    Row and column of cells to stress are in ``bold``. Cells are shown as they are: brackets in
+    them are no markup. A table of numbers that is wider than the terminal is printed in parts,
+    each with the first column.
     """
-    built = Table(box=None, pad_edge=False)
-    for i, column in enumerate(columns):
-        justify: Any = "left" if i in left else "right"
-        built.add_column(Text(column), justify=justify, overflow="fold")
-    for row in rows:
-        built.add_row(*(Text(cell) for cell in row))
     console.print(Text(title, style="bold"), soft_wrap=True)
-    console.print(built)
+    widths = [max(cell_len(cell) for cell in cells) for cells in zip(columns, *rows, strict=True)]
+    parts = _parts(widths) if tuple(left) == (0,) else [range(len(columns))]
+    for number, part in enumerate(parts):
+        if number:
+            console.print()
+        built = Table(box=None, pad_edge=False)
+        for i in part:
+            justify: Any = "left" if i in left else "right"
+            built.add_column(Text(columns[i]), justify=justify, overflow="fold")
+        for k, row in enumerate(rows):
+            built.add_row(*(Text(row[i], "bold" if (k, i) in bold else "") for i in part))
+        console.print(built)
+
+
+def _parts(widths: Sequence[int]) -> list[list[int]]:
+    """Return the indices of columns that fit side by side, the first among them every time."""
+    parts = [[0]]
+    used = widths[0]
+    for i, width in enumerate(widths[1:], start=1):
+        if used + 2 + width > console.width and len(parts[-1]) > 1:
+            parts.append([0])
+            used = widths[0]
+        parts[-1].append(i)
+        used += 2 + width
+    return parts
 
 
 class LearningProgress:

@@ -14,6 +14,7 @@ import typer
 from lcia.cli import (
     catalog,
     chat,
+    compare,
     data,
     evaluate,
     groups,
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 for verb in (
     run,
+    compare,
     learn,
     plan,
     evaluate,

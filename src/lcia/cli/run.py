@@ -1,5 +1,6 @@
 """``lcia run``: learn a whole stream."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -56,9 +57,7 @@ def run(
     if not is_main():
         return
     if done.results:
-        page = output_folder(config, base=stream.parent) / "report.html"
-        stores = {result.folder.name: result.store for result in done.results}
-        write_report(report_of(stores, title=config.output.name), page)
+        page = _write_page(done.results, output_folder(config, base=stream.parent))
         if not as_json:
             show_results(done.results, report=page)
     if as_json:
@@ -69,3 +68,20 @@ def run(
             + f"\n{len(done.failures)} of {len(done.failures) + len(done.results)} runs failed; "
             "the others are done. Run the same command again to continue them."
         )
+
+
+def _write_page(results: "Sequence[Result]", folder: Path) -> Path:
+    """Write one page about all runs: the reports of a few side by side, or their comparison."""
+    from lcia.cli.results import SIDE_BY_SIDE
+    from lcia.reports.collect import report_of
+    from lcia.reports.compare_files import write_comparison
+    from lcia.reports.comparison import compare
+    from lcia.reports.finished import find_runs
+    from lcia.reports.html import write_report
+
+    if len(results) <= SIDE_BY_SIDE:
+        stores = {result.folder.name: result.store for result in results}
+        write_report(report_of(stores, title=folder.name), folder / "report.html")
+        return folder / "report.html"
+    runs, warnings = find_runs([result.folder for result in results])
+    return write_comparison(compare(runs, warnings=warnings), folder, title=folder.name)["html"]

@@ -1,6 +1,6 @@
 """From stores to the plain records a report shows."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ def run_record(method: str, store: Store) -> RunRecord:
         method=method,
         matrix=version.matrix(),
         groups=tuple(_groups(version)),
-        steps=tuple(step for past in store.history() for step in steps_of(past)),
+        steps=tuple(step for past in store.history() for step in step_records(past.journal())),
         routing=routing_shares(version),
         samples=tuple(_samples(version)),
     )
@@ -53,11 +53,23 @@ def routing_shares(version: Version) -> dict[str, dict[str, float]]:
     }
 
 
-def steps_of(version: Version) -> Iterator[StepRecord]:
-    """Yield the optimizer steps that led from a version's parent to it."""
-    for event in version.journal():
+def step_records(events: Iterable[Mapping[str, Any]]) -> Iterator[StepRecord]:
+    """Yield the optimizer steps among a journal's events."""
+    for event in events:
         if event["event"] == "step":
-            yield _step(event)
+            yield StepRecord(
+                task=event["task"],
+                step=event["step"],
+                loss=event.get("loss"),
+                beta_mean=event.get("ema/beta_mean"),
+                beta_min=event.get("ema/beta_min"),
+                beta_max=event.get("ema/beta_max"),
+                fallbacks={
+                    key.removeprefix(FALLBACK): share
+                    for key, share in event.items()
+                    if key.startswith(FALLBACK)
+                },
+            )
 
 
 def _groups(version: Version) -> Iterator[GroupRecord]:
@@ -72,22 +84,6 @@ def _groups(version: Version) -> Iterator[GroupRecord]:
 
 def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
-
-
-def _step(event: Mapping[str, Any]) -> StepRecord:
-    return StepRecord(
-        task=event["task"],
-        step=event["step"],
-        loss=event.get("loss"),
-        beta_mean=event.get("ema/beta_mean"),
-        beta_min=event.get("ema/beta_min"),
-        beta_max=event.get("ema/beta_max"),
-        fallbacks={
-            key.removeprefix(FALLBACK): share
-            for key, share in event.items()
-            if key.startswith(FALLBACK)
-        },
-    )
 
 
 def _samples(version: Version) -> Iterator[SampleAnswer]:

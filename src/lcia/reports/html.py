@@ -43,19 +43,47 @@ def render(data: ReportData) -> str:
     if not names or len(set(names)) < len(names):
         raise ConfigError(f"A report shows runs of different names, at least one; found {names}.")
     return (
-        _environment()
+        templates()
         .get_template("report.html")
         .render(
             data=data,
             metrics=_metric_rows(data.runs),
             runs=[_run_view(run, key=f"run{k}") for k, run in enumerate(data.runs)],
-            settings=list(_flat(data.settings)),
+            settings=list(flat_settings(data.settings)),
         )
     )
 
 
+def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the dotted name and the text of every setting of a nested configuration."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat_settings(value, f"{prefix}{key}.")
+        elif isinstance(value, str):
+            yield f"{prefix}{key}", value
+        else:
+            yield f"{prefix}{key}", json.dumps(value, ensure_ascii=False, default=str)
+
+
+def heat_rows(matrix: AccuracyMatrix) -> list[dict[str, Any]]:
+    """Return the rows of a heat map: what was learned, the cells, the mean of those learned."""
+    rows = []
+    for t, row in enumerate(matrix.rows):
+        seen = [score for score in row[:t] if score is not None]
+        complete = bool(seen) and len(seen) == t
+        rows.append(
+            {
+                "learned": "before learning" if t == 0 else matrix.tasks[t - 1],
+                "cells": list(zip(matrix.tasks, row, strict=True)),
+                "mean": math.fsum(seen) / t if complete else None,
+            }
+        )
+    return rows
+
+
 @functools.cache
-def _environment() -> "Environment":
+def templates() -> "Environment":
+    """Return the templates of pages, everything in them escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -84,26 +112,11 @@ def _run_view(run: RunRecord, *, key: str) -> dict[str, Any]:
     return {
         "record": run,
         "summary": summarise(run.matrix),
-        "heat": _heat_rows(run.matrix),
+        "heat": heat_rows(run.matrix),
         "charts": _charts(run, key=key),
         "training": _training_rows(run.steps),
         "routed_to": list(dict.fromkeys(g for shares in run.routing.values() for g in shares)),
     }
-
-
-def _heat_rows(matrix: AccuracyMatrix) -> list[dict[str, Any]]:
-    rows = []
-    for t, row in enumerate(matrix.rows):
-        seen = [score for score in row[:t] if score is not None]
-        complete = bool(seen) and len(seen) == t
-        rows.append(
-            {
-                "learned": "before learning" if t == 0 else matrix.tasks[t - 1],
-                "cells": list(zip(matrix.tasks, row, strict=True)),
-                "mean": math.fsum(seen) / t if complete else None,
-            }
-        )
-    return rows
 
 
 def _charts(run: RunRecord, *, key: str) -> list[dict[str, str]]:
@@ -175,13 +188,3 @@ def _training_rows(steps: Sequence[StepRecord]) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        elif isinstance(value, str):
-            yield f"{prefix}{key}", value
-        else:
-            yield f"{prefix}{key}", json.dumps(value, ensure_ascii=False, default=str)

@@ -31,7 +31,9 @@ def measured(value: float | None, unit: str) -> str:
     if unit == "seconds":
         return duration(value)
     if unit == "count":
-        return _scaled(value, ("", "k", "M", "G")).strip() if value >= 1000 else f"{value:g}"
+        if value >= 1000:
+            return _scaled(value, ("", "k", "M", "G"))
+        return number(value, 0 if value == round(value) else 1)
     return number(value, 1 if unit else 3)
 
 

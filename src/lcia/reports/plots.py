@@ -190,6 +190,17 @@ def printable(text: str, *, limit: int) -> str:
     return f"{text[: limit - 1 - tail]}…{text[len(text) - tail :]}"
 
 
+def spread_out(heights: Sequence[float], *, gap: float, ceiling: float) -> list[float]:
+    """Return rising heights pushed apart: from the bottom up, then down from the ceiling."""
+    places: list[float] = []
+    for height in heights:
+        places.append(max(height, places[-1] + gap) if places else height)
+    for k in reversed(range(len(places))):
+        places[k] = min(places[k], ceiling)
+        ceiling = places[k] - gap
+    return places
+
+
 def _draw_task(
     axes: Axes, scores: list[float], *, learned_at: int, colour: Any, marker: str
 ) -> None:
@@ -212,16 +223,7 @@ def _draw_task(
 
 
 def _label_ends(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
-    # Labels at the height of their line's end, pushed apart from the bottom up, then down again
-    # where they left the axes at the top.
-    gap = 7.5
-    places: list[float] = []
-    for score, _, _ in sorted(ends):
-        places.append(max(score, places[-1] + gap) if places else score)
-    ceiling = 100.0
-    for k in reversed(range(len(places))):
-        places[k] = min(places[k], ceiling)
-        ceiling = places[k] - gap
+    places = spread_out([score for score, _, _ in sorted(ends)], gap=7.5, ceiling=100)
     for place, (_, name, colour) in zip(places, sorted(ends), strict=True):
         axes.text(
             1.02, place, name, color=colour, va="center", transform=axes.get_yaxis_transform()

@@ -19,7 +19,13 @@ _VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid"} | {
 }
 
 
-def inline_svg(draw: Callable[..., None], *data: Any, key: str, label: str) -> str:
+def inline_svg(
+    draw: Callable[..., None],
+    *data: Any,
+    key: str,
+    label: str,
+    size: tuple[float, float] = (5.8, 2.9),
+) -> str:
     """Draw one chart and return it as an ``<svg>`` element for an HTML page.
 
     The colours of ``plots`` become the page's CSS variables, so that one chart serves the light and
@@ -30,6 +36,7 @@ def inline_svg(draw: Callable[..., None], *data: Any, key: str, label: str) -> s
         data: passed to ``draw``.
         key: unique within the page; keeps the element ids of several charts apart.
         label: what the chart shows, for screen readers.
+        size: width and height in inches, at which 8.5 points are 8.5 points.
 
     Returns:
         The element; equal for equal arguments.
@@ -38,7 +45,7 @@ def inline_svg(draw: Callable[..., None], *data: Any, key: str, label: str) -> s
     with style(), rc_context({"svg.hashsalt": key}), warnings.catch_warnings():
         # The page's fonts draw the text, whatever matplotlib's own can show.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        figure = Figure(figsize=(5.8, 2.9))
+        figure = Figure(figsize=size)
         draw(figure.subplots(), *data)
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return _for_html(buffer.getvalue(), label=label)

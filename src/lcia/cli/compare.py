@@ -1,0 +1,63 @@
+"""``lcia compare``: methods, rules and groupings against each other."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lcia.cli.run import AsJson
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command line."""
+    app.command()(compare)
+
+
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Outputs of 'lcia run', or folders of single runs.")
+    ],
+    baseline: Annotated[
+        str | None,
+        typer.Option("--baseline", help="Label to take differences from; default: the first."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder for compare.md, compare.json, compare.html."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare finished runs of one stream: mean ± deviation by label, and paired differences.
+
+    Runs are paired by seed and order. What is not finished is left out and named.
+
+    Examples:
+
+      lcia compare runs/news -o runs/news
+
+      lcia compare runs/rules runs/methods --baseline sequential -o tables/news
+    """
+    from lcia.cli.console import console, print_json, print_table
+    from lcia.reports.compare_files import as_json as in_json
+    from lcia.reports.compare_files import write_comparison
+    from lcia.reports.comparison import compare as compare_runs
+    from lcia.reports.finished import find_runs
+    from lcia.reports.tables import comparison_tables, formulas
+
+    found, warnings = find_runs(runs)
+    comparison = compare_runs(found, baseline=baseline, warnings=warnings)
+    if output is not None:
+        files = write_comparison(comparison, output, title=output.resolve().name)
+    if as_json:
+        print_json(in_json(comparison))
+        return
+    for line in warnings:
+        console.print(f"Mind: {line}", markup=False, soft_wrap=True)
+    for table in comparison_tables(comparison):
+        console.print()
+        print_table(table.title, table.columns, table.rows, bold=table.best)
+        console.print(table.note, style="dim", markup=False, soft_wrap=True)
+    console.print()
+    print_table("Formulas", ["", ""], list(formulas(comparison).items()), left=(0, 1))
+    if output is not None:
+        console.print(f"\nPage: {files['html']}", markup=False, soft_wrap=True)

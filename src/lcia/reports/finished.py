@@ -1,0 +1,172 @@
+"""The finished sub-runs below some folders, and whether they can be compared."""
+
+import itertools
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lcia.errors import ConfigError
+from lcia.evaluation.matrix import AccuracyMatrix
+from lcia.evaluation.measures import MEASURES
+from lcia.learner.files import read_json, read_jsonl
+from lcia.reports.collect import step_records
+from lcia.reports.data import StepRecord
+
+Key = tuple[int, str]
+"""Seed and order: what runs of two labels are paired by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedRun:
+    """One sub-run with its results.
+
+    Attributes:
+        folder: of the sub-run.
+        label: name of method, rule and grouping.
+        method: the method's name.
+        seed: its seed.
+        order: name of the order of tasks.
+        settings: of the assistant, without its seed.
+        fingerprints: task to the fingerprint of its content, in the order of learning.
+        held_out: the same of the tasks never trained.
+        metrics: every measure of ``lcia.evaluation.MEASURES``; None where it is unavailable.
+        matrix: the scores.
+        environment: package to version, and the platform.
+        begun: when, in seconds since 1970.
+    """
+
+    folder: Path
+    label: str
+    method: str
+    seed: int
+    order: str
+    settings: Mapping[str, Any]
+    fingerprints: Mapping[str, str]
+    held_out: Mapping[str, str]
+    metrics: Mapping[str, float | None]
+    matrix: AccuracyMatrix
+    environment: Mapping[str, str]
+    begun: float
+
+    @property
+    def key(self) -> Key:
+        """Seed and order."""
+        return self.seed, self.order
+
+    def steps(self) -> tuple[StepRecord, ...]:
+        """Return the optimizer steps of all tasks."""
+        return tuple(step_records(read_jsonl(self.folder / "journal.jsonl")))
+
+
+def find_runs(folders: Sequence[Path]) -> tuple[list[FinishedRun], list[str]]:
+    """Return the finished sub-runs below the folders, in the order they were begun, and warnings.
+
+    Raises:
+        ConfigError: there are none; they learned different tasks; a label stands for different
+            settings, or twice for one seed and order.
+    """
+    found: dict[Path, FinishedRun] = {}
+    unfinished = []
+    for folder in itertools.chain.from_iterable(map(_sub_runs, folders)):
+        if (folder / "metrics.json").is_file():
+            found[folder.resolve()] = _read(folder)
+        else:
+            unfinished.append(folder)
+    if not found:
+        places = ", ".join(map(str, folders))
+        raise ConfigError(f"{places}: no finished run there. Run 'lcia run STREAM.yaml' first.")
+    runs = sorted(found.values(), key=lambda run: run.begun)
+    _check_streams(runs)
+    _check_labels(runs)
+    warnings = [f"{folder} is not finished and left out." for folder in unfinished]
+    return runs, [*warnings, *_unpaired(runs), *_guards(runs)]
+
+
+def _sub_runs(folder: Path) -> Iterator[Path]:
+    """Yield the folders of sub-runs, ``folder`` itself among them, without going into stores."""
+    for path, children, files in os.walk(folder):
+        if "resolved.yaml" in files:
+            children.clear()
+            yield Path(path)
+        children.sort()
+
+
+def _read(folder: Path) -> FinishedRun:
+    found = read_json(folder / "metrics.json")
+    resolved = yaml.safe_load((folder / "resolved.yaml").read_text(encoding="utf-8"))
+    with (folder / "journal.jsonl").open(encoding="utf-8") as journal:
+        begun = json.loads(next(journal))["time"]
+    return FinishedRun(
+        folder=folder,
+        label=found["label"],
+        method=found["method"]["name"],
+        seed=found["seed"],
+        order=found["order"],
+        settings={key: value for key, value in resolved["settings"].items() if key != "seed"},
+        fingerprints=resolved["tasks"],
+        held_out=resolved.get("held_out", {}),
+        metrics={name: found["metrics"].get(name) for name in MEASURES},
+        matrix=AccuracyMatrix.from_json(found["matrix"]),
+        environment=found["environment"],
+        begun=begun,
+    )
+
+
+def _check_streams(runs: Sequence[FinishedRun]) -> None:
+    first = runs[0]
+    for run in runs:
+        names = {*first.fingerprints, *run.fingerprints}
+        other = sorted(n for n in names if first.fingerprints.get(n) != run.fingerprints.get(n))
+        if other:
+            raise ConfigError(
+                f"{first.folder} and {run.folder} learned different streams: {_listed(other)} "
+                "differ. Compare runs of one stream."
+            )
+
+
+def _check_labels(runs: Sequence[FinishedRun]) -> None:
+    by_label: dict[str, FinishedRun] = {}
+    by_key: dict[tuple[str, Key], FinishedRun] = {}
+    for run in runs:
+        first = by_label.setdefault(run.label, run)
+        for name in {*first.settings, *run.settings}:
+            old, new = first.settings.get(name), run.settings.get(name)
+            if old != new:
+                raise ConfigError(
+                    f"{first.folder} and {run.folder} are both labelled '{run.label}', but {name} "
+                    f"is {json.dumps(old)} and {json.dumps(new)}. Give them different labels."
+                )
+        twin = by_key.setdefault((run.label, run.key), run)
+        if twin is not run:
+            raise ConfigError(
+                f"{twin.folder} and {run.folder} are both '{run.label}' with seed {run.seed} and "
+                f"order {run.order}. Compare one of them."
+            )
+
+
+def _unpaired(runs: Sequence[FinishedRun]) -> Iterator[str]:
+    """Yield a line for every label that lacks a seed and order that another label has."""
+    keys = sorted({run.key for run in runs})
+    for label in dict.fromkeys(run.label for run in runs):
+        own = {run.key for run in runs if run.label == label}
+        missing = [f"seed {seed} order {order}" for seed, order in keys if (seed, order) not in own]
+        if missing:
+            yield f"{label} has no run with {_listed(missing)}: it is paired without."
+
+
+def _guards(runs: Sequence[FinishedRun]) -> Iterator[str]:
+    """Yield a line for what some runs have otherwise than the others."""
+    if len({json.dumps(run.held_out, sort_keys=True) for run in runs}) > 1:
+        yield "The held-out tasks differ: general ability cannot be compared between all runs."
+    if len({(run.environment["platform"], run.environment["torch"]) for run in runs}) > 1:
+        yield "Platform or torch differ between runs: times cannot be compared."
+
+
+def _listed(names: Iterable[str]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:4]) + (f" and {len(listed) - 4} more" if len(listed) > 4 else "")
