@@ -108,7 +108,8 @@ class Engine:
             QueueFullError: as many requests wait as may.
         """
         with self._changed:
-            waiting = len(self._waiting)
+            # Who waits for a place that is free already is about to leave the queue.
+            waiting = len(self._waiting) - max(0, self.limits.max_batch - self.running)
             if waiting >= self.limits.max_waiting:
                 rounds = (waiting + 1) / self.limits.max_batch
                 raise QueueFullError(waiting, min(60, math.ceil(rounds * self._seconds)))

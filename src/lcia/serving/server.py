@@ -1,6 +1,7 @@
 """Running an application under uvicorn."""
 
 import logging
+import signal
 import socket
 from typing import Any
 
@@ -21,6 +22,9 @@ def run(app: Any, access: AccessConfig) -> None:
     listening = listen(access)
     host, port = listening.getsockname()[:2]
     logger.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+    # uvicorn raises the signal that stopped it again when it is done; by then all is well.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
     make_server(app, access).run(sockets=[listening])
 
 
