@@ -19,7 +19,7 @@ from lcia.learner.files import write_text
 from lcia.learner.processes import is_main, on_main
 from lcia.models.host import AdapterHost
 from lcia.models.loading import check_model
-from lcia.results import Result, answer_held_out, read_result, write_result
+from lcia.results import Result, answer_held_out, answer_task_given, read_result, write_result
 
 AS_LISTED = "as_listed"
 
@@ -191,6 +191,7 @@ def _checked(tasks: tuple[Task, ...]) -> tuple[Task, ...]:
 
 
 def _finish(sub: SubRun, learner: ContinualLearner) -> None:
+    answer_task_given(learner, folder=sub.folder)
     if sub.held_out:
         answer_held_out(learner, sub.held_out, folder=sub.folder)
     identity = {

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from safetensors import safe_open
@@ -25,6 +26,9 @@ from lcia.reports.collect import step_records
 
 HELD_OUT = {model: f"held_out-{model}.jsonl" for model in ("base", "assistant")}
 """Files of the predictions on tasks that were never trained."""
+
+TASK_GIVEN = "task_given.jsonl"
+"""Predictions on the tests of all tasks, each by the group that learned the task."""
 
 SIZES = ("trainable_parameters", "stored_parameters", "stored_samples")
 
@@ -98,6 +102,15 @@ def answer_held_out(learner: ContinualLearner, tasks: Sequence[Task], *, folder:
             write_jsonl(path, (prediction.to_json() for prediction in predictions))
 
 
+def answer_task_given(learner: ContinualLearner, *, folder: Path) -> None:
+    """Answer the held-out samples of all tasks past the router; what is there stays."""
+    path = folder / TASK_GIVEN
+    if not path.is_file():
+        known = learner.store.current.predictions()
+        predictions = learner.evaluate(task_given=True, known=known)
+        write_jsonl(path, (prediction.to_json() for prediction in predictions))
+
+
 def write_result(folder: Path, identity: Mapping[str, Any], store: Store) -> None:
     """Write journal, predictions and metrics of a finished assistant.
 
@@ -122,6 +135,9 @@ def write_result(folder: Path, identity: Mapping[str, Any], store: Store) -> Non
         if (folder / name).is_file()
     }
     metrics = {**summarise(last.matrix()), **_measures(store, versions)}
+    if (folder / TASK_GIVEN).is_file():
+        given = scores_percent(read_predictions(folder / TASK_GIVEN))
+        metrics["task_given_accuracy"] = fmean(given.values())
     if held_out:
         metrics["general_ability"] = general_ability(held_out["base"], held_out["assistant"])
     write_json(
@@ -139,6 +155,14 @@ def write_result(folder: Path, identity: Mapping[str, Any], store: Store) -> Non
     )
 
 
+def routing_accuracy_of(store: Store) -> float | None:
+    """Share of the held-out samples sent to the group that learned their task, in percent."""
+    current = store.current
+    groups = current.codebook().groups
+    learned_by = {task.name: group.id for group in groups for task in group.tasks}
+    return routing_accuracy(current.predictions(), learned_by)
+
+
 def _cells(versions: Sequence[Version]) -> Iterator[tuple[int, Prediction]]:
     """Yield every prediction with the row of the accuracy matrix that it counts in."""
     for t, version in enumerate(versions, start=1):
@@ -153,9 +177,8 @@ def _measures(store: Store, versions: Sequence[Version]) -> dict[str, float | No
     last = versions[-1]
     steps = [step for version in versions for step in step_records(version.journal())]
     averaged = [step for step in steps if step.beta_mean is not None]
-    learned_by = {version.manifest["task"]: version.manifest["group"] for version in versions}
     return {
-        "routing_accuracy": routing_accuracy(last.predictions(), learned_by),
+        "routing_accuracy": routing_accuracy_of(store),
         "groups": len(last.adapters),
         "steps_per_task": len(steps) / len(versions),
         "seconds": round(sum(version.manifest["seconds"] for version in versions), 1),

@@ -27,6 +27,7 @@ def test_a_stream_is_learned_reported_and_skipped_when_done(lcia, stream, tmp_pa
         assert found == {
             "assistant",
             "journal.jsonl",
+            "task_given.jsonl",
             "metrics.json",
             "predictions.jsonl",
             "report.html",
@@ -140,6 +141,10 @@ def test_learn_then_ask_evaluate_report_and_roll_back(fails, lcia, stream, tmp_p
     evaluated = json.loads(lcia("eval", store, "--again", "--json").stdout)
     recorded = dict(zip(evaluated["matrix"]["tasks"], evaluated["matrix"]["rows"][-1], strict=True))
     assert evaluated["scores_again"] == pytest.approx(recorded)
+
+    given = json.loads(lcia("eval", store, "--task-given", "--json").stdout)
+    assert given["metrics"]["routing_accuracy"] == 100
+    assert given["scores_task_given"] == pytest.approx(recorded)
 
     page = tmp_path / "page.html"
     assert lcia("report", store, "-o", page).returncode == 0

@@ -87,6 +87,11 @@ def test_every_number_can_be_computed_again_from_predictions_and_journal(guarded
     right = fmean(p["group"] == learned_by[p["task"]] for p in last)
     assert found["metrics"]["routing_accuracy"] == pytest.approx(100 * right)
 
+    given = lines(result.folder / "task_given.jsonl")
+    assert {(p["task"], p["group"]) for p in given} == set(learned_by.items())
+    means = [fmean(p["score"] for p in given if p["task"] == task) for task in tasks]
+    assert found["metrics"]["task_given_accuracy"] == pytest.approx(100 * fmean(means))
+
     held_out = {
         model: lines(result.folder / f"held_out-{model}.jsonl") for model in ("base", "assistant")
     }

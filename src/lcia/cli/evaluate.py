@@ -7,6 +7,7 @@ import typer
 
 if TYPE_CHECKING:
     from lcia.evaluation.matrix import AccuracyMatrix
+    from lcia.learner import Store
 
 
 def register(app: typer.Typer) -> None:
@@ -19,67 +20,72 @@ def evaluate(
     again: Annotated[
         bool, typer.Option("--again", help="Answer all held-out samples again.")
     ] = False,
+    task_given: Annotated[
+        bool,
+        typer.Option(
+            "--task-given", help="Answer them with the group that learned their task, not routed."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
 ) -> None:
     """Show the accuracy matrix and every metric of an assistant.
 
     With --again, the held-out samples of all tasks are answered anew by the current version and
-    compared with the recorded scores.
+    compared with the recorded scores. With --task-given, they are answered past the router: the
+    difference is what routing costs.
 
     Examples:
 
       lcia eval runs/demo/lcia-seed0/assistant
 
       lcia eval runs/demo/lcia-seed0/assistant --again --json
+
+      lcia eval runs/demo/lcia-seed0/assistant --task-given
     """
     from lcia.cli.console import console, number, print_json, print_table
-    from lcia.evaluation.metrics import METRICS, summarise
+    from lcia.evaluation.measures import MEASURES
+    from lcia.evaluation.metrics import summarise
     from lcia.learner import Store
+    from lcia.results import routing_accuracy_of
 
-    version = Store.open(store).current
-    matrix = version.matrix()
+    opened = Store.open(store)
+    matrix = opened.current.matrix()
     result: dict[str, Any] = {
-        "version": version.number,
+        "version": opened.current.number,
         "matrix": matrix.to_json(),
-        "metrics": summarise(matrix),
+        "metrics": {**summarise(matrix), "routing_accuracy": routing_accuracy_of(opened)},
     }
     if again:
-        result["scores_again"] = _answer_again(store)
+        result["scores_again"] = _answer_again(opened, task_given=None)
+    if task_given:
+        result["scores_task_given"] = _answer_again(opened, task_given=True)
     if as_json:
         print_json(result)
         return
-    print_matrix(matrix, title=f"{store}, version {version.number}")
+    print_matrix(matrix, title=f"{store}, version {opened.current.number}")
     rows = [
-        [metric.label, number(result["metrics"][name]), metric.formula]
-        for name, metric in METRICS.items()
+        [MEASURES[name].label, number(value), MEASURES[name].formula]
+        for name, value in result["metrics"].items()
     ]
     console.print()
     print_table("Metrics", ["", "percent", "formula"], rows, left=(0, 2))
-    if again:
-        rows = [
-            [task, number(matrix.row(matrix.learned)[task]), number(score)]
-            for task, score in result["scores_again"].items()
-        ]
-        console.print()
-        print_table("Answered again", ["task", "recorded", "now"], rows)
+    titles = {
+        "scores_again": "Answered again",
+        "scores_task_given": "Answered by the group that learned the task",
+    }
+    for key, title in titles.items():
+        if key in result:
+            recorded = matrix.row(matrix.learned)
+            rows = [[t, number(recorded[t]), number(score)] for t, score in result[key].items()]
+            console.print()
+            print_table(title, ["task", "recorded", "now"], rows)
 
 
-def _answer_again(store: Path) -> dict[str, float]:
-    from lcia.evaluation.generate import evaluate as answer_all
+def _answer_again(store: "Store", *, task_given: bool | None) -> dict[str, float]:
     from lcia.evaluation.generate import scores_percent
-    from lcia.learner import ContinualLearner, Store
+    from lcia.learner import ContinualLearner
 
-    learner = ContinualLearner(Store.open(store))
-    version = learner.store.current
-    return scores_percent(
-        answer_all(
-            learner.host,
-            version.tasks(),
-            route=learner.router(version).route,
-            adapters=version.adapters,
-            batch_size=learner.config.generation.batch_size,
-        )
-    )
+    return scores_percent(ContinualLearner(store).evaluate(task_given=task_given))
 
 
 def print_matrix(matrix: "AccuracyMatrix", *, title: str) -> None:

@@ -29,6 +29,13 @@ MEASURES: Mapping[str, Measure] = MappingProxyType(
             unit="percent",
             higher_is_better=True,
         ),
+        "task_given_accuracy": Measure(
+            label="Avg.ACC with the task given",
+            short="Task given",
+            formula="mean over i of R[T, i], every sample sent to the group that learned its task",
+            unit="percent",
+            higher_is_better=True,
+        ),
         "groups": Measure(
             label="Groups", short="Groups", formula="adapter groups at the end", unit="count"
         ),

@@ -125,7 +125,11 @@ class ContinualLearner:
         return Router((version or self.store.current).codebook())
 
     def evaluate(
-        self, version: Version | None = None, *, task_given: bool | None = None
+        self,
+        version: Version | None = None,
+        *,
+        task_given: bool | None = None,
+        known: Sequence[Prediction] = (),
     ) -> list[Prediction]:
         """Answer the held-out samples of all tasks anew, and score the answers.
 
@@ -133,6 +137,7 @@ class ContinualLearner:
             version: the version that answers; by default the current one.
             task_given: whether samples go to the group that learned their task, past the router:
                 what routing costs is the difference. None: as the method does.
+            known: predictions whose answers are taken where the same adapter answers.
         """
         version = version or self.store.current
         if task_given is None:
@@ -142,6 +147,7 @@ class ContinualLearner:
             codebook=version.codebook(),
             adapters=version.adapters,
             task_given=task_given,
+            known=known,
         )
 
     def run(self, tasks: Iterable[Task]) -> list[Outcome]:

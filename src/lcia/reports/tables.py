@@ -23,6 +23,7 @@ SCORES = (
     "mean_average_accuracy",
     "general_ability",
     "routing_accuracy",
+    "task_given_accuracy",
 )
 Cell = tuple[int, int]
 COSTS = tuple(name for name in MEASURES if name not in SCORES)
