@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from lcia.errors import StoreError
 from lcia.serving.factors import Factors, read_factors
@@ -115,6 +116,11 @@ class AdapterBank:
             self._sites[name] = _Site(self._modules[name], self._gate)
         for name, site in self._sites.items():
             site.stack([factors.modules.get(name) for factors in stacked], rank=self._rank)
+            site.gates = {
+                slot: factors.gates[name]
+                for slot, factors in enumerate(stacked)
+                if name in factors.gates
+            }
 
     def _evict(self) -> None:
         idle = [key for key in self._loaded if key not in self._users]
@@ -148,6 +154,7 @@ class _Site:
         self.gate = gate
         self.down: Any = None
         self.up: Any = None
+        self.gates: dict[int, Any] = {}
         self.hook = module.register_forward_hook(self._add)
 
     def stack(self, pairs: Sequence[tuple[Any, Any] | None], *, rank: int) -> None:
@@ -160,10 +167,19 @@ class _Site:
             if pair is not None:
                 down[slot, : len(pair[0])], up[slot, : len(pair[1])] = pair
         self.down, self.up = down.flatten(0, 1), up.flatten(0, 1)
+        self.rank, self.ranks = rank, [len(pair[0]) if pair else 0 for pair in pairs]
 
     def _add(self, module: Any, args: tuple[Any, ...], output: Any) -> None:
         if self.gate.rows is None or self.down is None:
             return
-        hidden = torch.nn.functional.linear(args[0], self.down) * self.gate.rows
+        hidden = F.linear(args[0], self.down) * self.gate.rows
+        for slot, gate in self.gates.items():
+            self._mix(hidden, F.linear(args[0], gate).softmax(-1), slot=slot)
         # In place: the output belongs to the layer's own product, and nobody else has seen it.
         output.view(-1, output.shape[-1]).addmm_(hidden.flatten(0, -2), self.up)
+
+    def _mix(self, hidden: Any, weights: Any, *, slot: int) -> None:
+        """Weight the experts of one adapter, each a block of its rank."""
+        start, width = slot * self.rank, self.ranks[slot]
+        block = hidden[..., start : start + width].unflatten(-1, (weights.shape[-1], -1))
+        block.mul_(weights.unsqueeze(-1))

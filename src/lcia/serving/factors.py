@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lcia.errors import StoreError
+from lcia.models.gates import GATES
 
 PREFIX = "base_model.model."
 
@@ -45,15 +46,19 @@ class Factors:
         modules: module name to ``(down, up)``, both of shape (rank, features); ``up`` holds the
             adapter's scaling.
         rank: the largest rank of a module.
+        gates: of a mixture of experts, module name to W of shape (experts, inputs): the blocks of
+            ``down x`` are weighted by softmax(W x).
     """
 
     modules: Mapping[str, tuple[Any, Any]]
     rank: int
+    gates: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
         """Memory the factors take, in bytes."""
-        return sum(down.nbytes + up.nbytes for down, up in self.modules.values())
+        factors = (factor for pair in self.modules.values() for factor in pair)
+        return sum(tensor.nbytes for tensor in (*factors, *self.gates.values()))
 
 
 def read_config(folder: Path) -> Any:
@@ -100,15 +105,9 @@ def read_factors(folder: Path, *, dtype: Any, device: Any) -> Factors:
     Raises:
         StoreError: the folder is damaged, or the adapter is more than plain LoRA.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     config = read_config(folder)
     path = folder / "adapter_model.safetensors"
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise StoreError(f"{path}: cannot be read: {error}") from error
+    tensors = _read(path)
     modules: dict[str, tuple[Any, Any]] = {}
     for name in sorted(tensors):
         module, kind, _ = name.removeprefix(PREFIX).rpartition(".lora_A.weight")
@@ -123,7 +122,25 @@ def read_factors(folder: Path, *, dtype: Any, device: Any) -> Factors:
     if 2 * len(modules) != len(tensors):
         extra = next(n for n in tensors if ".lora_A.weight" not in n and ".lora_B." not in n)
         raise StoreError(f"{path}: holds {extra}, which is no LoRA matrix; it is not served.")
-    return Factors(modules=modules, rank=max(len(down) for down, _ in modules.values()))
+    gates = _read(folder / GATES) if (folder / GATES).is_file() else {}
+    return Factors(
+        modules=modules,
+        rank=max(len(down) for down, _ in modules.values()),
+        gates={
+            name.removeprefix(PREFIX): gate.to(device=device, dtype=dtype)
+            for name, gate in gates.items()
+        },
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise StoreError(f"{path}: cannot be read: {error}") from error
 
 
 def scaling(config: Any, module: str, *, rank: int) -> float:

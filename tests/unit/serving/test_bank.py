@@ -5,11 +5,14 @@ import shutil
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 
+from lcia.data import Message
 from lcia.errors import StoreError
 from lcia.models import load_model
+from lcia.models.gates import GATES, add_gates, save_gates
+from lcia.models.host import TRAINED
 from lcia.serving.bank import AdapterBank
 from lcia.serving.factors import read_config, read_factors
 
@@ -126,6 +129,32 @@ def test_damaged_and_foreign_adapters_are_refused(bank, adapters, tmp_path):
     (folder / "adapter_config.json").write_text(json.dumps({**config, "peft_type": "IA3"}))
     with pytest.raises(StoreError, match="IA3"):
         bank.acquire("a@0001", folder)
+
+
+def test_gated_experts_equal_peft_in_a_mixed_batch(base, host, adapters, start, tmp_path):
+    """A mixture of experts beside plain adapters, against the hooks of ``AdapterHost``."""
+    torch.manual_seed(5)
+    model = host.new_adapter(LoraConfig(r=6, target_modules="all-linear"))
+    add_gates(model, experts=3, adapter=TRAINED)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name or "gates" in name:
+                parameter.normal_(std=0.5)
+    model.save_pretrained(tmp_path)
+    save_gates(model, tmp_path)
+    host.clear()
+    gated = ("gated@0001", tmp_path)
+    rows = [gated, adapters[0], None, gated]
+    prompts = ["one", "a longer prompt", "two", "three of them"]
+    expected = host.generate(
+        [(Message(role="user", content=text),) for text in prompts], rows, max_new_tokens=12
+    )
+    host.clear()
+    asker = start(base)
+    jobs = [asker.submit(text, row) for text, row in zip(prompts, rows, strict=True)]
+    assert [asker.read(job)[0].strip() for job in jobs] == expected
+    (tmp_path / GATES).unlink()
+    assert asker.ask("one", ("plain@0001", tmp_path)).strip() != expected[0]
 
 
 def test_factors_hold_the_scaling(adapters):
