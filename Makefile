@@ -4,10 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo bench-small test test-slow lint clean
 
 demo: $(VENV)/.installed-skills
 	$(BIN)/lcia run recipes/demo.yaml
+
+# Needs LCIA_SUPERNI, the folder of Super-NaturalInstructions' task files. Stopped, it continues.
+bench-small: $(VENV)/.installed-skills
+	$(BIN)/lcia run recipes/superni/small.yaml
+	$(BIN)/lcia compare runs/superni/small --baseline sequential --output runs/superni/small
 
 test: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
