@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from lcia.data.wheels import sha256_of
 from lcia.errors import StoreError
-from lcia.models.embedded import sha256_of
 
 
 def write_json(path: Path, value: Any) -> None:

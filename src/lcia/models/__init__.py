@@ -1,7 +1,8 @@
 """Base models: where they come from, how text becomes tokens, adapters on top."""
 
+from lcia.data.wheels import cache_dir
 from lcia.models.chat import ChatFormat, Example
-from lcia.models.embedded import EMBEDDED, EmbeddedModel, cache_dir, is_prepared, prepare
+from lcia.models.embedded import EMBEDDED, EmbeddedModel, is_prepared, prepare
 from lcia.models.host import AdapterHost
 from lcia.models.loading import (
     BaseModel,

