@@ -14,8 +14,10 @@ from starlette.exceptions import HTTPException
 from lcia.errors import LciaError
 from lcia.serving.api_error import ApiError, api_error
 from lcia.serving.body import read_body
+from lcia.serving.config import AccessConfig
 from lcia.serving.guard import Guard
 from lcia.serving.live import ASSISTANT, BASE
+from lcia.serving.metrics import Metrics
 from lcia.serving.pages import add_page
 from lcia.serving.respond import respond
 from lcia.serving.schemas import ChatRequest, CompletionRequest, RouteRequest, parse, user_turns
@@ -42,15 +44,20 @@ def build_app(service: Service) -> FastAPI:
     _add_openai(app, service)
     _add_operations(app, service)
     add_page(app, service.live)
+    add_guard(app, service.config.access, service.metrics)
+    return app
+
+
+def add_guard(app: FastAPI, access: AccessConfig, metrics: Metrics) -> None:
+    """Let only those in who may ask, and count every request."""
     paths = {getattr(route, "path", None) for route in app.routes}
 
     def observe(path: str, status: int, seconds: float) -> None:
         label = path if path in paths else "other"
-        service.metrics.requests.labels(label, str(status)).inc()
-        service.metrics.request_seconds.labels(label).observe(seconds)
+        metrics.requests.labels(label, str(status)).inc()
+        metrics.request_seconds.labels(label).observe(seconds)
 
-    app.add_middleware(Guard, api_keys=service.config.access.api_keys, observe=observe)
-    return app
+    app.add_middleware(Guard, api_keys=access.api_keys, observe=observe)
 
 
 def add_errors(app: FastAPI) -> None:

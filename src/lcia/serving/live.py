@@ -39,15 +39,19 @@ class Snapshot:
     created: int
 
     @classmethod
-    def load(cls, store: Store) -> "Snapshot":
+    def load(cls, store: Store, *, served_here: bool) -> "Snapshot":
         """Read the current version.
+
+        Args:
+            store: the assistant.
+            served_here: whether its adapters are, so that they are checked.
 
         Raises:
             StoreError: it is damaged, cannot be served, or has a group of a reserved name.
         """
         version = store.current
         codebook = version.codebook()
-        for _, folder in version.adapters.values():
+        for _, folder in version.adapters.values() if served_here else ():
             read_config(folder)
         ids = {group.id: group.id for group in codebook.groups if group.id in version.adapters}
         names = {group.name: group.id for group in codebook.groups if group.id in ids}
@@ -72,15 +76,17 @@ class LiveStore:
 
     Args:
         root: the assistant's directory.
+        served_here: whether its adapters are.
 
     Raises:
         StoreError: there is none, or its current version cannot be served.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, served_here: bool = True) -> None:
         self.store = Store.open(root)
+        self._served_here = served_here
         self._seen = self._stamp()
-        self.current = Snapshot.load(self.store)
+        self.current = Snapshot.load(self.store, served_here=served_here)
 
     def refresh(self) -> bool:
         """Load the current version if the store's record changed; return whether it did.
@@ -94,7 +100,7 @@ class LiveStore:
         self._seen = stamp
         before = self.current.number
         if self.store.current.number != before:
-            self.current = Snapshot.load(self.store)
+            self.current = Snapshot.load(self.store, served_here=self._served_here)
         return self.current.number != before
 
     async def follow(self, interval_s: float) -> None:

@@ -1,30 +1,20 @@
 """An answer as an HTTP response, whole or streamed; given up when its client is gone."""
 
-import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from lcia.errors import LciaError
 from lcia.serving.api_error import api_error
+from lcia.serving.connection import CLIENT_GONE, ClientGoneError, while_connected
 from lcia.serving.job import Delta
 from lcia.serving.service import Prepared, Service
 from lcia.serving.shapes import DONE, Shape, event
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
-CLIENT_GONE = 499
-"""nginx's status for a client that left; nobody receives it, but logs and metrics show it."""
-
-
-class ClientGoneError(Exception):
-    """The client closed its connection."""
 
 
 async def respond(
@@ -53,11 +43,11 @@ async def respond(
     headers = prepared.choice.headers()
     try:
         if not stream:
-            text, last = await _while_connected(request, _whole(deltas))
+            text, last = await while_connected(request, _whole(deltas))
             body = shape.whole(text, tokens=last.tokens, finish_reason=last.finish_reason)
             return JSONResponse(body, headers=headers)
         # What fails before the first token is told by a status, not within a stream.
-        first = await _while_connected(request, anext(deltas))
+        first = await while_connected(request, anext(deltas))
     except ClientGoneError:
         return Response(status_code=CLIENT_GONE)
     events = _events(first, deltas, shape=shape, usage=usage)
@@ -93,24 +83,3 @@ async def _events(
         if usage:
             yield event(shape.last(delta.tokens))
         yield DONE
-
-
-async def _while_connected(request: Request, work: Awaitable[T]) -> T:
-    """Await work, but cancel it as soon as the client closes its connection."""
-    working = asyncio.ensure_future(work)
-    watching = asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientGoneError
-        return working.result()
-    finally:
-        for task in (working, watching):
-            task.cancel()
-        await asyncio.gather(working, watching, return_exceptions=True)
-
-
-async def _disconnected(request: Request) -> None:
-    message: Any = {}
-    while message.get("type") != "http.disconnect":
-        message = await request.receive()

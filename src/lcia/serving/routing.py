@@ -96,6 +96,20 @@ def choose_adapter(snapshot: Snapshot, model: str, user_turns: Sequence[str]) ->
     )
 
 
+def explain(snapshot: Snapshot, user_turns: Sequence[str]) -> dict[str, Any]:
+    """Return which group would answer a conversation, and what that rests on."""
+    choice = choose_adapter(snapshot, ASSISTANT, user_turns)
+    explained = snapshot.router.explain(user_turns[-1 - choice.turns_back])
+    return {
+        **choice.to_json(),
+        "instruction": explained.decision.instruction,
+        "instruction_found": explained.decision.instruction_found,
+        "matched": explained.matched,
+        "terms": dict(explained.terms),
+        "similarities": dict(explained.similarities),
+    }
+
+
 def route_turns(router: Router, user_turns: Sequence[str]) -> tuple[RouteDecision, int]:
     """Route a conversation: by its last user turn, or the last one that says what to do.
 

@@ -193,11 +193,11 @@ def user_turns(messages: Sequence[ChatMessage]) -> list[str]:
 Request = TypeVar("Request", bound=_Strict)
 
 
-def parse(kind: type[Request], body: bytes) -> Request:
-    """Read a request.
+def read_object(body: bytes) -> dict[str, Any]:
+    """Read a JSON object.
 
     Raises:
-        ApiError: 400, and the field that is at fault.
+        ApiError: 400, it is none.
     """
     try:
         tree = from_json(body, allow_inf_nan=False)
@@ -206,6 +206,16 @@ def parse(kind: type[Request], body: bytes) -> Request:
     if not isinstance(tree, dict):
         found = type(tree).__name__
         raise ApiError(400, f"The body is a JSON {found}; expected an object.", code="invalid_json")
+    return tree
+
+
+def parse(kind: type[Request], body: bytes) -> Request:
+    """Read a request.
+
+    Raises:
+        ApiError: 400, and the field that is at fault.
+    """
+    tree = read_object(body)
     fields = {name: value for name, value in tree.items() if name not in IGNORED}
     for name, neutral in REFUSED.items():
         if name in fields and fields.pop(name) not in (None, *neutral):

@@ -18,9 +18,9 @@ from lcia.serving.answers import Answers
 from lcia.serving.api_error import ApiError, api_error
 from lcia.serving.config import ServeConfig
 from lcia.serving.job import Delta, Prompt
-from lcia.serving.live import ASSISTANT, BASE, LiveStore
+from lcia.serving.live import BASE, LiveStore
 from lcia.serving.metrics import Metrics
-from lcia.serving.routing import Choice, choose_adapter
+from lcia.serving.routing import Choice, choose_adapter, explain
 from lcia.serving.sampling import Sampling
 from lcia.serving.schemas import ChatMessage, ChatRequest, CompletionRequest, user_turns
 
@@ -80,7 +80,7 @@ class Service:
 
     async def explain(self, turns: Sequence[str]) -> dict[str, Any]:
         """Return which group would answer a conversation, and what that rests on."""
-        return await self._in_thread(self._explain, turns)
+        return await self._in_thread(explain, self.live.current, turns)
 
     async def generate(self, prepared: Prepared) -> AsyncIterator[Delta]:
         """Yield the news of an answer, and count them; see ``Answers.generate``."""
@@ -181,19 +181,6 @@ class Service:
             code="context_length_exceeded",
             param="messages",
         )
-
-    def _explain(self, turns: Sequence[str]) -> dict[str, Any]:
-        snapshot = self.live.current
-        choice = choose_adapter(snapshot, ASSISTANT, turns)
-        explained = snapshot.router.explain(turns[-1 - choice.turns_back])
-        return {
-            **choice.to_json(),
-            "instruction": explained.decision.instruction,
-            "instruction_found": explained.decision.instruction_found,
-            "matched": explained.matched,
-            "terms": dict(explained.terms),
-            "similarities": dict(explained.similarities),
-        }
 
     def _add_gauges(self) -> None:
         engine, bank = self.answers.engine, self.answers.engine.bank

@@ -1,0 +1,65 @@
+"""``lcia gateway``: route by content before other servers."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lcia.cli.serve import ApiKeyFile, Drain, Host, Megabytes, Port
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command line."""
+    app.command()(gateway)
+
+
+def gateway(
+    upstreams: Annotated[
+        list[str], typer.Option("--upstream", help="Address of a server; repeatable.")
+    ],
+    store: Annotated[Path, typer.Option("--store", help="The assistant that routes.")],
+    host: Host = "127.0.0.1",
+    port: Port = 8080,
+    api_key_file: ApiKeyFile = None,
+    upstream_key_file: Annotated[
+        Path | None, typer.Option(help="File with the key that the servers want.")
+    ] = None,
+    base_model: Annotated[
+        str | None, typer.Option(help="What the servers call the model without adapters.")
+    ] = None,
+    max_body_mb: Megabytes = 32.0,
+    timeout: Annotated[float, typer.Option(help="Longest silence of a server in seconds.")] = 300.0,
+    drain: Drain = 60.0,
+) -> None:
+    """Send each request to its group on OpenAI-compatible servers with named adapters.
+
+    For vLLM, see 'lcia export'; 'lcia serve' is such a server, too.
+
+    Examples:
+
+      lcia gateway --upstream http://gpu1:8000 --upstream http://gpu2:8000 --store assistant
+    """
+    from lcia.serving.extra import check_installed
+
+    check_installed()
+    from lcia.serving.config import AccessConfig, read_api_keys
+    from lcia.serving.gateway import Gateway, GatewayConfig, build_gateway
+    from lcia.serving.live import LiveStore
+    from lcia.serving.server import run
+    from lcia.serving.upstreams import check_url
+
+    config = GatewayConfig(
+        upstreams=[check_url(url) for url in upstreams],
+        access=AccessConfig(
+            host=host,
+            port=port,
+            api_keys=read_api_keys(api_key_file) if api_key_file else (),
+            max_body_bytes=int(max_body_mb * 1e6),
+            drain_s=drain,
+        ),
+        upstream_key=read_api_keys(upstream_key_file)[0] if upstream_key_file else None,
+        base_model=base_model,
+        timeout_s=timeout,
+    )
+    live = LiveStore(store, served_here=False)
+    run(build_gateway(Gateway(live, config=config)), config.access)

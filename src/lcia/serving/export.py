@@ -1,0 +1,143 @@
+"""An assistant's groups as adapters that vLLM loads, and the command that serves them."""
+
+import json
+import math
+import os
+import shlex
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lcia.errors import StoreError
+from lcia.learner import Store
+from lcia.models.embedded import EMBEDDED, prepare
+from lcia.models.gates import GATES
+from lcia.models.projector import FILE as PROJECTOR
+from lcia.serving.factors import PREFIX, read_config, read_factors
+from lcia.serving.live import BASE
+
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""What ``--max-lora-rank`` of vLLM may be."""
+
+MAX_LORAS = 8
+"""Adapters in one batch of vLLM; each takes memory on the GPU whether it is used or not."""
+
+
+def export_vllm(store: Store, folder: Path) -> dict[str, Any]:
+    """Write the current version's adapters and ``serve.sh``; they appear by one rename.
+
+    vLLM gives all of an adapter's modules one rank and one scaling: where a module differs, its
+    factors are padded with zeros and hold the scaling, which changes no answer.
+
+    Args:
+        store: the assistant.
+        folder: new or empty.
+
+    Returns:
+        What ``lcia.json`` says: model, version, and the rank of every group.
+
+    Raises:
+        StoreError: ``folder`` is not empty, nothing is learned, or vLLM cannot serve a group.
+    """
+    version = store.current
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise StoreError(f"{folder}: is not empty; expected a new folder.")
+    if not version.adapters:
+        raise StoreError(f"{store.root}: has learned nothing yet; there are no adapters.")
+    for group, (_, adapter) in version.adapters.items():
+        _check(group, adapter)
+    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+    scratch_root = folder.absolute().parent
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=scratch_root) as scratch:
+        draft = Path(scratch) / "export"
+        ranks = {
+            group: _write_adapter(adapter, draft / "adapters" / group)
+            for group, (_, adapter) in version.adapters.items()
+        }
+        model = store.config.model
+        if model in EMBEDDED:
+            shutil.copytree(prepare(model), draft / "model")
+        elif Path(model).expanduser().is_dir():
+            model = str(Path(model).expanduser().absolute())
+        about = {"assistant": store.root.resolve().name, "version": version.number}
+        about |= {"model": model, "ranks": ranks, "max_lora_rank": _served_rank(ranks)}
+        (draft / "lcia.json").write_text(json.dumps(about, indent=2) + "\n")
+        script = draft / "serve.sh"
+        script.write_text(_script(about))
+        script.chmod(0o755)
+        os.replace(draft, folder)
+    return about
+
+
+def _check(group: str, adapter: Path) -> None:
+    """Refuse what vLLM would serve wrongly."""
+    read_config(adapter)
+    if (adapter / GATES).is_file():
+        raise StoreError(
+            f"group {group}: is a mixture of experts; vLLM knows no gates and would sum the "
+            "experts. Serve it with 'lcia serve'."
+        )
+    if (adapter / PROJECTOR).is_file():
+        raise StoreError(
+            f"group {group}: has a projector of its own, and vLLM swaps adapters alone. Learn with "
+            "'projector: frozen', or serve it with 'lcia serve'."
+        )
+
+
+def _write_adapter(source: Path, target: Path) -> int:
+    """Write one adapter as vLLM takes it; return its rank."""
+    import torch
+    from safetensors.torch import save_file
+
+    config = read_config(source)
+    factors = read_factors(source, dtype=torch.float32, device="cpu")
+    ranks = {len(down) for down, _ in factors.modules.values()}
+    target.mkdir(parents=True)
+    if ranks == {config.r} and not config.alpha_pattern:
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            shutil.copy(source / name, target / name)
+        return int(config.r)
+    tensors = {}
+    for name, (down, up) in factors.modules.items():
+        padding = (0, 0, 0, factors.rank - len(down))
+        pad = torch.nn.functional.pad
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = pad(down, padding).contiguous()
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = pad(up, padding).T.contiguous()
+    save_file(tensors, target / "adapter_model.safetensors", metadata={"format": "pt"})
+    # One rank, and alpha equal to it: the scaling is 1, because the factors hold it already.
+    config.r = config.lora_alpha = factors.rank
+    config.rank_pattern, config.alpha_pattern, config.use_rslora = {}, {}, False
+    config.save_pretrained(str(target))
+    return factors.rank
+
+
+def _served_rank(ranks: Mapping[str, int]) -> int:
+    group = max(ranks, key=lambda name: ranks[name])
+    served = next((rank for rank in RANKS if rank >= ranks[group]), None)
+    if served is None:
+        raise StoreError(f"group {group}: has rank {ranks[group]}; vLLM takes up to {RANKS[-1]}.")
+    return served
+
+
+def _script(about: Mapping[str, Any]) -> str:
+    model = "model" if about["model"] in EMBEDDED else about["model"]
+    groups = list(about["ranks"])
+    options = [
+        f"--served-model-name {BASE}",
+        "--enable-lora",
+        f"--max-loras {min(MAX_LORAS, len(groups))}",
+        f"--max-cpu-loras {2 ** math.ceil(math.log2(len(groups)))}",
+        f"--max-lora-rank {about['max_lora_rank']}",
+        f"--lora-modules {' '.join(f'{group}=adapters/{group}' for group in groups)}",
+    ]
+    return (
+        "#!/usr/bin/env bash\n"
+        f"# Serves version {about['version']} of {json.dumps(about['assistant'])} with vLLM.\n"
+        "# In front of it: lcia gateway --upstream http://HOST:8000 --store STORE\n"
+        "set -euo pipefail\n"
+        'cd "$(dirname "$0")"\n'
+        f"MODEL=${{MODEL:-{shlex.quote(model)}}}\n"
+        'exec vllm serve "$MODEL" \\\n  ' + " \\\n  ".join(options) + ' "$@"\n'
+    )

@@ -1,0 +1,241 @@
+"""A thin proxy that routes by content, before any OpenAI-compatible server with named adapters."""
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from lcia.serving.api_error import ApiError
+from lcia.serving.app import add_errors, add_guard
+from lcia.serving.body import read_body
+from lcia.serving.config import AccessConfig
+from lcia.serving.connection import CLIENT_GONE, ClientGoneError, while_connected
+from lcia.serving.forward import forward
+from lcia.serving.live import ASSISTANT, BASE, LiveStore
+from lcia.serving.metrics import Metrics
+from lcia.serving.routing import choose_adapter, explain
+from lcia.serving.schemas import RouteRequest, parse, read_object, user_turns
+from lcia.serving.upstreams import Upstreams
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatewayConfig:
+    """What ``lcia gateway`` does.
+
+    Attributes:
+        upstreams: addresses of the servers.
+        access: who may ask.
+        upstream_key: the key that the servers want.
+        base_model: what they call the model without adapters; None finds it.
+        timeout_s: longest silence of a server, in seconds.
+        check_s: seconds between two looks at the servers.
+        poll_s: seconds between two looks for a new version.
+    """
+
+    upstreams: Sequence[str]
+    access: AccessConfig = field(default_factory=AccessConfig)
+    upstream_key: str | None = None
+    base_model: str | None = None
+    timeout_s: float = 300.0
+    check_s: float = 5.0
+    poll_s: float = 1.0
+
+
+class Gateway:
+    """Routes requests and sends them on.
+
+    Args:
+        live: the assistant whose codebook routes; its adapters are served elsewhere.
+        config: the gateway's settings.
+    """
+
+    def __init__(self, live: LiveStore, *, config: GatewayConfig) -> None:
+        self.live = live
+        self.config = config
+        self.metrics = Metrics()
+        key = config.upstream_key
+        self.client = httpx.AsyncClient(
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=httpx.Timeout(config.timeout_s, connect=5.0),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
+            trust_env=False,
+        )
+        self.upstreams = Upstreams(config.upstreams, self.client, base_model=config.base_model)
+        self._routing = ThreadPoolExecutor(1, thread_name_prefix="lcia-route")
+        self.metrics.watch(
+            "upstreams_healthy",
+            "Servers that answer.",
+            lambda: sum(upstream.healthy for upstream in self.upstreams.all),
+        )
+        self.metrics.watch("store_version", "Version in use.", lambda: self.live.current.number)
+
+    async def in_thread(self, work: Any, *args: Any) -> Any:
+        """Run ``work`` off the event loop; the router is used by one thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._routing, work, *args)
+
+    async def send_on(self, request: Request, path: str) -> Response:
+        """Route a request and return the answer of the server it goes to.
+
+        Raises:
+            ApiError: the request cannot be routed, or no server answers it.
+        """
+        access = self.config.access
+        limit, timeout_s = access.max_body_bytes, access.body_timeout_s
+        asked = read_object(await read_body(request, limit=limit, timeout_s=timeout_s))
+        turns, model = _turns(asked), asked.get("model")
+        if not isinstance(model, str):
+            raise ApiError(400, "'model' is missing.", code="missing_parameter", param="model")
+        started = time.perf_counter()
+        choice = await self.in_thread(choose_adapter, self.live.current, model, turns)
+        self.metrics.routing_seconds.observe(time.perf_counter() - started)
+        choices = self.upstreams.serving(choice.group)
+        if not choices:
+            raise self._nowhere(choice.group)
+        self.metrics.routed.labels(choice.group or BASE, choice.reason).inc()
+        requests = [
+            self.client.build_request(
+                "POST",
+                f"{upstream.url}{path}",
+                content=json.dumps({**asked, "model": name}).encode(),
+                headers={"Content-Type": "application/json"},
+            )
+            for upstream, name in choices
+        ]
+        try:
+            return await while_connected(
+                request,
+                forward(
+                    self.upstreams,
+                    choices,
+                    requests,
+                    client=self.client,
+                    headers=choice.headers(),
+                ),
+            )
+        except ClientGoneError:
+            return Response(status_code=CLIENT_GONE)
+
+    def model_names(self) -> list[str]:
+        """Return the models that some server has, and the routed assistant."""
+        groups = [n for n, group in self.live.current.names.items() if self._served(group)]
+        return [ASSISTANT, *groups, *([BASE] if self._served(None) else [])]
+
+    async def stop(self) -> None:
+        """Close connections and threads."""
+        await self.client.aclose()
+        self._routing.shutdown()
+
+    def _served(self, group: str | None) -> bool:
+        return bool(self.upstreams.serving(group))
+
+    def _nowhere(self, group: str | None) -> ApiError:
+        if not any(upstream.healthy for upstream in self.upstreams.all):
+            text = "No server behind this gateway is well; try again later."
+        else:
+            text = (
+                f"No server behind this gateway has '{group or BASE}' of version "
+                f"{self.live.current.number}; export that version and load it there."
+            )
+        return ApiError(503, text, code="no_upstream", headers={"Retry-After": "5"})
+
+
+def build_gateway(gateway: Gateway) -> FastAPI:
+    """Return the ASGI application of a gateway."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await gateway.upstreams.check()
+        following = [
+            asyncio.create_task(gateway.upstreams.follow(gateway.config.check_s)),
+            asyncio.create_task(gateway.live.follow(gateway.config.poll_s)),
+        ]
+        yield
+        for task in following:
+            task.cancel()
+        await gateway.stop()
+
+    app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
+    add_errors(app)
+
+    @app.post("/v1/chat/completions")
+    @app.post("/v1/completions")
+    async def generate(request: Request) -> Response:
+        return await gateway.send_on(request, request.url.path)
+
+    @app.post("/v1/route")
+    async def route(request: Request) -> Response:
+        access = gateway.config.access
+        body = await read_body(
+            request, limit=access.max_body_bytes, timeout_s=access.body_timeout_s
+        )
+        turns = user_turns(parse(RouteRequest, body).messages)
+        return JSONResponse(await gateway.in_thread(explain, gateway.live.current, turns))
+
+    @app.get("/v1/models")
+    async def models() -> Response:
+        created = gateway.live.current.created
+        data = [
+            {"id": name, "object": "model", "created": created, "owned_by": "lcia"}
+            for name in gateway.model_names()
+        ]
+        return JSONResponse({"object": "list", "data": data})
+
+    @app.get("/healthz")
+    async def healthz() -> Response:
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/readyz")
+    async def readyz() -> Response:
+        healthy = [upstream.url for upstream in gateway.upstreams.all if upstream.healthy]
+        if not healthy:
+            raise ApiError(503, "No server behind this gateway is well.", code="no_upstream")
+        return JSONResponse({"status": "ready", "upstreams": len(healthy)})
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(gateway.metrics.page(), media_type=CONTENT_TYPE_LATEST)
+
+    add_guard(app, gateway.config.access, gateway.metrics)
+    return app
+
+
+def _turns(asked: Mapping[str, Any]) -> list[str]:
+    """Return what the user wrote. Other fields are the server's business, and are not looked at.
+
+    Raises:
+        ApiError: 400, there is no text of a user.
+    """
+    if isinstance(asked.get("prompt"), str):
+        return [asked["prompt"]]
+    messages = asked.get("messages")
+    turns = [
+        _text(message.get("content"))
+        for message in (messages if isinstance(messages, list) else ())
+        if isinstance(message, dict) and message.get("role") == "user"
+    ]
+    if not turns:
+        raise ApiError(
+            400,
+            "There is nothing to route by; expected 'messages' with a turn of the user, or "
+            "'prompt' as one text.",
+            code="invalid_messages",
+            param="messages",
+        )
+    return turns
+
+
+def _text(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else ()
+    texts = (part.get("text") for part in parts if isinstance(part, dict))
+    return "\n".join(text for text in texts if isinstance(text, str))
