@@ -107,7 +107,10 @@ READERS = Registry(
 
 STREAMS = Registry(
     kind="streams",
-    builtin={"skills": "lcia.data.builtin.skills:skills"},
+    builtin={
+        "skills": "lcia.data.builtin.skills:skills",
+        "visual": "lcia.data.builtin.visual:visual",
+    },
 )
 
 SCORERS = Registry(
