@@ -11,7 +11,7 @@ class L2(Method):
     """Adds lambda / 2 * |theta - theta_old|^2, theta_old being the adapter before the task."""
 
     sharded: ClassVar[bool] = False
-    settings: ClassVar[dict[str, Any]] = {"strength": 0.01}
+    settings: ClassVar[dict[str, Any]] = {"strength": 0.1}
 
     def attach(self, trainer: Any, context: TaskContext) -> None:
         """Remember where training starts, if there is something to protect."""
