@@ -1,6 +1,7 @@
 """Dynamic EMA inside other people's training loops."""
 
 from lcia.integrations.deepspeed import DeepSpeedEMA, DeepSpeedMerge
+from lcia.integrations.merging import PrecisionMergeCallback
 from lcia.integrations.transformers import DynamicEMACallback
 
-__all__ = ["DeepSpeedEMA", "DeepSpeedMerge", "DynamicEMACallback"]
+__all__ = ["DeepSpeedEMA", "DeepSpeedMerge", "DynamicEMACallback", "PrecisionMergeCallback"]

@@ -1,16 +1,13 @@
 """Precision-weighted merging at the end of a task, over grouped adapters."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from safetensors.torch import load_file, save_file
-from transformers import TrainerCallback
-
-from lcia.ema import PrecisionMerge
-from lcia.integrations.transformers import checkpoint_folder
+from lcia.integrations.merging import PrecisionMergeCallback
 from lcia.methods.base import Method, TaskContext
 
-ACCUMULATED = "precision_merge.safetensors"
+logger = logging.getLogger(__name__)
 
 
 class Merge(Method):
@@ -23,40 +20,24 @@ class Merge(Method):
     """
 
     groupings: ClassVar[tuple[str, ...]] = ("similar", "one", "per_task")
-    sharded: ClassVar[bool] = False
-    settings: ClassVar[dict[str, Any]] = {"old_weight": 0.1}
+    settings: ClassVar[dict[str, Any]] = {"old_weight": 0.3}
 
     def attach(self, trainer: Any, context: TaskContext) -> None:
-        """Sum squared gradients from the first task of a group on."""
-        self._theta_old = {n: p.detach().clone() for n, p in context.parameters.items()}
-        self._merge = PrecisionMerge(
-            context.parameters.items(),
+        """Sum squared gradients from the first task of a group on; merge from the second on."""
+        if context.reused and not context.carried:
+            logger.warning(
+                "group %s: no precision of its earlier tasks is stored, so nothing of them is "
+                "protected by merging.",
+                context.group,
+            )
+        start = {name: p.detach().clone() for name, p in context.parameters.items()}
+        self._callback = PrecisionMergeCallback(
+            theta_old=start if context.reused else None,
             old_weight=self.config["old_weight"],
             precision_old=context.carried or None,
         )
-        trainer.add_callback(_Accumulate(self._merge))
+        trainer.add_callback(self._callback)
 
     def finish(self, context: TaskContext) -> Mapping[str, Any]:
-        """Merge into what the group knew; carry on the summed precision."""
-        if context.reused:
-            self._merge.merge(self._theta_old)
-        return self._merge.precision()
-
-
-class _Accumulate(TrainerCallback):
-    """Adds every step's squared gradients; its sums travel with Trainer's checkpoints."""
-
-    def __init__(self, merge: PrecisionMerge) -> None:
-        self._merge = merge
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step:
-            self._merge.load_state_dict(load_file(checkpoint_folder(args, state) / ACCUMULATED))
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._merge.accumulate()
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        sums = self._merge.state_dict()  # collective where parameters are sharded
-        if state.is_world_process_zero:
-            save_file(sums, checkpoint_folder(args, state) / ACCUMULATED)
+        """Carry on the summed precision."""
+        return self._callback.precision()

@@ -1,0 +1,70 @@
+"""Precision-weighted merging for transformers' Trainer."""
+
+from collections.abc import Mapping
+
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import TrainerCallback
+
+from lcia.ema import PrecisionMerge
+from lcia.integrations.deepspeed import DeepSpeedMerge
+from lcia.integrations.transformers import checkpoint_folder
+
+FILE_NAME = "precision_merge.safetensors"
+
+
+class PrecisionMergeCallback(TrainerCallback):
+    """Sums squared gradients during ``Trainer.train()`` and merges into ``theta_old`` at its end.
+
+    The sums travel with the Trainer's checkpoints as ``precision_merge.safetensors``. Add it after
+    a ``DynamicEMACallback``: then the average is what is merged.
+
+    Args:
+        theta_old: full values of the trained parameters before the task, by name; None only sums,
+            for a first task.
+        old_weight: as for ``PrecisionMerge``.
+        precision_old: as for ``PrecisionMerge``.
+    """
+
+    merge: PrecisionMerge
+
+    def __init__(
+        self,
+        *,
+        theta_old: Mapping[str, Tensor] | None,
+        old_weight: float,
+        precision_old: Mapping[str, Tensor] | None,
+    ) -> None:
+        self._theta_old = theta_old
+        self._settings = {"old_weight": old_weight, "precision_old": precision_old}
+
+    def precision(self) -> dict[str, Tensor]:
+        """Return what to carry to the next task; collective where parameters are sharded."""
+        return self.merge.precision()
+
+    def on_train_begin(self, args, state, control, *, model, optimizer=None, **kwargs):
+        """Start the sums, or take them from the checkpoint training resumes from."""
+        if PartialState().distributed_type == DistributedType.DEEPSPEED:
+            self.merge = DeepSpeedMerge(model, optimizer, **self._settings)
+        else:
+            self.merge = PrecisionMerge(model.named_parameters(), **self._settings)
+        if state.global_step:
+            self.merge.load_state_dict(load_file(checkpoint_folder(args, state) / FILE_NAME))
+
+    def on_optimizer_step(self, args, state, control, *, optimizer=None, **kwargs):
+        """Add the squared gradients of the step just taken."""
+        if not getattr(optimizer, "step_was_skipped", False):
+            self.merge.accumulate()
+
+    def on_save(self, args, state, control, **kwargs):
+        """Write the sums into the checkpoint just saved."""
+        sums = self.merge.state_dict()
+        if state.is_world_process_zero:
+            save_file(sums, checkpoint_folder(args, state) / FILE_NAME)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        """Make the parameters the merge."""
+        if self._theta_old is not None:
+            self.merge.merge(self._theta_old)
