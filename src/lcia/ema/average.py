@@ -114,8 +114,7 @@ class DynamicEMA:
         inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps the real one
 
         def after_step(stepped: Optimizer, args: Any, kwargs: Any) -> None:
-            found_inf = getattr(stepped, "found_inf", None)
-            if found_inf is None or not found_inf:
+            if not overflowed(stepped):
                 self.update()
 
         return inner.register_step_post_hook(after_step)
@@ -315,6 +314,17 @@ class DynamicEMA:
 
     def _part(self, name: str, values: Tensor) -> Tensor:
         return self._shards.part(values, like=self._parameters[name])
+
+
+def overflowed(optimizer: Optimizer) -> bool:
+    """Return whether the step just taken was none, as its scaled fp16 gradients overflowed.
+
+    A gradient scaler does not call other optimizers then, but a fused one it always calls: that
+    one looks for infinities itself. To be asked in a post-step hook, for the scaler deletes what
+    it told the optimizer right after.
+    """
+    found_inf = getattr(optimizer, "found_inf", None)
+    return found_inf is not None and bool(found_inf)
 
 
 def _new_average(values: Tensor, *, like: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from lcia.ema import REASONS, DynamicEMA
 from lcia.errors import TrainingError
@@ -157,6 +158,30 @@ def test_attach_equals_update_and_can_be_removed():
     assert b.stats().steps == 5
 
 
+def test_an_attached_average_that_sees_no_gradients_is_an_error():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    DynamicEMA(model.named_parameters()).attach(optimizer)
+    with pytest.raises(TrainingError, match="all 4 gradients are None"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("rule", ["paper", "release", "curvature", "horizon"])
+def test_the_number_of_waits_for_values_does_not_grow_with_the_tensors(rule):
+    def waits(tensors):
+        settings = {"max_steps": 9} if rule == "horizon" else {}
+        named = [(str(i), nn.Parameter(torch.ones(3))) for i in range(tensors)]
+        ema = DynamicEMA(named, rule={"name": rule, **settings})
+        for step in range(3):
+            for _, p in named:
+                p.grad = torch.full((3,), 1.0 + step)
+            with profile(activities=[ProfilerActivity.CPU]) as recorded:
+                ema.update()
+        return sum(e.count for e in recorded.key_averages() if "_local_scalar_dense" in e.key)
+
+    assert waits(40) == waits(2)
+
+
 def test_bf16_parameters_have_float32_averages_that_do_not_round_small_moves_away():
     parameter = nn.Parameter(torch.ones(8, dtype=torch.bfloat16))
     ema = DynamicEMA([("w", parameter)], rule={"name": "fixed", "beta": 0.999})
@@ -211,6 +236,9 @@ def test_frozen_parameters_take_no_part_and_join_when_unfrozen():
     train(model, ema, steps=1)
     assert torch.equal(ema.shadow["0.weight"], model[0].weight)
     assert ema.last_step().counts["first_step"] == 2
+    resumed = DynamicEMA(model.named_parameters())
+    resumed.load_state_dict(ema.state_dict())
+    assert same(averages(resumed), averages(ema))
     frozen_again = ema.shadow["2.weight"].clone()
     model[2].requires_grad_(False)
     train(model, ema, steps=2)

@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from lcia.ema import REASONS
 from lcia.errors import TrainingError
 from lcia.integrations import DynamicEMACallback
 
@@ -69,25 +70,30 @@ class Recorder(TrainerCallback):
 
 
 def reference_release(start, steps, *, scale=2.0, fallback=0.01):
-    """The rule in float64, written from the formula."""
-    average = {n: v.double() for n, v in start.items()}
+    """The rule in float64, written from the formula: the averages, and the figures of each step."""
+    average, figures = {n: v.double() for n, v in start.items()}, []
     for step, before in zip(steps, [None, *steps[:-1]], strict=True):
+        gains, drift_l1, reasons = [], 0.0, []
         for name, (theta, grad) in step.items():
-            gain = fallback
+            drift = float((theta - average[name]).abs().sum())
+            gain, reason = fallback, "first_step"
             if before is not None:
-                drift = (theta - average[name]).abs().sum()
-                change = (grad - before[name][1]).abs().sum()
-                closed = float(scale * (1 + grad.abs().sum()) / (drift * change))
-                gain = closed if 0 < closed < 1 else fallback
+                change = float((grad - before[name][1]).abs().sum())
+                closed = scale * (1 + float(grad.abs().sum())) / (drift * change)
+                gain, reason = (closed, None) if 0 < closed < 1 else (fallback, "out_of_range")
             average[name] = average[name] + gain * (theta - average[name])
-    return average
+            gains.append(gain)
+            reasons.append(reason)
+            drift_l1 += drift
+        figures.append({"gains": gains, "reasons": reasons, "drift": drift_l1})
+    return average, figures
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_average_follows_the_formula_and_becomes_the_parameters(tmp_path, accumulation):
     network, recorder = model(), Recorder()
     start = {n: p.detach().clone() for n, p in network.named_parameters()}
-    callback = DynamicEMACallback(rule={"name": "release", "scale": 5.0, "fallback": 0.02})
+    callback = DynamicEMACallback(rule={"name": "release", "scale": 0.1, "fallback": 0.02})
     run = trainer(
         tmp_path,
         callback,
@@ -98,13 +104,52 @@ def test_average_follows_the_formula_and_becomes_the_parameters(tmp_path, accumu
     run.add_callback(recorder)
     run.train()
     assert len(recorder.steps) == 10
-    expected = reference_release(start, recorder.steps, scale=5.0, fallback=0.02)
+    expected, figures = reference_release(start, recorder.steps, scale=0.1, fallback=0.02)
     for name, parameter in network.named_parameters():
         torch.testing.assert_close(
             parameter.detach().double(), expected[name], rtol=1e-5, atol=1e-6
         )
         torch.testing.assert_close(callback.ema.shadow[name], parameter.detach(), rtol=0, atol=0)
     assert callback.summary()["steps"] == 10
+    for i, log in enumerate(run.state.log_history[:-1]):  # one log for every two steps
+        two = figures[2 * i : 2 * i + 2]
+        gains = [gain for step in two for gain in step["gains"]]
+        reasons = [reason for step in two for reason in step["reasons"]]
+        assert log["ema/beta_mean"] == pytest.approx(1 - sum(gains) / 8, rel=1e-5)
+        assert log["ema/beta_min"] == pytest.approx(1 - max(gains), rel=1e-5)
+        assert log["ema/beta_max"] == pytest.approx(1 - min(gains), rel=1e-5)
+        assert log["ema/horizon_steps"] == pytest.approx(8 / sum(gains), rel=1e-4)
+        assert log["ema/drift"] == pytest.approx(two[1]["drift"], rel=1e-4)
+        for reason in REASONS:
+            assert log[f"ema/fallback/{reason}"] == reasons.count(reason) / 8
+    assert 0 < sum(step["reasons"].count(None) for step in figures) < 40
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused"])
+def test_a_step_that_fp16_loss_scaling_skips_is_left_out(tmp_path, optim):
+    class Overflow(Recorder):
+        def on_pre_optimizer_step(self, args, state, control, *, model, **kwargs):
+            if state.global_step == 4:
+                model.hidden.weight.grad[0, 0] = torch.inf
+
+        def on_optimizer_step(self, args, state, control, **kwargs):
+            if state.global_step != 4:
+                super().on_optimizer_step(args, state, control, **kwargs)
+
+    network, recorder, records = model(), Overflow(), []
+    start = {n: p.detach().clone() for n, p in network.named_parameters()}
+    callback = DynamicEMACallback(on_step=records.append)
+    run = trainer(tmp_path, callback, network=network, max_grad_norm=0.0, optim=optim)
+    run.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**4)
+    run.add_callback(recorder)
+    run.train()
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 6, 7, 8, 9, 10]
+    assert callback.ema.stats().counts["not_finite"] == 0
+    expected, _ = reference_release(start, recorder.steps)
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(
+            parameter.detach().double(), expected[name], rtol=1e-5, atol=1e-6
+        )
 
 
 def test_rule_horizon_gets_the_number_of_steps_from_the_trainer(tmp_path):
@@ -210,7 +255,7 @@ def test_initial_values_start_the_average(tmp_path):
     run = trainer(tmp_path, DynamicEMACallback(initial=copy.deepcopy(initial)), network=network)
     run.add_callback(recorder)
     run.train()
-    expected = reference_release(initial, recorder.steps)
+    expected, _ = reference_release(initial, recorder.steps)
     for name, parameter in network.named_parameters():
         torch.testing.assert_close(
             parameter.detach().double(), expected[name], rtol=1e-5, atol=1e-6
