@@ -9,7 +9,9 @@ from lcia.errors import ConfigError
 from lcia.evaluation.generate import Adapters, evaluate, scores_percent
 from lcia.grouping import InstructionCodebook, Router
 from lcia.learner.learner import ContinualLearner
+from lcia.learner.samples import write_samples
 from lcia.learner.store import Version
+from lcia.learner.training import MEMORY, memory_of
 from lcia.registry import nearest
 
 COMBINATIONS = ("svd", "linear", "cat")
@@ -55,6 +57,8 @@ def merge_groups(
             folder / group,
             combination=combination,
         )
+        if memory := [s for name in weights for s in memory_of(adapters[name][1])]:
+            write_samples(path / MEMORY, memory)
         return {group: path}
 
     note = f"merge {other} into {group} ({combination}, weight {weight:g})"

@@ -91,7 +91,7 @@ def train_adapter(
             host.base.model.device,
         ),
         carried=load_file(own / CARRIED) if own and (own / CARRIED).is_file() else {},
-        memory=read_samples(own / MEMORY) if own and (own / MEMORY).is_file() else (),
+        memory=memory_of(own) if own else (),
         seed=seed,
     )
     target = folder / (TRAINED if train else UNTRAINED)
@@ -112,6 +112,11 @@ def train_adapter(
     state = method.finish(context)
     trainer.save_model(str(_draft(target)))  # gathers what is sharded
     return _publish(target, host, model, state=state, memory=method.remember(context))
+
+
+def memory_of(folder: Path) -> tuple[Sample, ...]:
+    """Return the samples that a method remembers with an adapter; none if it does not."""
+    return read_samples(folder / MEMORY) if (folder / MEMORY).is_file() else ()
 
 
 def _trainer(

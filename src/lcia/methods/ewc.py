@@ -1,5 +1,6 @@
 """Elastic weight consolidation, the online variant."""
 
+import logging
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from lcia.methods.base import Method, TaskContext
 from lcia.methods.penalty import QuadraticPenalty
+
+logger = logging.getLogger(__name__)
 
 
 class EWC(Method):
@@ -29,6 +32,11 @@ class EWC(Method):
         """Penalise leaving where training starts, if F is known."""
         self._model = trainer.model
         self._penalty = None
+        if context.reused and not context.carried:
+            logger.warning(
+                "group %s: no F of its earlier tasks is stored, so nothing of them is protected.",
+                context.group,
+            )
         if context.carried:
             self._penalty = QuadraticPenalty(
                 context.parameters, strength=self.config["strength"], precision=context.carried

@@ -84,4 +84,5 @@ class _Frozen(TrainerCallback):
         self._values = [part.clone() for part in self._parts]
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        torch._foreach_copy_(self._parts, self._values)
+        for part, value in zip(self._parts, self._values, strict=True):
+            part.copy_(value)

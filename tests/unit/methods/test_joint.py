@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from lcia.errors import StoreError
-from lcia.learner import ContinualLearner, Store
+from lcia.learner import ContinualLearner, Store, merge_groups
 from lcia.learner.samples import read_samples
 
 METRICS_OF_THE_LAST_ROW = {"average_accuracy"}
@@ -158,3 +158,5 @@ def test_a_memory_stays_within_its_group(create, colours, shades, numbers):
     }
     expected = {"g1": {*colours.train, *shades.train}, "g2": set(numbers.train)}
     assert {group: set(samples) for group, samples in kept.items()} == expected
+    merged = merge_groups(learner, "g1", "g2")
+    assert set(memory(merged)) == expected["g1"] | expected["g2"]

@@ -1,6 +1,7 @@
 """EWC and L2: the penalty, its gradient, the Fisher information, its weight in a step."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -114,6 +115,13 @@ def test_a_strong_penalty_keeps_what_matters_where_it_was(create, colours, shade
             for n, p in before.items()
         )
     assert moved[1e5] < moved[0.0]
+
+
+def test_a_group_without_its_fisher_information_is_named(built, caplog):
+    opened = built("ewc", reused=True)
+    opened.method.attach(SimpleNamespace(model=opened.model), opened.context)
+    assert "group g1: no F of its earlier tasks is stored" in caplog.text
+    assert opened.method.extra_loss(opened.model, {}, None) is None
 
 
 class Constant(Method):
