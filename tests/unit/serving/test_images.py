@@ -1,0 +1,205 @@
+"""Pictures come in as data; from elsewhere only where that is on, and only from the public."""
+
+import asyncio
+import base64
+import io
+import socket
+
+import httpx
+import pytest
+from PIL import Image
+
+from lcia.serving import images
+from lcia.serving.api_error import ApiError
+from lcia.serving.images import decode_data_url, is_public, load_images, open_picture
+
+
+def picture(form="PNG", size=(4, 3), **options):
+    buffer = io.BytesIO()
+    Image.new("RGB", size, (255, 0, 0)).save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def data_url(content, kind="image/png"):
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def load(*urls, fetch=False):
+    return asyncio.run(load_images(urls, fetch=fetch))
+
+
+def refused(*urls, fetch=False):
+    with pytest.raises(ApiError) as error:
+        load(*urls, fetch=fetch)
+    assert (error.value.status, error.value.code) == (400, "invalid_image")
+    assert len(str(error.value)) < 200
+    return str(error.value)
+
+
+@pytest.mark.parametrize("kind", images.FORMATS)
+def test_data_urls_of_every_format(kind):
+    (found,) = load(data_url(picture(images.FORMATS[kind]), kind))
+    assert (found.size, found.mode) == ((4, 3), "RGB")
+
+
+def test_pictures_are_turned_upright():
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    assert open_picture(picture("JPEG", exif=turned)).size == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("data:image/svg+xml;base64,AAAA", "expected data:TYPE"),
+        ("data:text/html;base64,AAAA", "expected data:TYPE"),
+        ("data:image/png,AAAA", "expected data:TYPE"),
+        ("data:image/png;base64", "expected data:TYPE"),
+        ("data:image/png;base64,A*A=", "is not base64"),
+        ("data:image/png;base64,", "no picture"),
+        (data_url(b"<svg/>"), "no picture"),
+        (data_url(picture()[:40]), "no picture"),
+        ("https://example.org/a.png", "fetches no pictures"),
+        ("file:///etc/passwd", "fetches no pictures"),
+        ("/etc/passwd", "fetches no pictures"),
+    ],
+)
+def test_what_is_no_picture(url, said):
+    assert said in refused(url)
+
+
+def test_pictures_that_would_fill_the_memory(monkeypatch):
+    monkeypatch.setattr(images, "MAX_PIXELS", 11)
+    assert "is 4 x 3; expected at most 11 pixels" in refused(data_url(picture()))
+    monkeypatch.setattr(images, "MAX_BYTES", 30)
+    with pytest.raises(ApiError, match="larger than 30 bytes"):
+        decode_data_url(data_url(picture()))
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1",
+        "10.1.2.3",
+        "172.16.0.1",
+        "192.168.1.1",
+        "169.254.169.254",
+        "100.64.0.1",
+        "0.0.0.0",
+        "224.0.0.1",
+        "255.255.255.255",
+        "::1",
+        "::",
+        "fe80::1",
+        "fc00::1",
+        "::ffff:127.0.0.1",
+        "::ffff:169.254.169.254",
+        "2002:7f00:1::1",
+        "64:ff9b::10.0.0.1",
+        "ff02::1",
+    ],
+)
+def test_addresses_that_are_not_public(address):
+    assert not is_public(address)
+
+
+@pytest.mark.parametrize(
+    "address", ["93.184.215.14", "2606:2800:21f:cb07:6820:80da:af6b:8b2c", "::ffff:8.8.8.8"]
+)
+def test_addresses_that_are(address):
+    assert is_public(address)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1/a.png",
+        "http://localhost/a.png",
+        "http://[::1]/a.png",
+        "http://169.254.169.254/latest/meta-data",
+        "http://2130706433/",
+        "http://0x7f.1/",
+        "http://127.1/",
+        "http://user:pass@example.org/a.png",
+        "http://example.org:8080/a.png",
+        "ftp://example.org/a.png",
+        "file:///etc/passwd",
+        "gopher://example.org/",
+        "http://",
+        "http://a b/",
+    ],
+)
+def test_what_is_not_fetched(url):
+    refused(url, fetch=True)
+
+
+@pytest.fixture
+def web(monkeypatch):
+    """Hosts by name, and what they answer; requests must go to the address, under the name."""
+    answers, addresses, asked = {}, {}, []
+
+    async def getaddrinfo(self, host, port, **options):
+        if host not in addresses:
+            raise socket.gaierror
+        return [(0, 0, 0, "", (address, port)) for address in addresses[host]]
+
+    def respond(request):
+        asked.append((request.url.host, request.headers["host"], request.extensions))
+        return answers[f"{request.headers['host']}{request.url.path}"]
+
+    client = httpx.AsyncClient
+    monkeypatch.setattr(asyncio.SelectorEventLoop, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(
+        httpx, "AsyncClient", lambda **o: client(transport=httpx.MockTransport(respond), **o)
+    )
+    answers["a.org/ok.png"] = png = httpx.Response(
+        200, content=picture(), headers={"content-type": "image/png"}
+    )
+    addresses["a.org"] = ["93.184.215.14"]
+    return answers, addresses, asked, png
+
+
+def redirect(target):
+    return httpx.Response(302, headers={"location": target})
+
+
+def test_a_public_picture_is_fetched_from_the_address_that_was_checked(web):
+    _, _, asked, _ = web
+    (found,) = load("https://a.org/ok.png", fetch=True)
+    assert found.size == (4, 3)
+    (host, name, extensions) = asked[0]
+    assert (host, name, extensions["sni_hostname"]) == ("93.184.215.14", "a.org", "a.org")
+
+
+def test_redirects_are_checked_like_the_first_address(web):
+    answers, addresses, asked, _ = web
+    answers["a.org/moved"] = redirect("/ok.png")
+    assert load("http://a.org/moved", fetch=True)
+    addresses["inside.org"] = ["93.184.215.14", "10.0.0.1"]
+    for target in ("http://127.0.0.1/", "http://inside.org/", "file:///etc/passwd", "//[::1]/"):
+        answers["a.org/evil"] = redirect(target)
+        before = len(asked)
+        refused("http://a.org/evil", fetch=True)
+        assert len(asked) == before + 1, "nothing was asked after the redirect"
+    answers["a.org/round"] = redirect("/round")
+    assert "more than 3 times" in refused("http://a.org/round", fetch=True)
+
+
+def test_what_servers_send_is_limited(web, monkeypatch):
+    answers, _, _, _ = web
+    answers["a.org/page"] = httpx.Response(200, text="x", headers={"content-type": "text/html"})
+    assert "sends text/html" in refused("http://a.org/page", fetch=True)
+    answers["a.org/none"] = httpx.Response(404)
+    assert "answers 404" in refused("http://a.org/none", fetch=True)
+    monkeypatch.setattr(images, "MAX_BYTES", 30)
+    assert "larger than 30 bytes" in refused("http://a.org/ok.png", fetch=True)
+    assert "no address" in refused("http://unknown.org/", fetch=True)
+
+
+def test_fetching_takes_limited_time(web, monkeypatch):
+    async def slow(url):
+        await asyncio.sleep(10)
+
+    monkeypatch.setattr(images, "_fetch", slow)
+    monkeypatch.setattr(images, "FETCH_TIMEOUT_S", 0.05)
+    assert "did not arrive" in refused("http://a.org/ok.png", fetch=True)
