@@ -69,6 +69,7 @@ class DynamicEMA:
         self._theta_prev: dict[str, Tensor] = {}
         self._grad_prev = PreviousGradients()
         self._stats = EMAStats()
+        self._recent = EMAStats()
         self._pending: list[Tensor] = []
         self._last: EMAStats | None = None
         self._swapped = False
@@ -148,6 +149,12 @@ class DynamicEMA:
         self._read_pending()
         return self._stats
 
+    def recent_stats(self) -> EMAStats:
+        """Return balance weights and fallbacks since this was called before; waits likewise."""
+        self._read_pending()
+        recent, self._recent = self._recent, EMAStats()
+        return recent
+
     def last_step(self) -> EMAStats:
         """Return balance weights and fallbacks of the last update; waits for the device.
 
@@ -191,6 +198,7 @@ class DynamicEMA:
         self._grad_prev.load({n: self._part(n, v) for n, v in state["grad_prev"].items()})
         self._theta_prev = {n: self._part(n, v).clone() for n, v in state["theta_prev"].items()}
         self._stats = read(state["stats"].tolist())
+        self._recent = EMAStats()
         self._pending.clear()
         self._last = None
 
@@ -289,6 +297,7 @@ class DynamicEMA:
         self._last = steps[-1]
         before = self._stats.counts["not_finite"]
         self._stats = sum(steps, start=self._stats)
+        self._recent = sum(steps, start=self._recent)
         bad = self._stats.counts["not_finite"] - before
         if bad:
             logger.warning(

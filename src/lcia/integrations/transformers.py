@@ -62,7 +62,6 @@ class DynamicEMACallback(TrainerCallback):
         self._copy_at_end = copy_at_end
         self._on_step = on_step
         self._resume_from = resume_from
-        self._since_log = EMAStats()
         self._is_first = False
         self._overflowed = False
 
@@ -81,7 +80,6 @@ class DynamicEMACallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, *, model, optimizer=None, **kwargs):
         """Start the average from the parameters, or from the checkpoint training resumes from."""
-        self._since_log = EMAStats()
         settings = {"rule": self.rule.for_training(state.max_steps), "initial": self._initial}
         if PartialState().distributed_type == DistributedType.DEEPSPEED:
             self.ema = DeepSpeedEMA(model, optimizer, **settings)
@@ -114,17 +112,17 @@ class DynamicEMACallback(TrainerCallback):
         if self._overflowed or getattr(optimizer, "step_was_skipped", False):
             return
         self.ema.update()
-        last = self.ema.last_step()
-        self._since_log += last
         if self._on_step is not None:
-            self._on_step({**last.as_dict(), "step": state.global_step + 1})
+            self._on_step({**self.ema.last_step().as_dict(), "step": state.global_step + 1})
 
     def on_log(self, args, state, control, *, logs=None, **kwargs):
         """Add the figures since the last log to the Trainer's logs and history."""
-        if logs is None or not self._since_log.steps:
+        if logs is None or not hasattr(self, "ema"):  # evaluated before any training
             return
-        figures = _figures(self._since_log)
-        self._since_log = EMAStats()
+        recent = self.ema.recent_stats()
+        if not recent.steps:
+            return
+        figures = _figures(recent)
         logs.update(figures)
         if state.log_history:
             state.log_history[-1].update(figures)

@@ -317,6 +317,18 @@ def test_every_reason_has_its_case():
         assert not any(counts.values())
 
 
+def test_recent_figures_cover_the_updates_since_they_were_asked_for():
+    model = network()
+    ema = DynamicEMA(model.named_parameters())
+    train(model, ema, steps=3)
+    first = ema.recent_stats()
+    train(model, ema, steps=2)
+    second = ema.recent_stats()
+    assert (first.steps, second.steps) == (3, 2)
+    assert first + second == ema.stats()
+    assert ema.recent_stats().steps == 0
+
+
 def test_missing_gradients_are_an_error_for_every_rule_that_reads_them():
     model = network()
     ema = DynamicEMA(model.named_parameters(), rule="paper")

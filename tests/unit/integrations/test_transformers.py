@@ -228,6 +228,15 @@ def test_logs_and_later_reporters_get_the_figures(tmp_path):
     assert run.state.log_history[0]["ema/fallback/first_step"] == 0.5
 
 
+def test_evaluating_before_and_after_training_adds_nothing(tmp_path):
+    run = trainer(tmp_path, DynamicEMACallback())
+    before = run.evaluate(Points(8))
+    run.train()
+    after = run.evaluate(Points(8))
+    assert not any(key.startswith("ema/") for key in [*before, *after])
+    assert "ema/beta_mean" in run.state.log_history[-3]
+
+
 def test_gradients_cleared_too_early_are_an_error(tmp_path):
     class Clear(TrainerCallback):
         def on_pre_optimizer_step(self, args, state, control, *, model, **kwargs):
