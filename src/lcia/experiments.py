@@ -18,7 +18,7 @@ from lcia.learner.environment import environment
 from lcia.learner.files import write_text
 from lcia.learner.processes import is_main, on_main
 from lcia.models.host import AdapterHost
-from lcia.models.loading import check_model
+from lcia.models.loading import check_model, reads_pictures
 from lcia.results import Result, answer_held_out, answer_task_given, read_result, write_result
 
 AS_LISTED = "as_listed"
@@ -134,6 +134,33 @@ def output_folder(config: StreamConfig, *, base: Path) -> Path:
     return Path(os.path.normpath(resolve(config.output, base=base, where="output")))
 
 
+def check_experiment(config: StreamConfig, *, base: Path) -> tuple[SubRun, ...]:
+    """Check all that can be checked before weights are loaded: settings, data, pictures, model.
+
+    Args:
+        config: the stream.
+        base: folder relative paths start from: that of the stream's file.
+
+    Returns:
+        The planned sub-runs, in the order in which they would be run.
+
+    Raises:
+        LciaError: configuration, data or model cannot be used, or the output folder holds
+            results of other settings.
+    """
+    planned = tuple(sub_runs(config, base=base))
+    for sub in planned:
+        _check_same(sub)
+    check_model(config.model)
+    pictures = any(s.images for task in planned[0].tasks for s in (*task.train, *task.test))
+    if pictures and not reads_pictures(config.model):
+        raise ConfigError(
+            f"model: '{config.model}' reads text only, and the tasks have pictures. Choose a "
+            "vision-language model."
+        )
+    return planned
+
+
 def run_experiment(
     config: StreamConfig,
     *,
@@ -156,9 +183,7 @@ def run_experiment(
         LciaError: configuration, data or model cannot be used, or the output folder holds
             results of other settings.
     """
-    planned = list(sub_runs(config, base=base))
-    for sub in planned:
-        _check_same(sub)
+    planned = check_experiment(config, base=base)
     host: AdapterHost | None = None
     results: list[Result] = []
     failures: dict[str, LciaError] = {}

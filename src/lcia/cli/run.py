@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from lcia.experiments import SubRun
     from lcia.results import Result
 
 Overrides = Annotated[
@@ -24,6 +25,9 @@ def run(
     stream: Annotated[Path, typer.Argument(help="A stream file (YAML).")],
     overrides: Overrides = [],  # noqa: B006  typer's form of a repeated option
     as_json: AsJson = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything but the model's weights, and stop.")
+    ] = False,
 ) -> None:
     """Learn a stream of tasks with one or more methods, rules, groupings, seeds and orders.
 
@@ -34,17 +38,22 @@ def run(
       lcia run stream.yaml
 
       lcia run stream.yaml --set training.learning_rate=1e-4 --set seeds=[0,1,2]
+
+      lcia run stream.yaml --dry-run
     """
     from lcia.cli.console import LearningProgress, print_json
     from lcia.cli.results import show_results
     from lcia.config import load_stream_config
     from lcia.errors import TrainingError
-    from lcia.experiments import output_folder, run_experiment
+    from lcia.experiments import check_experiment, output_folder, run_experiment
     from lcia.learner.processes import is_main
     from lcia.reports.collect import report_of
     from lcia.reports.html import write_report
 
     config = load_stream_config(stream, overrides)
+    if dry_run:
+        _show_plan(check_experiment(config, base=stream.parent), as_json=as_json)
+        return
     with LearningProgress(quiet=as_json) as progress:
 
         def finished(result: "Result") -> None:
@@ -68,6 +77,33 @@ def run(
             + f"\n{len(done.failures)} of {len(done.failures) + len(done.results)} runs failed; "
             "the others are done. Run the same command again to continue them."
         )
+
+
+def _show_plan(planned: "Sequence[SubRun]", *, as_json: bool) -> None:
+    """Print what would be learned, and where the results would be."""
+    from lcia.cli.console import console, print_json, print_table
+
+    tasks = [
+        {
+            "task": task.name,
+            "train": len(task.train),
+            "test": len(task.test),
+            "pictures": len({i.sha256 for s in (*task.train, *task.test) for i in s.images}),
+            "scorer": task.scorer,
+        }
+        for task in planned[0].tasks
+    ]
+    runs = [
+        {"run": sub.folder.name, "seed": sub.seed, "tasks": [task.name for task in sub.tasks]}
+        for sub in planned
+    ]
+    if as_json:
+        print_json({"tasks": tasks, "runs": runs})
+        return
+    print_table("Tasks", list(tasks[0]), [[str(v) for v in task.values()] for task in tasks])
+    rows = [[str(run["run"]), ", ".join(run["tasks"])] for run in runs]
+    print_table("Runs", ["run", "order"], rows, left=(0, 1))
+    console.print(f"{planned[0].folder.parent}: all is there; nothing was learned.", markup=False)
 
 
 def _write_page(results: "Sequence[Result]", folder: Path) -> Path:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from lcia.data.sample import Message, Sample
+from lcia.errors import ConfigError
 from lcia.models.batches import answer_batch, mask_of, padded
 
 
@@ -107,10 +108,15 @@ class ChatFormat:
 
     def _content(self, message: Message) -> Any:
         """Return a turn's content as the chat template takes it."""
-        return message.content
+        return self._text(message)
 
     def _text(self, message: Message) -> str:
         """Return a turn as text where there is no chat template."""
+        if message.images:
+            raise ConfigError(
+                f"model: it reads text only, and '{message.images[0].path}' is a picture. Choose "
+                "a vision-language model."
+            )
         return message.content
 
     def _render(self, messages: Sequence[Message]) -> str:

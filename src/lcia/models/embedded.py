@@ -32,6 +32,7 @@ class EmbeddedModel:
         license: SPDX identifier of the weights.
         size_mb: download size in megabytes.
         maker: ``module:function`` that writes the model's folder from that file.
+        reads_pictures: whether it takes pictures besides text.
         recipe: number of the way ``maker`` makes it, where there was another before.
     """
 
@@ -43,6 +44,7 @@ class EmbeddedModel:
     license: str
     size_mb: int
     maker: str
+    reads_pictures: bool = False
     recipe: int | None = None
 
     def provenance(self) -> dict[str, str | int]:
@@ -74,6 +76,7 @@ EMBEDDED = {
             license="MIT (Apache-2.0: SmolLM2, DINOv2)",
             size_mb=90,
             maker="lcia.models.smollm2_dinov2:make",
+            reads_pictures=True,
         ),
     )
 }

@@ -103,6 +103,15 @@ def load_model(name: str, *, dtype: str = "auto", quantize: str | None = None) -
     return BaseModel(name=name, model=model.eval(), tokenizer=tokenizer, processor=processor)
 
 
+def reads_pictures(name: str) -> bool:
+    """Tell whether a model that passed ``check_model`` takes pictures besides text."""
+    if name in EMBEDDED:
+        return EMBEDDED[name].reads_pictures
+    from transformers import AutoConfig
+
+    return _reads_pictures(_auto_class(AutoConfig.from_pretrained(_location(name))))
+
+
 def _auto_class(config: Any) -> Any:
     from transformers import (
         AutoModelForCausalLM,

@@ -1,6 +1,6 @@
 """Vision-language models: pictures and text to batches, by the model's own processor."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,9 @@ class VisualFormat(ChatFormat):
         max_prompt_tokens: longest prompt in tokens of text.
         keep_logits: whether the model's ``forward`` takes ``logits_to_keep``.
         pad_images: make pictures square with the processor's mean colour before it crops them.
+
+    Attributes:
+        open_picture: returns the picture that an ``Image.path`` stands for; default: the file.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class VisualFormat(ChatFormat):
     ) -> None:
         self.processor = processor
         self.pad_images = pad_images
+        self.open_picture: Callable[[str], Any] = open_image
         super().__init__(
             processor.tokenizer, max_prompt_tokens=max_prompt_tokens, keep_logits=keep_logits
         )
@@ -128,7 +132,7 @@ class VisualFormat(ChatFormat):
 
     def _open(self, messages: Sequence[Message]) -> Iterable[Any]:
         for image in (image for message in messages for image in message.images):
-            picture = open_image(image.path)
+            picture = self.open_picture(image.path)
             yield self._squared(picture) if self.pad_images else picture
 
     def _squared(self, picture: Any) -> Any:

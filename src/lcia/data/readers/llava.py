@@ -8,6 +8,7 @@ from lcia.data.readers.fields import ends_with_user, found, image_path, text, tu
 from lcia.data.sample import Image, Message, Sample
 
 MARK = "<image>"
+_ANSWERS = frozenset({"answer", "answer_bbox"})
 SPEAKERS = {"human": "user", "gpt": "assistant"}
 
 
@@ -55,14 +56,15 @@ class LlavaReader(Reader):
 class LlavaTestReader(Reader):
     """LLaVA test questions, {"question_id", "image", "text", "answer"}.
 
-    A list of answers is kept with its repetitions: for ``vqa_accuracy`` they are votes.
+    CoIN's grounding has ``answer_bbox`` instead. A list of answers is kept with its repetitions:
+    for ``vqa_accuracy`` they are votes.
     """
 
     expected: ClassVar[str] = '{"question_id": ..., "image": ..., "text": ..., "answer": ...}'
 
     def recognises(self, record: Mapping[str, Any]) -> bool:
         """Whether the record has ``question_id``, ``text`` and an answer."""
-        return "question_id" in record and "text" in record and "answer" in record
+        return {"question_id", "text"} <= set(record) and bool(_ANSWERS & set(record))
 
     def sample(self, record: Record) -> Sample:
         """Return the sample of one question; its id is ``question_id``."""
@@ -71,7 +73,7 @@ class LlavaTestReader(Reader):
             where=record.where, number=record.number, value={"id": value.get("question_id")}
         )
         asked = Message(role="user", content=text(value.get("text"), "text"))
-        answers = value.get("answer")
+        answers = value.get("answer_bbox", value.get("answer"))
         answers = answers if isinstance(answers, list) and answers else [answers]
         return Sample(
             id=own.id,
