@@ -7,8 +7,7 @@ from pathlib import Path
 
 from conftest import make_task
 from lcia.config import AssistantConfig
-from lcia.learner import ContinualLearner, Store
-from lcia.models import load_model
+from lcia.learner import ContinualLearner, Store, load_host
 from lcia.serving.app import build_app
 from lcia.serving.config import AccessConfig, ServeConfig
 from lcia.serving.live import LiveStore
@@ -33,11 +32,10 @@ def make_store(root: Path, model: Path) -> Store:
 
 
 def make_service(store: Store, **settings) -> Service:
-    base = load_model(store.config.model, dtype="float32")
     config = ServeConfig(**{"access": AccessConfig(port=0), "poll_s": 0.05, **settings})
     limits = {**vars(config.limits), "max_context": min(512, config.limits.max_context)}
     config = ServeConfig(**{**vars(config), "limits": type(config.limits)(**limits)})
-    return Service(base, LiveStore(store.root), config=config)
+    return Service(load_host(store.config), LiveStore(store.root), config=config)
 
 
 @contextmanager

@@ -57,7 +57,7 @@ def serve(
     from lcia.serving.extra import check_installed
 
     check_installed()
-    from lcia.learner import ContinualLearner, Store
+    from lcia.learner import ContinualLearner
     from lcia.serving.app import build_app
     from lcia.serving.config import AccessConfig, ServeConfig, read_api_keys
     from lcia.serving.limits import EngineLimits
@@ -85,5 +85,5 @@ def serve(
         log_prompts=log_prompts,
     )
     live = LiveStore(store)
-    base = ContinualLearner(Store.open(store)).host.base
-    run(build_app(Service(base, live, config=config)), config.access)
+    host = ContinualLearner(live.store).host
+    run(build_app(Service(host, live, config=config)), config.access)

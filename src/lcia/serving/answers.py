@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 
-from lcia.models import BaseModel
+from lcia.models import AdapterHost
 from lcia.serving.engine import Engine, News
 from lcia.serving.job import Delta, Job, Prompt
 from lcia.serving.limits import EngineLimits
@@ -13,12 +13,14 @@ class Answers:
     """Runs an engine and hands its news to whoever waits for them.
 
     Args:
-        base: the model.
+        host: of the model.
         limits: what the engine may use.
     """
 
-    def __init__(self, base: BaseModel, *, limits: EngineLimits) -> None:
-        self.engine = Engine(base, limits=limits, deliver=self._deliver)
+    def __init__(self, host: AdapterHost, *, limits: EngineLimits) -> None:
+        self.engine = Engine(
+            host.base, limits=limits, deliver=self._deliver, projector=host.projector
+        )
 
     def start(self) -> None:
         """Start the engine; its news arrive in the running event loop."""

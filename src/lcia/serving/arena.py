@@ -40,10 +40,6 @@ class Arena(Cache):
         lengths = torch.tensor(self.lengths, device=device)[:, None]
         return torch.arange(width + 1, device=device) >= width - lengths
 
-    def positions(self, device: Any) -> torch.Tensor:
-        """Return the position of each row's next token, shape (rows, 1)."""
-        return torch.tensor(self.lengths, device=device)[:, None]
-
     def join(self, prefilled: DynamicCache, lengths: Sequence[int], rows: Sequence[int]) -> None:
         """Take over sequences that were prefilled together, as the arena's last rows.
 

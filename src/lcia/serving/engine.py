@@ -1,5 +1,6 @@
 """Continuous batching: one forward pass per token for all answers, whatever their adapters."""
 
+import inspect
 import logging
 import math
 import threading
@@ -12,6 +13,7 @@ import torch
 
 from lcia.errors import LciaError, ModelError
 from lcia.models import BaseModel, ChatFormat
+from lcia.models.projector import Projector
 from lcia.serving.arena import Arena
 from lcia.serving.bank import AdapterBank
 from lcia.serving.job import Delta, Job
@@ -41,10 +43,11 @@ class Engine:
     token for every running answer. Answers join between steps and leave as soon as they end.
 
     Args:
-        base: the model; its weights are never changed.
+        base: the model; its weights are never changed, but for ``projector``.
         limits: what it may use.
         deliver: called on the engine's thread with the news of each step; by default every
             job's listener is called there.
+        projector: of a vision-language model; swapped for that of each prompt with pictures.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class Engine:
         *,
         limits: EngineLimits | None = None,
         deliver: Callable[[News], None] | None = None,
+        projector: Projector | None = None,
     ) -> None:
         check_model(base.model)
         self.limits = limits or EngineLimits()
@@ -61,6 +65,9 @@ class Engine:
         self._tokenizer = base.tokenizer
         self._stop_ids = frozenset(ChatFormat(base.tokenizer, max_prompt_tokens=1).stop_ids)
         self._deliver = deliver or _call_listeners
+        self._projector = projector
+        takes = inspect.signature(base.model.forward).parameters
+        self._options = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
         self._arena = Arena(layers=base.model.config.get_text_config().num_hidden_layers)
         self._running: list[Job] = []
         self._prefill: Prefill | None = None
@@ -179,8 +186,10 @@ class Engine:
         width = 0
         with self._changed:
             while self._waiting and len(jobs) < places:
-                width = max(width, len(self._waiting[0].prompt.ids))
-                if jobs and width * (len(jobs) + 1) > PREFILL_TOKENS:
+                following = self._waiting[0].prompt
+                width = max(width, len(following.ids))
+                alone = following.pictures or (jobs and jobs[-1].prompt.pictures)
+                if jobs and (alone or width * (len(jobs) + 1) > PREFILL_TOKENS):
                     break
                 jobs.append(self._waiting.popleft())
         for job in list(jobs):
@@ -194,10 +203,13 @@ class Engine:
                 news.append((job, Delta(error=error)))
         if jobs:
             pad_id = self._tokenizer.pad_token_id
-            self._prefill = Prefill(jobs, pad_id=pad_id, device=self._model.device)
+            self._prefill = Prefill(jobs, model=self._model, pad_id=pad_id)
 
     def _read_prompts(self, prefill: Prefill, news: News) -> None:
         jobs = prefill.jobs
+        if self._projector is not None and jobs[0].prompt.pictures:
+            adapter = jobs[0].prompt.adapter
+            self._projector.load(adapter[1] if adapter is not None else None)
         logits = self._forward(jobs, **prefill.next_inputs(PREFILL_TOKENS))
         if not prefill.finished:
             return
@@ -215,11 +227,13 @@ class Engine:
     def _generate(self, news: News) -> None:
         device = self._model.device
         self._arena.make_room()
+        places = zip(self._arena.lengths, self._running, strict=True)
+        positions = [[place + job.shift] for place, job in places]
         logits = self._forward(
             self._running,
             input_ids=torch.tensor([[job.tokens[-1]] for job in self._running], device=device),
             attention_mask=self._arena.mask(device).long(),
-            position_ids=self._arena.positions(device),
+            position_ids=torch.tensor(positions, device=device),
             past_key_values=self._arena,
         )
         self._arena.advance()
@@ -229,7 +243,7 @@ class Engine:
     def _forward(self, jobs: Sequence[Job], **inputs: Any) -> torch.Tensor:
         """Return the logits of each row's next token, shape (rows, vocabulary)."""
         self.bank.select([job.key for job in jobs])
-        output = self._model(**inputs, use_cache=True, logits_to_keep=1)
+        output = self._model(**inputs, use_cache=True, **self._options)
         logits: torch.Tensor = output.logits[:, -1]
         return logits
 

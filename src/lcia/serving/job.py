@@ -1,7 +1,7 @@
 """One answer being generated: what was asked, and how far it is."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,8 @@ class Prompt:
 
     Attributes:
         ids: token ids of the prompt.
+        pictures: what the model takes besides token ids, from its processor; such a prompt is read
+            in one piece.
         adapter: key and directory of the adapter; None for the base model.
         max_new_tokens: longest answer in tokens.
         sampling: how tokens are chosen.
@@ -47,6 +49,7 @@ class Prompt:
     """
 
     ids: tuple[int, ...]
+    pictures: Mapping[str, Any] = field(default_factory=dict)
     adapter: tuple[str, Path] | None = None
     max_new_tokens: int
     sampling: Sampling = field(default_factory=Sampling)
@@ -63,12 +66,15 @@ class Job:
         listener: called with every delta.
         cancelled: set by whoever no longer wants the answer.
         acquired: whether the job keeps its adapter in memory.
+        shift: what is added to a token's place to get its position: pictures take fewer positions
+            than tokens where positions have three dimensions.
     """
 
     prompt: Prompt
     listener: Callable[[Delta], None]
     cancelled: bool = False
     acquired: bool = False
+    shift: int = 0
     tokens: list[int] = field(default_factory=list)
     created: float = field(default_factory=time.monotonic)
 

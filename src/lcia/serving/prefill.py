@@ -1,5 +1,6 @@
 """Prompts on their way into the batch, a piece per step, so that running answers go on."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,12 +14,13 @@ class Prefill:
     """Prompts that are read together.
 
     Args:
-        jobs: whose prompts; padded on the left to the longest.
+        jobs: whose prompts; padded on the left to the longest. One with pictures comes alone.
+        model: reads them.
         pad_id: the padding token.
-        device: of the model.
     """
 
-    def __init__(self, jobs: Sequence[Job], *, pad_id: int, device: Any) -> None:
+    def __init__(self, jobs: Sequence[Job], *, model: Any, pad_id: int) -> None:
+        device = model.device
         self.jobs = list(jobs)
         self.lengths = [len(job.prompt.ids) for job in jobs]
         self.cache = DynamicCache()
@@ -30,6 +32,13 @@ class Prefill:
         lengths = torch.tensor(self.lengths, device=device)[:, None]
         self._mask = torch.arange(self.width, device=device) >= self.width - lengths
         self._positions = (self._mask.cumsum(-1) - 1).clamp(min=0)
+        self._pictures = {
+            name: value.to(device, model.dtype if value.is_floating_point() else None)
+            for name, value in jobs[0].prompt.pictures.items()
+        }
+        find_positions = getattr(model.base_model, "get_rope_index", None)
+        if self._pictures and find_positions is not None:
+            self._place(find_positions)
 
     @property
     def finished(self) -> bool:
@@ -39,11 +48,23 @@ class Prefill:
     def next_inputs(self, tokens: int) -> dict[str, Any]:
         """Return the model's arguments for the next ``tokens`` tokens at most."""
         end = min(self.width, self.done + max(1, tokens // len(self.jobs)))
+        if self._pictures:
+            end = self.width  # a picture's features go to all of its tokens at once
         part = slice(self.done, end)
         self.done = end
         return {
             "input_ids": self._ids[:, part],
             "attention_mask": self._mask[:, :end].long(),
-            "position_ids": self._positions[:, part],
+            "position_ids": self._positions[..., part],
             "past_key_values": self.cache,
+            **self._pictures,
         }
+
+    def _place(self, find_positions: Any) -> None:
+        """Take three-dimensional positions from a model that has them."""
+        known = inspect.signature(find_positions).parameters
+        pictures = {name: value for name, value in self._pictures.items() if name in known}
+        self._positions, shift = find_positions(
+            self._ids, attention_mask=self._mask.long(), **pictures
+        )
+        self.jobs[0].shift = int(shift)

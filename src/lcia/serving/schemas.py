@@ -99,6 +99,17 @@ class ChatMessage(_Strict):
         """Where the turn's pictures are."""
         return tuple(p.image_url.url for p in self.content if isinstance(p, ImagePart))
 
+    @property
+    def image_places(self) -> tuple[int, ...]:
+        """How many characters of the turn's text stand before each of its pictures."""
+        places, texts = [], 0
+        for part in self.content:
+            if isinstance(part, TextPart):
+                texts += len(part.text) + 1  # the line break after it
+            else:
+                places.append(max(0, texts - 1))
+        return tuple(places)
+
 
 Messages = Annotated[tuple[ChatMessage, ...], Field(min_length=1, strict=False)]
 

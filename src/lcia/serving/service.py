@@ -7,16 +7,19 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 from jinja2 import TemplateError
 
-from lcia.data import Message
+from lcia.data import Image, Message
 from lcia.errors import ConfigError
-from lcia.models import BaseModel, ChatFormat
+from lcia.models import AdapterHost
+from lcia.models.visual import VisualFormat
 from lcia.serving.answers import Answers
 from lcia.serving.api_error import ApiError, api_error
 from lcia.serving.config import ServeConfig
+from lcia.serving.images import load_images
 from lcia.serving.job import Delta, Prompt
 from lcia.serving.live import BASE, LiveStore
 from lcia.serving.metrics import Metrics
@@ -44,7 +47,7 @@ class Service:
     """Everything a server needs to answer.
 
     Args:
-        base: the model.
+        host: of the model, without adapters.
         live: the assistant.
         config: the server's settings.
 
@@ -53,8 +56,8 @@ class Service:
         ModelError: the model cannot be batched.
     """
 
-    def __init__(self, base: BaseModel, live: LiveStore, *, config: ServeConfig) -> None:
-        known = getattr(base.model.config.get_text_config(), "max_position_embeddings", None)
+    def __init__(self, host: AdapterHost, live: LiveStore, *, config: ServeConfig) -> None:
+        known = getattr(host.base.model.config.get_text_config(), "max_position_embeddings", None)
         if known is not None and config.limits.max_context > known:
             raise ConfigError(
                 f"--max-context {config.limits.max_context}: the model reads {known} tokens."
@@ -62,10 +65,11 @@ class Service:
         self.config = config
         self.live = live
         self.metrics = Metrics()
-        self.answers = Answers(base, limits=config.limits)
-        self._tokenizer = base.tokenizer
-        self._chat = ChatFormat(base.tokenizer, max_prompt_tokens=sys.maxsize)
-        self._longest_token = max(map(len, base.tokenizer.get_vocab()))
+        self.answers = Answers(host, limits=config.limits)
+        self._tokenizer = host.base.tokenizer
+        self._chat = host.chat
+        self._chat.max_prompt_tokens = sys.maxsize  # too long a prompt is refused, never cut
+        self._longest_token = max(map(len, self._tokenizer.get_vocab()))
         # One thread: a tokenizer may not be used by two at once.
         self._preparing = ThreadPoolExecutor(1, thread_name_prefix="lcia-prepare")
         self._add_gauges()
@@ -76,7 +80,16 @@ class Service:
         Raises:
             ApiError: there is no such model, the prompt is too long or nothing the model takes.
         """
-        return await self._in_thread(self._prepare, asked)
+        urls = [url for message in asked.conversation for url in message.image_urls]
+        if urls and not isinstance(self._chat, VisualFormat):
+            raise ApiError(
+                400,
+                "This model reads no pictures; send text alone.",
+                code="unsupported_content",
+                param="messages",
+            )
+        pictures = await load_images(urls, fetch=self.config.fetch_images) if urls else []
+        return await self._in_thread(self._prepare, asked, pictures)
 
     async def explain(self, turns: Sequence[str]) -> dict[str, Any]:
         """Return which group would answer a conversation, and what that rests on."""
@@ -114,7 +127,7 @@ class Service:
     async def _in_thread(self, work: Any, *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._preparing, work, *args)
 
-    def _prepare(self, asked: ChatRequest | CompletionRequest) -> Prepared:
+    def _prepare(self, asked: ChatRequest | CompletionRequest, pictures: Sequence[Any]) -> Prepared:
         messages = asked.conversation
         self._check_size(messages)
         started = time.perf_counter()
@@ -122,11 +135,12 @@ class Service:
         if choice.decision is not None:
             self.metrics.routing_seconds.observe(time.perf_counter() - started)
         if isinstance(asked, CompletionRequest):
-            ids = self._tokenizer(asked.prompt)["input_ids"]
+            ids, visual = self._tokenizer(asked.prompt)["input_ids"], {}
         else:
-            ids = self._chat_ids(messages)
+            ids, visual = self._chat_inputs(messages, pictures)
         prompt = Prompt(
             ids=tuple(ids),
+            pictures=visual,
             adapter=choice.adapter,
             max_new_tokens=self._answer_tokens(len(ids), asked.answer_tokens),
             sampling=Sampling(
@@ -139,15 +153,33 @@ class Service:
         )
         return Prepared(prompt=prompt, choice=choice)
 
-    def _chat_ids(self, messages: Sequence[ChatMessage]) -> list[int]:
-        roles = {"developer": "system"}
-        turns = [Message(role=roles.get(m.role, m.role), content=m.text) for m in messages]
+    def _chat_inputs(
+        self, messages: Sequence[ChatMessage], pictures: Sequence[Any]
+    ) -> tuple[list[int], dict[str, Any]]:
+        """Return a conversation's token ids, and what the processor makes of its pictures."""
+        numbers = map(str, count())
+        turns = [
+            Message(
+                role={"developer": "system"}.get(message.role, message.role),
+                content=message.text,
+                images=tuple(Image(path=next(numbers), at=at) for at in message.image_places),
+            )
+            for message in messages
+        ]
         try:
-            return self._chat.encode_prompt(turns)[0]
-        except TemplateError as error:
+            if not pictures:
+                return self._chat.encode_prompt(turns)[0], {}
+            assert isinstance(self._chat, VisualFormat)
+            # The paths are numbers of pictures in memory: no request names a file.
+            self._chat.open_picture = lambda path: pictures[int(path)]
+            batch = self._chat.prompts([turns])
+            ids = batch.pop("input_ids")[0].tolist()
+            del batch["attention_mask"]
+            return ids, batch
+        except (TemplateError, ValueError) as error:
             raise ApiError(
                 400,
-                f"The model's chat template refuses these messages: {error}",
+                f"The model refuses these messages: {error}",
                 code="invalid_messages",
                 param="messages",
             ) from error
