@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ class Journal:
             text = path.read_bytes()
             if not text.endswith(b"\n"):  # a crash cut the last line off
                 path.write_bytes(text[: text.rfind(b"\n") + 1])
+            self.write("resumed")
 
     def write(self, event: str, **fields: Any) -> None:
         """Append one event with the time of day."""
@@ -44,9 +46,15 @@ class Journal:
         return list(read_journal(self.path)) if self.path is not None else []
 
     def seconds(self) -> float:
-        """Return the seconds from the first event to the last; pauses between attempts count."""
-        times = [event["time"] for event in self.events()]
-        return round(times[-1] - times[0], 1) if times else 0.0
+        """Return the seconds between events, without the pauses before an attempt was resumed."""
+        return round(
+            sum(
+                later["time"] - event["time"]
+                for event, later in pairwise(self.events())
+                if later["event"] != "resumed"
+            ),
+            1,
+        )
 
     def rewind(self, step: int) -> None:
         """Drop the steps after ``step``: a resumed run takes them again."""

@@ -32,6 +32,7 @@ from lcia.learner.environment import environment
 from lcia.learner.files import write_jsonl
 from lcia.learner.gate import check_gate
 from lcia.learner.journal import Journal, Listener
+from lcia.learner.memory import release_memory
 from lcia.learner.processes import is_main, on_main
 from lcia.learner.projectors import share_projector, shared_projector
 from lcia.learner.store import Run, Store, Version
@@ -246,6 +247,7 @@ class ContinualLearner:
                 self.store.commit(run, task, group=group, adapters=trained, contents=contents)
 
             on_main(commit)
+            release_memory()
             return self._outcome(task)
 
     def _outcome(self, task: Task) -> Outcome:
