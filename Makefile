@@ -4,10 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo bench-small test test-slow lint clean
+.PHONY: demo demo-visual bench-small test test-slow lint clean
 
 demo: $(VENV)/.installed-skills
 	$(BIN)/lcia run recipes/demo.yaml
+
+# The same with pictures; the first time, half of it goes into aligning the small model that sees.
+demo-visual: $(VENV)/.installed-visual
+	$(BIN)/lcia run recipes/demo-visual.yaml
 
 # Needs LCIA_SUPERNI, the folder of Super-NaturalInstructions' task files. Stopped, it continues.
 bench-small: $(VENV)/.installed-skills

@@ -98,6 +98,8 @@ def test_the_recipe_runs_on_a_folder_of_this_shape(coin, lcia):
         "g2": ["TextVQA", "ImageNet", "GQA", "VizWiz", "VQAv2", "OCRVQA"],
         "g3": ["Grounding"],
     }
+    page = (coin / "runs" / "report.html").read_text()
+    assert page.count('<img src="data:image/png;base64,') == page.count("<img ") > 8
 
 
 def test_a_dry_run_needs_no_weights_and_writes_nothing(coin, lcia):

@@ -6,6 +6,7 @@ from typing import Any
 
 from lcia.learner import Store, Version
 from lcia.reports.data import GroupRecord, ReportData, RunRecord, SampleAnswer, StepRecord
+from lcia.reports.pictures import inline
 
 SAMPLES_PER_TASK = 2
 FALLBACK = "ema/fallback/"
@@ -88,6 +89,7 @@ def _size(folder: Path) -> int:
 
 def _samples(version: Version) -> Iterator[SampleAnswer]:
     shown: dict[str, int] = {}
+    images = {(task.name, s.id): s.images for task in version.tasks() for s in task.test}
     for prediction in version.predictions():
         shown[prediction.task] = shown.get(prediction.task, 0) + 1
         if shown[prediction.task] <= SAMPLES_PER_TASK:
@@ -98,4 +100,5 @@ def _samples(version: Version) -> Iterator[SampleAnswer]:
                 group=prediction.group,
                 similarity=prediction.similarity,
                 reason=prediction.reason,
+                pictures=tuple(map(inline, images.get((prediction.task, prediction.sample), ()))),
             )

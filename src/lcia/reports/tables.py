@@ -71,7 +71,7 @@ def comparison_tables(comparison: Comparison) -> list[TextTable]:
             value=lambda label, name: label.measures[name],
         ),
     ]
-    return [table for table in tables if table.rows]
+    return [table for table in tables if table.rows and len(table.columns) > 2]
 
 
 def runs_table(comparison: Comparison) -> TextTable:
