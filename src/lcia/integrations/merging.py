@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 
 from lcia.ema import PrecisionMerge
 from lcia.integrations.deepspeed import DeepSpeedMerge
+from lcia.integrations.skipped import SkippedSteps
 from lcia.integrations.transformers import checkpoint_folder
 
 FILE_NAME = "precision_merge.safetensors"
@@ -46,6 +47,7 @@ class PrecisionMergeCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, *, model, optimizer=None, **kwargs):
         """Start the sums, or take them from the checkpoint training resumes from."""
+        self._skipped = SkippedSteps(optimizer)
         if PartialState().distributed_type == DistributedType.DEEPSPEED:
             self.merge = DeepSpeedMerge(model, optimizer, **self._settings)
         else:
@@ -53,9 +55,9 @@ class PrecisionMergeCallback(TrainerCallback):
         if state.global_step:
             self.merge.load_state_dict(load_file(checkpoint_folder(args, state) / FILE_NAME))
 
-    def on_optimizer_step(self, args, state, control, *, optimizer=None, **kwargs):
+    def on_optimizer_step(self, args, state, control, **kwargs):
         """Add the squared gradients of the step just taken."""
-        if not getattr(optimizer, "step_was_skipped", False):
+        if not self._skipped.last():
             self.merge.accumulate()
 
     def on_save(self, args, state, control, **kwargs):

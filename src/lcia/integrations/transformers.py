@@ -12,10 +12,10 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from lcia.ema import DynamicEMA, EMAStats, Rule, build_rule
-from lcia.ema.average import overflowed
 from lcia.ema.files import FILE_NAME, load_state, save_state
 from lcia.errors import TrainingError
 from lcia.integrations.deepspeed import DeepSpeedEMA
+from lcia.integrations.skipped import SkippedSteps
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,6 @@ class DynamicEMACallback(TrainerCallback):
         self._on_step = on_step
         self._resume_from = resume_from
         self._is_first = False
-        self._overflowed = False
 
     def attach(self, trainer: Trainer) -> "DynamicEMACallback":
         """Put the callback before all others of a Trainer, so that every reporter gets its logs."""
@@ -80,12 +79,12 @@ class DynamicEMACallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, *, model, optimizer=None, **kwargs):
         """Start the average from the parameters, or from the checkpoint training resumes from."""
+        self._skipped = SkippedSteps(optimizer)
         settings = {"rule": self.rule.for_training(state.max_steps), "initial": self._initial}
         if PartialState().distributed_type == DistributedType.DEEPSPEED:
             self.ema = DeepSpeedEMA(model, optimizer, **settings)
         else:
             self.ema = DynamicEMA(model.named_parameters(), **settings)
-            self._watch(optimizer)
         if state.global_step:
             folder = self._resume_from or checkpoint_folder(args, state)
             self.ema.load_state_dict(load_state(Path(folder) / FILE_NAME, rule=self.ema.rule))
@@ -96,20 +95,13 @@ class DynamicEMACallback(TrainerCallback):
                 ", ".join(args.report_to),
             )
 
-    def _watch(self, optimizer: Any) -> None:
-        # accelerate takes a fused optimizer's step for taken even if that found infinities.
-        def after_step(stepped: Any, args: Any, kwargs: Any) -> None:
-            self._overflowed = overflowed(stepped)
-
-        getattr(optimizer, "optimizer", optimizer).register_step_post_hook(after_step)
-
-    def on_optimizer_step(self, args, state, control, *, optimizer=None, **kwargs):
+    def on_optimizer_step(self, args, state, control, **kwargs):
         """Move the average by the step just taken.
 
         Raises:
             TrainingError: there are no gradients to compute beta from.
         """
-        if self._overflowed or getattr(optimizer, "step_was_skipped", False):
+        if self._skipped.last():
             return
         self.ema.update()
         if self._on_step is not None:
