@@ -4,8 +4,8 @@
     python -m benchmarks.speed.vlm_step --tiny     # the same code in seconds, anywhere: no result
 
 Random weights in the shape of LLaVA-1.5-7B, bfloat16, LoRA r=128 on the language model, the
-projector trained, gradient checkpointing, AdamW, a batch of 16 pictures with 64 tokens of text. Steps
-with and without the average take turns in one process; medians.
+projector trained, gradient checkpointing, AdamW, a batch of 16 pictures with 64 tokens of text.
+Steps with and without the average take turns in one process; medians.
 """
 
 import argparse
