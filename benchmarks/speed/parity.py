@@ -10,7 +10,6 @@ import argparse
 import importlib.util
 import json
 import os
-import socket
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -59,7 +58,9 @@ class Plain:
                     torch.distributed.fsdp.fully_shard(layer)
             torch.distributed.fsdp.fully_shard(model)
         self.model = model
-        self.forward = nn.parallel.DistributedDataParallel(model) if setting == "ddp" else model
+        self.forward = model
+        if setting == "ddp":  # gradients inside buckets that DDP reuses, the harder case
+            self.forward = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
         self.share = slice(None) if setting == "single" else slice(dist.get_rank(), None, 2)
         self.optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE / 40)
         self.ema = DynamicEMA(model.named_parameters(), rule=rule)
@@ -203,27 +204,23 @@ def dtypes(setting: str) -> list[torch.dtype]:
 
 def on_two_processes(work: Callable[[Sequence[str]], Any], settings: Sequence[str]) -> Any:
     """Call ``work(settings)`` on two gloo processes, one thread each; return rank 0's JSON."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "result.json"
-        torch.multiprocessing.spawn(_rank, args=(port, work, list(settings), out), nprocs=2)
+        torch.multiprocessing.spawn(_rank, args=(work, list(settings), out), nprocs=2)
         return json.loads(out.read_text(encoding="utf-8"))
 
 
-def _rank(rank: int, port: int, work: Callable[..., Any], settings: list[str], out: Path) -> None:
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": "2",
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "LOCAL_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-    }
+def join(rank: int, meeting: Path) -> None:
+    """Make this process one of two that meet at a file: a port could be taken meanwhile."""
+    ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    sizes = {"WORLD_SIZE": "2", "LOCAL_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {**ranks, **sizes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    dist.init_process_group("gloo", init_method=meeting.as_uri(), rank=rank, world_size=2)
+
+
+def _rank(rank: int, work: Callable[..., Any], settings: list[str], out: Path) -> None:
+    join(rank, out.with_name("meeting"))
     if any(setting.startswith("zero") for setting in settings):
         _start_deepspeed()
     result = work(settings)

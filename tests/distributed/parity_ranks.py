@@ -6,6 +6,10 @@ python -m tests.distributed.parity_ranks OUT SETTING...
 import json
 import sys
 from pathlib import Path
+from unittest import mock
+
+import torch
+import torch.distributed as dist
 
 from benchmarks.speed.parity import (
     Zero,
@@ -70,9 +74,34 @@ def merges(settings):
     return table
 
 
-def both(settings):
-    return {"averages": compare_all(settings), "merges": merges(settings)}
+def all_reduces(settings):
+    """How many all-reduces an update needs, of how many numbers."""
+    table, real = {}, dist.all_reduce
+    for setting in settings:
+        run = take(start(setting, rule="paper", dtype=torch.float32), batches(torch.float32)[:2])
+        calls, update = [], run.ema.update
+
+        def counted(values, calls=calls, **kwargs):
+            calls.append(values.numel())
+            return real(values, **kwargs)
+
+        def watched(update=update, counted=counted):
+            with mock.patch.object(dist, "all_reduce", counted):
+                update()
+
+        run.after_step = watched
+        take(run, batches(torch.float32)[2:3])
+        table[setting] = calls
+    return table
+
+
+def everything(settings):
+    return {
+        "averages": compare_all(settings),
+        "merges": merges(settings),
+        "all_reduces": all_reduces(settings),
+    }
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(json.dumps(on_two_processes(both, sys.argv[2:])))
+    Path(sys.argv[1]).write_text(json.dumps(on_two_processes(everything, sys.argv[2:])))

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
-HERE = Path(__file__).parent
 HAS_DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
 needs_deepspeed = pytest.mark.skipif(
     not HAS_DEEPSPEED, reason="deepspeed is not installed (pip install lcia[deepspeed])"
@@ -68,6 +67,15 @@ def test_zero_averages_equal_a_single_process_and_go_on_elsewhere(parity, settin
 
 
 @pytest.mark.parametrize(
+    "setting",
+    ["ddp", "fsdp2", *[pytest.param(setting, marks=needs_deepspeed) for setting in ZERO]],
+)
+def test_one_all_reduce_a_step_carries_all_sums_of_sharded_tensors(parity, setting):
+    # 5 tensors with 4 sums each; whole tensors have the same sums on every rank.
+    assert parity["all_reduces"][setting] == ([] if setting in ("ddp", "zero0") else [20])
+
+
+@pytest.mark.parametrize(
     ("setting", "dtype"),
     [
         *[(setting, dtype) for setting in ("ddp", "fsdp2") for dtype in ("float32", "float64")],
@@ -86,9 +94,9 @@ def test_merges_equal_a_single_process_and_go_on_to_the_bit(parity, setting, dty
 
 @pytest.fixture(scope="module")
 def trainers(tmp_path_factory):
-    """Folder of what tests/distributed/trainer_ranks.py wrote, in one start of two processes."""
+    """Folder of what tests.distributed.trainer_ranks wrote, in one start of two processes."""
     folder = tmp_path_factory.mktemp("trainers")
-    start(HERE / "trainer_ranks.py", folder, "fsdp2", "ddp", *(ZERO * HAS_DEEPSPEED))
+    start("-m", "tests.distributed.trainer_ranks", folder, "fsdp2", "ddp", *(ZERO * HAS_DEEPSPEED))
     return folder
 
 

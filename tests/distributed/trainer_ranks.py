@@ -1,11 +1,10 @@
 """A Trainer on one process, then on two in each way of sharding: trained, saved, resumed.
 
-python trainer_ranks.py FOLDER ddp|fsdp2|zero0|zero1|zero2|zero3...
+python -m tests.distributed.trainer_ranks FOLDER ddp|fsdp2|zero0|zero1|zero2|zero3...
 """
 
 import json
 import os
-import socket
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainingArguments
 
+from benchmarks.speed.parity import join
 from lcia.integrations import DynamicEMACallback
 
 STEPS, SAVE_AT = 8, 4
@@ -108,10 +108,8 @@ def train_twice(setting, folder):
         (folder / f"{setting}.json").write_text(json.dumps(facts))
 
 
-def rank_main(rank, port, folder, settings):
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
-    torch.set_num_threads(1)
+def rank_main(rank, folder, settings):
+    join(rank, folder / "meeting")
     if any(setting.startswith("zero") for setting in settings):
         import deepspeed
 
@@ -128,7 +126,4 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     single = train(folder / "single", "single")
     torch.save(single["state"], folder / "single.pt")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(rank_main, args=(port, folder, sys.argv[2:]), nprocs=2)
+    torch.multiprocessing.spawn(rank_main, args=(folder, sys.argv[2:]), nprocs=2)
