@@ -278,7 +278,7 @@ def _check_same(sub: SubRun) -> None:
     found, wanted = yaml.safe_load(path.read_text()), yaml.safe_load(_resolved(sub))
     # A setting that came with a later lcia had its default.
     begun = parse_config(AssistantConfig, found["settings"], where=f"{path}: settings")
-    found["settings"] = begun.model_dump(mode="json")
+    found |= {"settings": begun.model_dump(mode="json"), "held_out": found.get("held_out", {})}
     for key in ("settings", "tasks", "held_out"):
         for name in sorted({*found[key], *wanted[key]}):
             old, new = found[key].get(name), wanted[key].get(name)

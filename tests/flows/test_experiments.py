@@ -181,6 +181,18 @@ def test_a_run_that_fails_leaves_the_others_and_continues_later(stream, monkeypa
     assert [result.label for result in told] == ["sequential"]
 
 
+def test_killed_between_learning_and_the_result_it_ends_the_same(guarded, tmp_path):
+    two_tasks(guarded, methods=["sequential"])
+    (result,) = run(guarded).results
+    files = {path.name: path.read_bytes() for path in result.folder.glob("*.json*")}
+    for name in ("metrics.json", "journal.jsonl", "held_out-assistant.jsonl", "task_given.jsonl"):
+        (result.folder / name).unlink()
+    told = []
+    run(guarded, finished=told.append)
+    assert [again.folder for again in told] == [result.folder]
+    assert {path.name: path.read_bytes() for path in result.folder.glob("*.json*")} == files
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
