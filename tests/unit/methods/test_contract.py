@@ -4,8 +4,10 @@ import functools
 import re
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from accelerate.utils import DistributedType
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -13,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from lcia.config import AssistantConfig
 from lcia.errors import ConfigError
 from lcia.learner import ContinualLearner, Store
-from lcia.learner.training import _Steps
+from lcia.learner.training import _check_sharding, _Steps
 from lcia.registry import METHODS
 
 NAMES = METHODS.names()
@@ -110,6 +112,18 @@ def test_groupings_work_or_are_refused_in_one_line(name, grouping):
     with pytest.raises(ConfigError, match=f"{groups!r}; method {name} works with") as caught:
         config.check()
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
+def test_methods_that_need_whole_parameters_say_so_where_they_are_spread(name, kind):
+    method = METHODS.get(name)()
+    trainer = SimpleNamespace(accelerator=SimpleNamespace(distributed_type=kind), projector=None)
+    if method.sharded:
+        _check_sharding(trainer, method)
+    else:
+        with pytest.raises(ConfigError, match=f"{kind.value} spreads over processes"):
+            _check_sharding(trainer, method)
 
 
 @pytest.mark.parametrize("name", NAMES)
