@@ -1,0 +1,78 @@
+"""Two processes, one often without a picture in its batch: no hang, and what one process learns."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+from PIL import Image as Pictures
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+from lcia.learner import Store
+from tiny_visual import llava, save
+
+pytestmark = pytest.mark.slow  # three interpreters import torch
+
+
+def write_stream(folder) -> None:
+    """Sixteen samples, every fourth with a picture: most batches of two have none."""
+    records = []
+    for i in range(16):
+        colour = ("red", "blue")[i % 8 // 4]
+        picture = {}
+        if i % 4 == 0:
+            Pictures.new("RGB", (40, 40), colour).save(folder / f"{i}.png")
+            picture = {"image": f"{i}.png"}
+        said = [
+            {"from": "human", "value": f"What is {i} {colour}?\nSay a word."},
+            {"from": "gpt", "value": colour},
+        ]
+        records.append({"id": str(i), **picture, "conversations": said})
+    (folder / "data.json").write_text(json.dumps(records))
+    entries = [
+        f"{{name: {name}, train: data.json, test: data.json, max_test: 2, max_new_tokens: 1, "
+        "instruction: last_line}"
+        for name in ("first", "second")
+    ]
+    # SGD, since Adam makes as much of a rounding error as of a gradient.
+    (folder / "stream.yaml").write_text(
+        f"model: {save(llava, folder / 'model')}\ndtype: float32\ntasks: [{', '.join(entries)}]\n"
+        "projector: {learning_rate: 0.5}\nadapter: {r: 2}\noutput: out\n"
+        "training: {num_train_epochs: 1, learning_rate: 0.5, optim: sgd, save_steps: 100,\n"
+        "           use_cpu: true, gradient_checkpointing: true}\n"
+    )
+
+
+def learn(folder, command, *settings, batch_size) -> Store:
+    arguments = ["run", "stream.yaml", *settings, "--set", f"output=by{batch_size}"]
+    arguments += ["--set", f"training.per_device_train_batch_size={batch_size}"]
+    done = subprocess.run(
+        [*command, *arguments],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return Store.open(folder / f"by{batch_size}" / "lcia-seed0" / "assistant")
+
+
+def test_two_processes_end_where_one_does(tmp_path):
+    write_stream(tmp_path)
+    one = learn(tmp_path, [sys.executable, "-m", "lcia"], batch_size=4)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
+    command = [sys.executable, *launcher, "-m", "lcia"]
+    two = learn(tmp_path, command, "--set", "training.ddp_backend=gloo", batch_size=2)
+    for version in ("0001", "0002"):
+        for name in ("projector.safetensors", "adapter_model.safetensors"):
+            found, expected = (
+                load_file(store.root / "groups" / "g1" / version / name) for store in (two, one)
+            )
+            assert_close(found, expected, rtol=2e-3, atol=2e-5)
