@@ -7,6 +7,7 @@ from typing import Any
 
 from lcia.config import AssistantConfig, parse_config
 from lcia.data import Message, Task, TaskConfig, load_task
+from lcia.data.images import picture_files
 from lcia.evaluation.generate import Request, generate
 from lcia.evaluation.matrix import AccuracyMatrix
 from lcia.evaluation.metrics import summarise
@@ -105,21 +106,45 @@ class Assistant:
         entry = parse_config(TaskConfig, tree, where="Assistant.learn")
         return self._learner.learn(load_task(entry))
 
-    def answer(self, prompt: str, *, max_new_tokens: int = 64) -> Answer:
-        """Answer a prompt with the group its instruction is closest to."""
-        return self.answer_many([prompt], max_new_tokens=max_new_tokens)[0]
+    def answer(
+        self, prompt: str, *, images: Sequence[str | Path] = (), max_new_tokens: int = 64
+    ) -> Answer:
+        """Answer a prompt, about pictures if there are any, with the nearest group.
 
-    def answer_many(self, prompts: Sequence[str], *, max_new_tokens: int = 64) -> list[Answer]:
-        """Answer prompts in batches, each with its own group."""
+        Raises:
+            ConfigError: there are pictures, and the model reads text only.
+            DataError: a picture cannot be used.
+        """
+        return self.answer_many([prompt], images=[images], max_new_tokens=max_new_tokens)[0]
+
+    def answer_many(
+        self,
+        prompts: Sequence[str],
+        *,
+        images: Sequence[Sequence[str | Path]] = (),
+        max_new_tokens: int = 64,
+    ) -> list[Answer]:
+        """Answer prompts in batches, each with its own group.
+
+        Args:
+            prompts: what a user would type.
+            images: the pictures of each prompt, files; they stand before its text.
+            max_new_tokens: longest answer in tokens.
+
+        Raises:
+            ConfigError: there are pictures, and the model reads text only.
+            DataError: a picture cannot be used.
+        """
+        pictures = [picture_files(files) for files in images or [()] * len(prompts)]
         version = self.store.current
         decisions = self._learner.router(version).route_many(prompts)
         requests = [
             Request(
-                messages=(Message(role="user", content=prompt),),
+                messages=(Message(role="user", content=prompt, images=shown),),
                 adapter=version.adapters[decision.group] if decision.group else None,
                 max_new_tokens=max_new_tokens,
             )
-            for prompt, decision in zip(prompts, decisions, strict=True)
+            for prompt, shown, decision in zip(prompts, pictures, decisions, strict=True)
         ]
         batch_size = self._learner.config.generation.batch_size
         texts = generate(self._learner.host, requests, batch_size=batch_size)

@@ -20,6 +20,9 @@ def chat(
     prompts: Annotated[
         list[str] | None, typer.Option("--prompt", "-p", help="Ask this and stop; repeatable.")
     ] = None,
+    images: Annotated[
+        list[Path] | None, typer.Option("--image", help="A picture to ask about; repeatable.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 64,
     as_json: Annotated[bool, typer.Option("--json", help="Print answers as JSON.")] = False,
 ) -> None:
@@ -30,6 +33,8 @@ def chat(
     Examples:
 
       lcia chat assistant
+
+      lcia chat assistant --image cat.jpg -p "What is this?\nAnswer in a single word."
 
       lcia chat assistant -p "On which continent is this country?\n\nPeru"
     """
@@ -42,7 +47,9 @@ def chat(
     assistant = Assistant.open(store)
     if prompts:
         asked = [prompt.replace("\\n", "\n") for prompt in prompts]
-        answers = assistant.answer_many(asked, max_new_tokens=max_new_tokens)
+        answers = assistant.answer_many(
+            asked, images=[images or ()] * len(asked), max_new_tokens=max_new_tokens
+        )
         if as_json:
             print_json([asdict(answer) for answer in answers])
             return
@@ -52,7 +59,8 @@ def chat(
         return
     console.print("Ask; an empty line ends.", markup=False)
     while line := (console.input("> ") if sys.stdin.isatty() else sys.stdin.readline()).strip():
-        _show(assistant.answer(line.replace("\\n", "\n"), max_new_tokens=max_new_tokens))
+        prompt = line.replace("\\n", "\n")
+        _show(assistant.answer(prompt, images=images or (), max_new_tokens=max_new_tokens))
 
 
 def _show(answer: "Answer") -> None:

@@ -70,6 +70,19 @@ def inspect(paths: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
     return good, bad
 
 
+def picture_files(paths: Iterable[str | Path]) -> tuple[Image, ...]:
+    """Return picture files as the pictures of a message, checked.
+
+    Raises:
+        DataError: one is missing, damaged or too large.
+    """
+    names = [str(path) for path in paths]
+    sums, problems = inspect(names)
+    if problems:
+        raise DataError("\n".join(f"{path}: {why}." for path, why in problems.items()))
+    return tuple(Image(path=name, sha256=sums[name]) for name in names)
+
+
 def open_image(path: str | Path) -> Any:
     """Return a picture as an upright RGB ``PIL.Image``.
 

@@ -143,3 +143,25 @@ def test_merging_groups_merges_their_projectors(model, tmp_path, tasks):
     found = load_file(merged.adapters["g1"][1] / FILE)
     for name, value in found.items():
         assert torch.allclose(value, 0.25 * parts[0][name] + 0.75 * parts[1][name], atol=1e-6)
+
+
+def test_an_assistant_answers_about_a_picture(model, tmp_path, tasks):
+    from lcia import Assistant
+    from lcia.errors import DataError
+
+    store = learn(tmp_path / "a", configure(model), tasks[:1])
+    assistant = Assistant.open(store.root)
+    sample = next(s for s in store.current.tasks()[0].test if s.images)
+    known = next(p for p in store.current.predictions() if p.sample == sample.id)
+    pictures = [image.path for image in sample.images]
+    answer = assistant.answer(sample.prompt, images=pictures, max_new_tokens=4)
+    assert (answer.text, answer.group) == (known.prediction, "g1")
+    with pytest.raises(DataError, match=r"gone\.png: no such file"):
+        assistant.answer("What?", images=[tmp_path / "gone.png"])
+
+
+def test_a_text_model_refuses_pictures(tiny_model, tmp_path, tasks):
+    from lcia.errors import ConfigError
+
+    with pytest.raises(ConfigError, match=r"reads text only, and '.*\.png' is a picture"):
+        learn(tmp_path / "a", configure(tiny_model, "frozen"), tasks[:1])
