@@ -1,15 +1,16 @@
 """The finished sub-runs below some folders, and whether they can be compared."""
 
+import dataclasses
 import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from lcia.config import AssistantConfig, parse_config
 from lcia.errors import ConfigError
 from lcia.evaluation.matrix import AccuracyMatrix
 from lcia.evaluation.measures import MEASURES
@@ -21,7 +22,7 @@ Key = tuple[int, str]
 """Seed and order: what runs of two labels are paired by."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class FinishedRun:
     """One sub-run with its results.
 
@@ -31,7 +32,7 @@ class FinishedRun:
         method: the method's name.
         seed: its seed.
         order: name of the order of tasks.
-        settings: of the assistant, without its seed.
+        settings: of the assistant in force, without its seed.
         fingerprints: task to the fingerprint of its content, in the order of learning.
         held_out: the same of the tasks never trained.
         metrics: every measure of ``lcia.evaluation.MEASURES``; None where it is unavailable.
@@ -101,13 +102,16 @@ def _read(folder: Path) -> FinishedRun:
     resolved = yaml.safe_load((folder / "resolved.yaml").read_text(encoding="utf-8"))
     with (folder / "journal.jsonl").open(encoding="utf-8") as journal:
         begun = json.loads(next(journal))["time"]
+    where = str(folder / "resolved.yaml")
+    config: AssistantConfig = parse_config(AssistantConfig, resolved["settings"], where=where)
+    settings = config.model_dump(mode="json", exclude={"seed"})
     return FinishedRun(
         folder=folder,
         label=found["label"],
         method=found["method"]["name"],
         seed=found["seed"],
         order=found["order"],
-        settings={key: value for key, value in resolved["settings"].items() if key != "seed"},
+        settings={**settings, "grouping": dataclasses.asdict(config.resolve_grouping())},
         fingerprints=resolved["tasks"],
         held_out=resolved.get("held_out", {}),
         metrics={name: found["metrics"].get(name) for name in MEASURES},

@@ -13,6 +13,7 @@ from lcia.evaluation import MEASURES, METRICS
 from lcia.reports.compare_files import write_comparison
 from lcia.reports.comparison import Spread, compare
 from lcia.reports.finished import find_runs
+from lcia.reports.tables import settings_table
 
 
 @pytest.fixture
@@ -141,3 +142,16 @@ def test_a_single_run_without_averages_has_a_page(tmp_path):
     page = write_comparison(comparison, tmp_path, title="one")["html"].read_text()
     assert "Balance weight β</h2>" not in page
     assert "paired by seed" not in page
+
+
+def test_settings_that_differ_stand_beside_the_labels_that_have_them(tmp_path):
+    grouping = {"grouping": {"groups": "similar", "threshold": 0.3}}
+    write_run(tmp_path, "seq", method="sequential", begun=0)
+    write_run(tmp_path, "t30", settings={"rule": {"name": "paper"}, **grouping}, begun=1)
+    table = settings_table(compare(find_runs([tmp_path])[0]))
+    columns = ("method.name", "rule.name", "grouping.groups", "grouping.threshold")
+    assert table.columns == ("label", *columns)
+    assert table.rows == (
+        ("seq", "sequential", "release", "one", "0.9"),
+        ("t30", "lcia", "paper", "similar", "0.3"),
+    )

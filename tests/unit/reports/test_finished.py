@@ -51,7 +51,11 @@ def test_another_order_of_the_same_tasks_is_the_same_stream(tmp_path):
     ("first", "second", "expected"),
     [
         ({"tasks": ("x", "y")}, {"label": "b", "tasks": ("x", "z")}, "different streams: y, z"),
-        ({"settings": {"a": 1}}, {"seed": 1, "settings": {"a": 2}}, "but a is 1 and 2"),
+        (
+            {"settings": {"dtype": "float32"}},
+            {"seed": 1, "settings": {"dtype": "bfloat16"}},
+            'but dtype is "float32" and "bfloat16"',
+        ),
         ({}, {}, "are both 'lcia' with seed 0 and order as_listed"),
     ],
 )
