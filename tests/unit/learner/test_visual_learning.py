@@ -10,6 +10,7 @@ from lcia.config import AssistantConfig
 from lcia.learner import ContinualLearner, Store
 from lcia.models import load_model
 from lcia.models.projector import FILE
+from lcia.registry import METHODS
 from pictures import picture_task
 from tiny_visual import llava, save
 
@@ -165,3 +166,24 @@ def test_a_text_model_refuses_pictures(tiny_model, tmp_path, tasks):
 
     with pytest.raises(ConfigError, match=r"reads text only, and '.*\.png' is a picture"):
         learn(tmp_path / "a", configure(tiny_model, "frozen"), tasks[:1])
+
+
+def test_bfloat16_and_gradient_checkpointing(model, tmp_path, tasks):
+    training = {**TRAINING, "gradient_checkpointing": True}
+    store = learn(tmp_path / "a", configure(model, dtype="bfloat16", training=training), tasks[:2])
+    (_, folder) = store.current.adapters["g1"]
+    for name in (FILE, "adapter_model.safetensors"):
+        values = load_file(folder / name).values()
+        assert {value.dtype for value in values} == {torch.float32}
+        assert all(value.isfinite().all() for value in values)
+    again = ContinualLearner(Store.open(store.root)).evaluate()
+    assert [p.prediction for p in again] == [p.prediction for p in store.current.predictions()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS.names())
+def test_every_method_learns_with_pictures(model, tmp_path, tasks, method):
+    store = learn(tmp_path / "a", configure(model, method=method), tasks)
+    assert len(store.history()) == 3
+    assert all((folder / FILE).is_file() for _, folder in store.current.adapters.values())
+    assert store.verify() == []
