@@ -146,7 +146,7 @@ def test_a_single_run_without_averages_has_a_page(tmp_path):
 
 def test_settings_that_differ_stand_beside_the_labels_that_have_them(tmp_path):
     grouping = {"grouping": {"groups": "similar", "threshold": 0.3}}
-    write_run(tmp_path, "seq", method="sequential", begun=0)
+    write_run(tmp_path, "seq", method="sequential", settings={"rule": "release"}, begun=0)
     write_run(tmp_path, "t30", settings={"rule": {"name": "paper"}, **grouping}, begun=1)
     table = settings_table(compare(find_runs([tmp_path])[0]))
     columns = ("method.name", "rule.name", "grouping.groups", "grouping.threshold")
