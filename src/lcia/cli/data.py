@@ -28,6 +28,9 @@ def check(
     role: Annotated[
         list[str] | None, typer.Option("--role", help="Map a role: bot=assistant.")
     ] = None,
+    images: Annotated[
+        Path | None, typer.Option("--images", help="Folder of the pictures; default: FILE's.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """Report what a data file holds, and every record that cannot be used.
@@ -43,7 +46,7 @@ def check(
     from lcia.errors import DataError
 
     roles = dict(_pair(mapping) for mapping in role or [])
-    report = check_file(file, format=reader, roles=roles)
+    report = check_file(file, format=reader, roles=roles, images=images)
     if as_json:
         print_json(asdict(report))
     else:

@@ -28,6 +28,9 @@ def learn(
     instruction: Annotated[
         str | None, typer.Option("--instruction", help="Where prompts say what to do.")
     ] = None,
+    images: Annotated[
+        Path | None, typer.Option("--images", help="Folder of the pictures; default: DATA's.")
+    ] = None,
     overrides: Overrides = [],  # noqa: B006  typer's form of a repeated option
     as_json: AsJson = False,
 ) -> None:
@@ -49,9 +52,8 @@ def learn(
     from lcia.reports.numbers import duration
 
     tree: dict[str, Any] = {"name": name, "train": data, "test": test, "scorer": scorer}
-    task = load_task(
-        parse_config(TaskConfig, {**tree, "instruction": instruction}, where="lcia learn")
-    )
+    tree |= {"instruction": instruction, "images": images}
+    task = load_task(parse_config(TaskConfig, tree, where="lcia learn"))
     check_task(task)
     with LearningProgress(quiet=as_json) as progress:
         if (store / "assistant.json").is_file():

@@ -65,7 +65,11 @@ class DataReport:
 
 
 def check(
-    path: str | Path, *, format: str | None = None, roles: Mapping[str, str] | None = None
+    path: str | Path,
+    *,
+    format: str | None = None,
+    roles: Mapping[str, str] | None = None,
+    images: Path | None = None,
 ) -> DataReport:
     """Read a file and describe it; bad records, empty prompts among them, do not raise.
 
@@ -73,12 +77,13 @@ def check(
         path: JSON Lines or JSON, UTF-8.
         format: the name of a reader; recognised from the content when None.
         roles: role in the file to ``system``, ``user`` or ``assistant``.
+        images: folder the paths of pictures start from; None: that of the file.
 
     Raises:
         DataError: the file cannot be read, or no reader fits.
         ConfigError: no such format, or a role is mapped to something else.
     """
-    reading = read_all(path, format=format, roles=roles)
+    reading = read_all(path, format=format, roles=roles, images=images)
     samples = reading.samples
     pictures = {image.path: None for sample in samples for image in sample.images}
     _, damaged = inspect(pictures)

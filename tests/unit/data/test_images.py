@@ -207,6 +207,8 @@ def test_check_reports_pictures_too(tmp_path):
     report = check(write(tmp_path, talk("<image>\nWhat?", "cat", image="1.png")))
     assert report.bad == (f"{tmp_path}/1.png: no such file",)
     assert not report.ok
+    picture(tmp_path / "photos" / "1.png")
+    assert check(tmp_path / "data.jsonl", images=tmp_path / "photos").ok
 
 
 def test_pictures_of_a_stream_lie_in_a_folder_of_their_own(tmp_path):
