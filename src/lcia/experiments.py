@@ -12,6 +12,7 @@ import yaml
 from lcia.config import AssistantConfig, StreamConfig, parse_config
 from lcia.data import Task
 from lcia.data.paths import resolve
+from lcia.data.task import NAME
 from lcia.errors import ConfigError, GateError, LciaError, TrainingError
 from lcia.learner import ContinualLearner, Listener, Store, check_task
 from lcia.learner.environment import environment
@@ -74,6 +75,8 @@ def stream_tasks(config: StreamConfig, *, base: Path) -> tuple[Task, ...]:
     tasks = _checked(config.read_tasks(base=base))
     names = sorted(task.name for task in tasks)
     for order, listed in config.orders.items():
+        if not NAME.fullmatch(order):
+            raise ConfigError(f"orders: '{order}' cannot name a folder: use letters, digits, _, -.")
         if sorted(listed) != names:
             odd = sorted(set(listed) ^ set(names)) or ["a task twice"]
             raise ConfigError(

@@ -64,6 +64,7 @@ def test_a_misspelt_key_is_named_with_the_nearest(fails, stream):
         ({"gate": {"max_drop": -1}}, "gate.max_drop"),
         ({"generation": {"batchsize": 1}}, "Nearest: batch_size"),
         ({"model": "./missing"}, "'./missing' does not exist"),
+        ({"orders": {"a/b": ["colours", "shades", "numbers"]}}, "'a/b' cannot name a folder"),
         ({"orders": {"a": ["colours"]}}, "orders.a: expected every task of the stream once"),
     ],
 )
