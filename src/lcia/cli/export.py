@@ -24,7 +24,7 @@ def export(
     form: Annotated[Format, typer.Option("--format", help="For which server.")] = Format.vllm,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
-    """Write an assistant's groups as adapters for vLLM, with the script that serves them.
+    """Write the groups as adapters for vLLM, with a script.
 
     In front of vLLM, 'lcia gateway' sends each request to its group.
 

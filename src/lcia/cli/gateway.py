@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lcia.cli.serve import ApiKeyFile, Drain, Host, Megabytes, Port
+from lcia.cli.serve import ApiKeyFile, Drain, Host, Megabytes, Port, log_with_times
 
 
 def register(app: typer.Typer) -> None:
@@ -31,9 +31,10 @@ def gateway(
     timeout: Annotated[float, typer.Option(help="Longest silence of a server in seconds.")] = 300.0,
     drain: Drain = 60.0,
 ) -> None:
-    """Send each request to its group on OpenAI-compatible servers with named adapters.
+    """Route by content before vLLM or other servers.
 
-    For vLLM, see 'lcia export'; 'lcia serve' is such a server, too.
+    Each request goes to its group, on OpenAI-compatible servers with named adapters: vLLM, see
+    'lcia export', or 'lcia serve' itself.
 
     Examples:
 
@@ -61,5 +62,6 @@ def gateway(
         base_model=base_model,
         timeout_s=timeout,
     )
+    log_with_times()
     live = LiveStore(store, served_here=False)
     run(build_gateway(Gateway(live, config=config)), config.access)

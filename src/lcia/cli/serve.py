@@ -43,7 +43,7 @@ def serve(
         bool, typer.Option("--log-prompts", help="Log prompts and answers.")
     ] = False,
 ) -> None:
-    """Serve an assistant to OpenAI clients, and a chat page to browsers.
+    """Serve an assistant to OpenAI clients and browsers.
 
     Each request goes to the group its instruction is closest to. New versions of the assistant
     are taken up while the server runs.
@@ -84,6 +84,15 @@ def serve(
         fetch_images=fetch_images,
         log_prompts=log_prompts,
     )
+    log_with_times()
     live = LiveStore(store)
     host = ContinualLearner(live.store).host
     run(build_app(Service(host, live, config=config)), config.access)
+
+
+def log_with_times() -> None:
+    """Begin every line of the log with the time: a server's log is read long after."""
+    import logging
+
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lcia.errors import LciaError, StoreError
+from lcia.errors import StoreError
 from lcia.evaluation.generate import Adapters
 from lcia.grouping import Router
 from lcia.learner import Store
@@ -97,21 +97,26 @@ class LiveStore:
         stamp = self._stamp()
         if stamp == self._seen:
             return False
-        self._seen = stamp
         before = self.current.number
         if self.store.current.number != before:
             self.current = Snapshot.load(self.store, served_here=self._served_here)
+        self._seen = stamp
         return self.current.number != before
 
     async def follow(self, interval_s: float) -> None:
         """Refresh again and again, until cancelled."""
+        told = ""
         while True:
             await asyncio.sleep(interval_s)
             try:
                 if await asyncio.to_thread(self.refresh):
                     logger.info("version %d is served from now on", self.current.number)
-            except (LciaError, OSError) as error:
-                logger.error("version %d stays in service: %s", self.current.number, error)
+                told = ""
+            except Exception as error:  # whatever is wrong with a store, the server goes on
+                if str(error) != told:
+                    logger.error("version %d stays in service: %s", self.current.number, error)
+                    logger.debug("what was wrong", exc_info=True)
+                told = str(error)
 
     def _stamp(self) -> tuple[Any, ...]:
         """Return what changes when the record is replaced; one look at the file system."""

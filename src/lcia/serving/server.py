@@ -12,6 +12,9 @@ from lcia.serving.config import AccessConfig
 
 logger = logging.getLogger(__name__)
 
+CONNECTIONS = 4096
+"""More are answered 503 at once: uvicorn waits for ever for a connection's first request."""
+
 
 def run(app: Any, access: AccessConfig) -> None:
     """Serve until SIGTERM or SIGINT.
@@ -40,6 +43,7 @@ def make_server(app: Any, access: AccessConfig) -> uvicorn.Server:
         date_header=True,
         timeout_graceful_shutdown=int(access.drain_s),
         timeout_keep_alive=30,
+        limit_concurrency=CONNECTIONS,
         ws="none",
         proxy_headers=False,
     )
