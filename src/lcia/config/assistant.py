@@ -116,7 +116,7 @@ class AssistantConfig(_Frozen):
 
     model: str
     method: Named = Field(default_factory=lambda: {"name": "lcia"})
-    rule: Named = Field(default_factory=lambda: {"name": "release"})
+    rule: Named = Field(default_factory=lambda: {"name": "horizon"})
     grouping: Annotated[GroupingConfig | None, BeforeValidator(_grouping)] = None
     adapter: dict[str, Any] = Field(default_factory=dict)
     training: dict[str, Any] = Field(default_factory=dict)

@@ -30,7 +30,8 @@ class GroupingConfig:
         below: what answers a prompt whose best group stays below the threshold: the ``nearest``
             group, the ``latest`` one (the authors' released code) or the ``base`` model.
         start: what a new group's adapter starts from: ``fresh`` (the paper), or a copy of the
-            ``nearest`` group's or of the ``latest`` trained one, which stay as they are.
+            ``nearest`` group's or of the ``latest`` trained one, which stay as they are;
+            docs/study.md measures both.
         route_on: what answering compares: the ``instruction`` (the paper), the whole ``prompt``
             with prototypes of each task's prompts, or ``both``.
         route_threshold: what ``below`` refers to when answering; None: ``threshold``. Similarities
@@ -44,7 +45,7 @@ class GroupingConfig:
     aggregate: str = "best"
     threshold: float = 0.9
     below: str = "nearest"
-    start: str = "fresh"
+    start: str = "latest"
     route_on: str = "instruction"
     route_threshold: float | None = None
     encoder: str | None = None

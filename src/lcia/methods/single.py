@@ -1,6 +1,8 @@
 """An adapter for each task: the ceiling without sharing."""
 
-from typing import ClassVar
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
 
 from lcia.methods.base import Method
 
@@ -13,3 +15,7 @@ class Single(Method):
 
     groupings: ClassVar[tuple[str, ...]] = ("per_task",)
     task_given: ClassVar[bool] = True
+
+    def open(self, host: Any, start: Path | None, adapter: Mapping[str, Any]) -> Any:
+        """Start from a fresh adapter, whatever was learned before."""
+        return super().open(host, None, adapter)
