@@ -75,9 +75,7 @@ def test_without_onnx_it_says_what_to_install(tmp_path, monkeypatch):
         raise ModuleNotFoundError(f"No module named '{name}'", name=name)
 
     monkeypatch.setattr(smollm2_dinov2.importlib, "import_module", missing)
-    with pytest.raises(
-        MissingDependencyError, match=r'package onnx.* "lcia\[visual\]"'
-    ):
+    with pytest.raises(MissingDependencyError, match=r'package onnx.* "lcia\[visual\]"'):
         read_tower(tmp_path / "model.onnx", folder=tmp_path)
 
 
