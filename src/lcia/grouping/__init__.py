@@ -23,7 +23,7 @@ What a threshold would do to a stream, before any training::
 Signatures:
 
     GroupingConfig(*, groups=None, similarity="tfidf", aggregate="best", threshold=0.9,
-                   below="nearest", start="fresh", route_on="instruction", route_threshold=None,
+                   below="nearest", start="latest", route_on="instruction", route_threshold=None,
                    encoder=None)
     InstructionRecipe.parse(spec: str | Mapping | InstructionRecipe) -> InstructionRecipe
     InstructionRecipe.fit(prompts, fields=()) -> Extraction
