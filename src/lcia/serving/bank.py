@@ -34,6 +34,9 @@ class AdapterBank:
     def __init__(self, model: Any, *, max_loaded: int) -> None:
         self.max_loaded = max_loaded
         self.loads = 0
+        # In float32 on a CPU, as peft does it: with factors this thin, half precision has no
+        # faster products there, only conversions inside of them.
+        self._dtype = torch.float32 if model.device.type == "cpu" else model.dtype
         self._model = model
         self._modules = dict(model.named_modules())
         self._sites: dict[str, _Site] = {}
@@ -61,7 +64,7 @@ class AdapterBank:
             StoreError: the adapter is damaged, more than plain LoRA, or for another model.
         """
         if key not in self._loaded:
-            factors = read_factors(folder, dtype=self._model.dtype, device=self._model.device)
+            factors = read_factors(folder, dtype=self._dtype, device=self._model.device)
             self._check(factors, folder)
             self._loaded[key] = factors
             self.loads += 1
@@ -92,7 +95,7 @@ class AdapterBank:
         if not needed:
             self._gate.rows = None
             return
-        gate = torch.zeros(len(chosen), 1, len(self._stacked), self._rank, dtype=self._model.dtype)
+        gate = torch.zeros(len(chosen), 1, len(self._stacked), self._rank, dtype=self._dtype)
         for row, key in enumerate(chosen):
             if key is not None:
                 gate[row, 0, self._stacked[key]] = 1
@@ -172,11 +175,16 @@ class _Site:
     def _add(self, module: Any, args: tuple[Any, ...], output: Any) -> None:
         if self.gate.rows is None or self.down is None:
             return
-        hidden = F.linear(args[0], self.down) * self.gate.rows
+        inputs = args[0].to(self.down.dtype)
+        hidden = F.linear(inputs, self.down) * self.gate.rows
         for slot, gate in self.gates.items():
-            self._mix(hidden, F.linear(args[0], gate).softmax(-1), slot=slot)
+            self._mix(hidden, F.linear(inputs, gate).softmax(-1), slot=slot)
         # In place: the output belongs to the layer's own product, and nobody else has seen it.
-        output.view(-1, output.shape[-1]).addmm_(hidden.flatten(0, -2), self.up)
+        rows = output.view(-1, output.shape[-1])
+        if rows.dtype == hidden.dtype:
+            rows.addmm_(hidden.flatten(0, -2), self.up)
+        else:
+            rows.add_(hidden.flatten(0, -2) @ self.up)
 
     def _mix(self, hidden: Any, weights: Any, *, slot: int) -> None:
         """Weight the experts of one adapter, each a block of its rank."""

@@ -1,0 +1,96 @@
+"""Names that clients may use, and a store that changes under the server's eyes."""
+
+import json
+import shutil
+
+import pytest
+
+from lcia.errors import StoreError
+from lcia.grouping import InstructionCodebook
+from lcia.learner import Store
+from lcia.learner.files import write_json
+from lcia.serving.api_error import ApiError
+from lcia.serving.live import LiveStore
+from lcia.serving.routing import choose_adapter, route_turns
+from serving_server import COLOUR, make_store
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, tiny_model):
+    return make_store(tmp_path_factory.mktemp("store") / "assistant", tiny_model)
+
+
+@pytest.fixture
+def store(made, tmp_path) -> Store:
+    shutil.copytree(made.root, tmp_path / "assistant")
+    return Store.open(tmp_path / "assistant")
+
+
+def rename(store, group, name):
+    """Rename in place what lcia would rename in a new version."""
+    path = store.current.path / "codebook.json"
+    codebook = InstructionCodebook.load(path)
+    codebook.rename(group, name)
+    codebook.save(path)
+
+
+def test_a_renamed_group_is_served_by_name_and_id(store):
+    rename(store, "g1", "colour letters")
+    snapshot = LiveStore(store.root).current
+    assert list(snapshot.names) == ["colour letters", "g2", "g1"]
+    for name in ("colour letters", "g1"):
+        choice = choose_adapter(snapshot, name, [COLOUR])
+        assert (choice.group, choice.adapter[0]) == ("g1", "g1@0001")
+        assert choice.headers()["x-lcia-group"] == "g1"
+    with pytest.raises(ApiError, match="There are: assistant, base, colour letters, g2, g1"):
+        choose_adapter(snapshot, "g3", [COLOUR])
+
+
+@pytest.mark.parametrize("name", ["assistant", "base"])
+def test_a_group_may_not_take_a_name_that_means_something_else(store, name):
+    rename(store, "g2", name)
+    with pytest.raises(StoreError, match=f"called '{name}'.*lcia groups rename"):
+        LiveStore(store.root)
+
+
+def test_only_another_version_is_loaded(store):
+    live = LiveStore(store.root)
+    first = live.current
+    assert not live.refresh()
+    record = store.root / "assistant.json"
+    write_json(record, {**json.loads(record.read_text()), "note": "touched"})
+    assert not live.refresh()
+    assert live.current is first
+    store.roll_back(1)
+    assert live.refresh()
+    assert (live.current.number, list(live.current.names)) == (1, ["g1"])
+
+
+def test_a_damaged_version_is_tried_again(store):
+    live = LiveStore(store.root)
+    codebook = store.version(1).path / "codebook.json"
+    text = codebook.read_text()
+    codebook.write_text("{")
+    store.roll_back(1)
+    for _ in range(2):
+        with pytest.raises(StoreError):
+            live.refresh()
+    assert live.current.number == 2
+    codebook.write_text(text)
+    assert live.refresh()
+
+
+def test_a_follow_up_looks_back_for_an_instruction(store):
+    router = LiveStore(store.root).current.router
+    turns = [COLOUR, "and red?", "and blue?"]
+    assert [route_turns(router, turns[:n])[1] for n in (1, 2, 3)] == [0, 1, 2]
+    assert route_turns(router, ["hello", "you"])[0].reason == "below_nearest"
+    far = [COLOUR, *["and this?"] * 8]
+    assert route_turns(router, far)[1] == 0, "eight turns, and no further"
+
+
+def test_an_assistant_that_learned_nothing_answers_with_the_base_model(store):
+    store.roll_back(0)
+    choice = choose_adapter(LiveStore(store.root).current, "assistant", ["hello"])
+    assert (choice.group, choice.adapter, choice.reason) == (None, None, "no_groups")
+    assert choice.headers()["x-lcia-group"] == "base"
