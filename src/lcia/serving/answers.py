@@ -1,7 +1,7 @@
 """The engine, for coroutines."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from lcia.models import AdapterHost
 from lcia.serving.engine import Engine, News
@@ -31,7 +31,7 @@ class Answers:
         """Stop the engine; whoever still waits gets an error."""
         await asyncio.to_thread(self.engine.stop)
 
-    async def generate(self, prompt: Prompt) -> AsyncIterator[Delta]:
+    async def generate(self, prompt: Prompt) -> AsyncGenerator[Delta, None]:
         """Yield the news of an answer; closed before the last one, the answer is given up.
 
         Raises:

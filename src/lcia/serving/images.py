@@ -16,6 +16,8 @@ from lcia.serving.api_error import ApiError
 FORMATS = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP", "image/gif": "GIF"}
 MAX_BYTES = 10 << 20
 MAX_PIXELS = 40_000_000
+"""Of all pictures of a request together; three bytes each while they are read."""
+
 FETCH_TIMEOUT_S = 10.0
 REDIRECTS = 3
 PORTS = {"http": 80, "https": 443}
@@ -26,15 +28,15 @@ def refuse(message: str) -> ApiError:
     return ApiError(400, f"'image_url': {message}", code="invalid_image", param="messages")
 
 
-async def load_images(urls: Sequence[str], *, fetch: bool) -> list[Any]:
-    """Return the pictures of a request as upright RGB ``PIL.Image``.
+async def load_images(urls: Sequence[str], *, fetch: bool) -> list[bytes]:
+    """Return the files of a request's pictures.
 
     Args:
         urls: data URLs, or addresses.
         fetch: whether addresses are fetched.
 
     Raises:
-        ApiError: 400, a picture is too large, damaged, of another kind, or may not be fetched.
+        ApiError: 400, a picture is too large, of another kind, or may not be fetched.
     """
     contents = []
     for url in urls:
@@ -47,7 +49,7 @@ async def load_images(urls: Sequence[str], *, fetch: bool) -> list[Any]:
                 contents.append(await asyncio.wait_for(_fetch(url), FETCH_TIMEOUT_S))
             except asyncio.TimeoutError as error:
                 raise refuse(f"did not arrive within {FETCH_TIMEOUT_S:g} s.") from error
-    return [await asyncio.to_thread(open_picture, content) for content in contents]
+    return contents
 
 
 def decode_data_url(url: str) -> bytes:
@@ -68,24 +70,34 @@ def decode_data_url(url: str) -> bytes:
         raise refuse(f"is not base64: {error}.") from error
 
 
-def open_picture(content: bytes) -> Any:
-    """Return a picture as an upright RGB ``PIL.Image``.
+def open_pictures(contents: Sequence[bytes]) -> list[Any]:
+    """Return pictures as upright RGB ``PIL.Image``.
 
     Raises:
-        ApiError: 400, it is damaged, of another kind, or would take too much memory.
+        ApiError: 400, one is damaged or of another kind, or together they would take too much
+            memory: a small file may hold a large picture.
     """
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
+
+    pixels = sum(width * height for width, height in (_open(c).size for c in contents))
+    if pixels > MAX_PIXELS:
+        raise refuse(f"{pixels} pixels are too many; expected at most {MAX_PIXELS} a request.")
+    try:
+        return [ImageOps.exif_transpose(_open(content)).convert("RGB") for content in contents]
+    except (OSError, ValueError, SyntaxError) as error:
+        raise refuse("is damaged.") from error
+
+
+def _open(content: bytes) -> Any:
+    """Return a picture of which only the head has been read."""
+    from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(content), formats=list(FORMATS.values())) as picture:
-            width, height = picture.size
-            if width * height > MAX_PIXELS:
-                raise refuse(f"is {width} x {height}; expected at most {MAX_PIXELS} pixels.")
-            return ImageOps.exif_transpose(picture).convert("RGB")
+        return Image.open(io.BytesIO(content), formats=list(FORMATS.values()))
     except Image.DecompressionBombError as error:
         raise refuse(f"expected at most {MAX_PIXELS} pixels.") from error
     except (OSError, ValueError, SyntaxError) as error:
-        raise refuse("is no picture, or a damaged one.") from error
+        raise refuse("is no picture.") from error
 
 
 async def _fetch(url: str) -> bytes:

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -54,7 +54,7 @@ async def respond(
     return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
 
-async def _whole(deltas: AsyncIterator[Delta]) -> tuple[str, Delta]:
+async def _whole(deltas: AsyncGenerator[Delta, None]) -> tuple[str, Delta]:
     pieces, last = [], Delta()
     async with contextlib.aclosing(deltas):
         async for last in deltas:
@@ -63,7 +63,7 @@ async def _whole(deltas: AsyncIterator[Delta]) -> tuple[str, Delta]:
 
 
 async def _events(
-    first: Delta, deltas: AsyncIterator[Delta], *, shape: Shape, usage: bool
+    first: Delta, deltas: AsyncGenerator[Delta, None], *, shape: Shape, usage: bool
 ) -> AsyncIterator[bytes]:
     async with contextlib.aclosing(deltas):
         yield event(shape.first())

@@ -4,8 +4,9 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -19,7 +20,7 @@ from lcia.models.visual import VisualFormat
 from lcia.serving.answers import Answers
 from lcia.serving.api_error import ApiError, api_error
 from lcia.serving.config import ServeConfig
-from lcia.serving.images import load_images
+from lcia.serving.images import load_images, open_pictures
 from lcia.serving.job import Delta, Prompt
 from lcia.serving.live import BASE, LiveStore
 from lcia.serving.metrics import Metrics
@@ -95,18 +96,19 @@ class Service:
         """Return which group would answer a conversation, and what that rests on."""
         return await self._in_thread(explain, self.live.current, turns)
 
-    async def generate(self, prepared: Prepared) -> AsyncIterator[Delta]:
+    async def generate(self, prepared: Prepared) -> AsyncGenerator[Delta, None]:
         """Yield the news of an answer, and count them; see ``Answers.generate``."""
         started, choice, delta = time.monotonic(), prepared.choice, Delta()
         self.metrics.routed.labels(choice.group or BASE, choice.reason).inc()
         self.metrics.tokens.labels("prompt").inc(len(prepared.prompt.ids))
         pieces = []
         try:
-            async for delta in self.answers.generate(prepared.prompt):
-                if not pieces:
-                    self.metrics.first_token_seconds.observe(time.monotonic() - started)
-                pieces.append(delta.text)
-                yield delta
+            async with aclosing(self.answers.generate(prepared.prompt)) as deltas:
+                async for delta in deltas:
+                    if not pieces:
+                        self.metrics.first_token_seconds.observe(time.monotonic() - started)
+                    pieces.append(delta.text)
+                    yield delta
         except (asyncio.CancelledError, GeneratorExit):
             self.metrics.cancelled.inc()
             raise
@@ -127,7 +129,9 @@ class Service:
     async def _in_thread(self, work: Any, *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._preparing, work, *args)
 
-    def _prepare(self, asked: ChatRequest | CompletionRequest, pictures: Sequence[Any]) -> Prepared:
+    def _prepare(
+        self, asked: ChatRequest | CompletionRequest, pictures: Sequence[bytes]
+    ) -> Prepared:
         messages = asked.conversation
         self._check_size(messages)
         started = time.perf_counter()
@@ -154,7 +158,7 @@ class Service:
         return Prepared(prompt=prompt, choice=choice)
 
     def _chat_inputs(
-        self, messages: Sequence[ChatMessage], pictures: Sequence[Any]
+        self, messages: Sequence[ChatMessage], pictures: Sequence[bytes]
     ) -> tuple[list[int], dict[str, Any]]:
         """Return a conversation's token ids, and what the processor makes of its pictures."""
         numbers = map(str, count())
@@ -171,7 +175,8 @@ class Service:
                 return self._chat.encode_prompt(turns)[0], {}
             assert isinstance(self._chat, VisualFormat)
             # The paths are numbers of pictures in memory: no request names a file.
-            self._chat.open_picture = lambda path: pictures[int(path)]
+            opened = open_pictures(pictures)
+            self._chat.open_picture = lambda path: opened[int(path)]
             batch = self._chat.prompts([turns])
             ids = batch.pop("input_ids")[0].tolist()
             del batch["attention_mask"]

@@ -11,7 +11,7 @@ from PIL import Image
 
 from lcia.serving import images
 from lcia.serving.api_error import ApiError
-from lcia.serving.images import decode_data_url, is_public, load_images, open_picture
+from lcia.serving.images import decode_data_url, is_public, load_images, open_pictures
 
 
 def picture(form="PNG", size=(4, 3), **options):
@@ -25,7 +25,7 @@ def data_url(content, kind="image/png"):
 
 
 def load(*urls, fetch=False):
-    return asyncio.run(load_images(urls, fetch=fetch))
+    return open_pictures(asyncio.run(load_images(urls, fetch=fetch)))
 
 
 def refused(*urls, fetch=False):
@@ -45,7 +45,8 @@ def test_data_urls_of_every_format(kind):
 def test_pictures_are_turned_upright():
     turned = Image.Exif()
     turned[0x0112] = 6
-    assert open_picture(picture("JPEG", exif=turned)).size == (3, 4)
+    (found,) = open_pictures([picture("JPEG", exif=turned)])
+    assert found.size == (3, 4)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +59,8 @@ def test_pictures_are_turned_upright():
         ("data:image/png;base64,A*A=", "is not base64"),
         ("data:image/png;base64,", "no picture"),
         (data_url(b"<svg/>"), "no picture"),
-        (data_url(picture()[:40]), "no picture"),
+        (data_url(picture()[:20]), "no picture"),
+        (data_url(picture(size=(90, 90))[:-100]), "is damaged"),
         ("https://example.org/a.png", "fetches no pictures"),
         ("file:///etc/passwd", "fetches no pictures"),
         ("/etc/passwd", "fetches no pictures"),
@@ -69,8 +71,9 @@ def test_what_is_no_picture(url, said):
 
 
 def test_pictures_that_would_fill_the_memory(monkeypatch):
-    monkeypatch.setattr(images, "MAX_PIXELS", 11)
-    assert "is 4 x 3; expected at most 11 pixels" in refused(data_url(picture()))
+    monkeypatch.setattr(images, "MAX_PIXELS", 23)
+    assert len(load(data_url(picture()))) == 1
+    assert "24 pixels are too many; expected at most 23" in refused(*[data_url(picture())] * 2)
     monkeypatch.setattr(images, "MAX_BYTES", 30)
     with pytest.raises(ApiError, match="larger than 30 bytes"):
         decode_data_url(data_url(picture()))
