@@ -14,10 +14,14 @@ BATCH_SIZE = 16
 LEARNING_RATE = 2e-3
 WARM_UP = 0.1
 EVERY = 10
+SAMPLED = 128
+"""Pictures whose features the projector's first values are fitted to."""
 
 
 def align(model: Any, processor: Any) -> None:
     """Train the projector alone to describe pictures, with a cosine schedule, one epoch.
+
+    It starts from inputs of mean 0 and variance 1, and outputs as large as word embeddings.
 
     Source: the first stage of LLaVA (Liu et al. 2023, arXiv:2304.08485).
     """
@@ -33,10 +37,11 @@ def align(model: Any, processor: Any) -> None:
     steps = len(examples) // BATCH_SIZE
     model.requires_grad_(False)
     projector = model.model.multi_modal_projector.requires_grad_(True)
+    random.Random(0).shuffle(examples)
+    standardise(model, chat.collate(examples[:SAMPLED])["pixel_values"])
     optimizer = torch.optim.AdamW(projector.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
     schedule = get_cosine_schedule_with_warmup(optimizer, round(WARM_UP * steps), steps)
     low = resolve_dtype("auto") == "bfloat16"
-    random.Random(0).shuffle(examples)
     started = time.monotonic()
     model.eval()
     for step in range(steps):
@@ -58,3 +63,27 @@ def align(model: Any, processor: Any) -> None:
                 left,
             )
     model.requires_grad_(False)
+
+
+def standardise(model: Any, pixel_values: Any) -> None:
+    """Fit a fresh projector to the features of pictures and to the size of word embeddings.
+
+    Raw features hardly differ from their mean, which a fresh layer passes on: the first hundred
+    steps would go into finding the differences.
+    """
+    import torch
+
+    projector = model.model.multi_modal_projector
+    features = []
+    hook = projector.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
+    with torch.no_grad():
+        model.model.get_image_features(pixel_values)
+        hook.remove()
+        seen = features[0].flatten(0, -2)
+        first, second = projector.linear_1, projector.linear_2
+        first.weight.div_(seen.std(dim=0) * first.in_features**0.5 * first.weight.std())
+        first.bias.copy_(-(first.weight @ seen.mean(dim=0)))
+        made = projector(seen)
+        size = model.get_input_embeddings().weight.std() / made.std(dim=0).mean()
+        second.weight.mul_(size)
+        second.bias.copy_(-size * (made - second.bias).mean(dim=0))

@@ -104,6 +104,32 @@ def test_it_is_a_llava_that_knows_its_parts(composed, tower, tiny_model, tmp_pat
     assert isinstance(host.generate([[asked]], [None], max_new_tokens=2)[0], str)
 
 
+def test_a_fresh_projector_is_fitted_to_features_and_embeddings(composed):
+    model, _ = composed
+    pixels = torch.tensor(
+        np.random.default_rng(1).normal(size=(40, 3, 56, 56)), dtype=torch.float32
+    )
+    projector = model.model.multi_modal_projector
+    alignment.standardise(model, pixels)
+    kept = []
+    hooks = [
+        layer.register_forward_hook(lambda _, i, out: kept.append(out))
+        for layer in projector.children()
+        if isinstance(layer, torch.nn.Linear)
+    ]
+    with torch.no_grad():
+        model.model.get_image_features(pixels)
+    for hook in hooks:
+        hook.remove()
+    inner, outer = (values.flatten(0, -2) for values in kept)
+    assert inner.mean(dim=0).abs().max() < 1e-4
+    assert 0.5 < inner.std() < 2
+    assert outer.mean(dim=0).abs().max() < 1e-4
+    assert outer.std(dim=0).mean() == pytest.approx(
+        model.get_input_embeddings().weight.std().item(), rel=1e-3
+    )
+
+
 def test_aligning_moves_the_projector_alone_and_lowers_the_loss(composed, tmp_path, monkeypatch):
     model, processor = composed
     samples = []
