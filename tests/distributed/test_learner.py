@@ -6,10 +6,17 @@ import socket
 import subprocess
 import sys
 
+import pytest
+
 from lcia.learner import Store
 
 
-def test_two_processes_learn_a_stream_into_one_store(tmp_path, tiny_model, colours, shades):
+@pytest.mark.parametrize(
+    "sharding", ["", "fsdp: true, fsdp_config: {version: 2}"], ids=["ddp", "fsdp2"]
+)
+def test_two_processes_learn_a_stream_into_one_store(
+    sharding, tmp_path, tiny_model, colours, shades
+):
     entries = []
     for task in (colours, shades):
         with (tmp_path / f"{task.name}.jsonl").open("w") as file:
@@ -20,7 +27,8 @@ def test_two_processes_learn_a_stream_into_one_store(tmp_path, tiny_model, colou
     (tmp_path / "stream.yaml").write_text(
         f"model: {tiny_model}\ndtype: float32\ntasks: [{', '.join(entries)}]\noutput: out\n"
         "training: {num_train_epochs: 2, learning_rate: 0.01, save_steps: 1,\n"
-        "           per_device_train_batch_size: 2, use_cpu: true, ddp_backend: gloo}\n"
+        "           per_device_train_batch_size: 2, use_cpu: true, ddp_backend: gloo,\n"
+        f"           {sharding}}}\n"
     )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

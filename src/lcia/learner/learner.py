@@ -33,7 +33,7 @@ from lcia.learner.files import write_jsonl
 from lcia.learner.gate import check_gate
 from lcia.learner.journal import Journal, Listener
 from lcia.learner.memory import release_memory
-from lcia.learner.processes import is_main, on_main
+from lcia.learner.processes import everyone, is_main, on_main
 from lcia.learner.projectors import share_projector, shared_projector
 from lcia.learner.store import Run, Store, Version
 from lcia.learner.training import TRAINED, UNTRAINED, train_adapter
@@ -338,6 +338,8 @@ class ContinualLearner:
                 train=train,
             )
             self.host.clear()
+            if self.host.is_sharded:
+                self._host = None  # each process holds a part; answering needs the whole again
         return adapter
 
     def _new_adapters(
@@ -373,7 +375,7 @@ class ContinualLearner:
             )
             write_jsonl(path, (p.to_json() for p in predictions))
 
-        if not path.is_file():
+        if everyone(lambda: not path.is_file()):
             on_main(answer)
         return read_predictions(path)
 

@@ -16,3 +16,10 @@ def on_main(action: Callable[[], Any]) -> None:
     if is_main():
         action()
     PartialState().wait_for_everyone()
+
+
+def everyone(look: Callable[[], bool]) -> bool:
+    """Look at files before any process goes on to change them."""
+    seen = look()
+    PartialState().wait_for_everyone()
+    return seen

@@ -81,6 +81,14 @@ class AdapterHost:
             self.projector.load(path)
         return self._peft
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether training left each process a part of the base model (FSDP2, ZeRO-3)."""
+        from torch.distributed.tensor import DTensor
+
+        parameters = self.base.model.parameters()
+        return any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in parameters)
+
     def clear(self) -> None:
         """Take all adapters off the model: while one is trained, Trainer saves all there are."""
         if self._peft is not None:
