@@ -1,6 +1,7 @@
 """What one dynamic EMA update costs, against the formula as a loop, torch's average and memory.
 
-    python -m benchmarks.speed.ema            # prints a table, writes benchmarks/results/ema.json
+    python -m benchmarks.speed.ema                        # prints tables, writes results/ema.json
+    python -m benchmarks.speed.ema --only memory parity   # what other load does not disturb
 
 Interleaved repetitions in one process, medians. The bound is the time the bytes that an update
 must move take at the best copy bandwidth of the same run; for rule ``release`` it reads
@@ -238,7 +239,7 @@ def _resident_peak() -> int:
 
 
 def _memory_in_a_process(shape: str, rule: str) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.speed.ema", "--memory", shape, rule]
+    command = [sys.executable, "-m", "benchmarks.speed.ema", "--memory-of", shape, rule]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -259,7 +260,12 @@ def machine(device: str) -> dict[str, str | int]:
 
 
 def report(result: dict) -> str:
-    """Return the tables of docs/ema.md."""
+    """Return the tables of docs/ema.md, of the parts that were measured."""
+    tables = {"a": _times_table, "memory": _memory_table, "parity": _parity_table}
+    return "\n\n".join("\n".join(table(result)) for key, table in tables.items() if key in result)
+
+
+def _times_table(result: dict) -> list[str]:
     lines = ["| | (a) LoRA r=8, 420 tensors | (b) LoRA r=128, 448 tensors |", "| --- | --- | --- |"]
     rows = {
         "copy bandwidth, GB/s": "copy_gb_per_s",
@@ -275,64 +281,73 @@ def report(result: dict) -> str:
     for label, key in rows.items():
         lines.append(f"| {label} | {result['a'][key]:.2f} | {result['b'][key]:.2f} |")
     share = result["training_step_share"]
-    lines += ["", f"Share of a SmolLM2-135M training step (8 x 64 tokens), (a): {share:.2%}."]
-    lines += ["", *_memory_table(result["memory"]), ""]
-    lines += ["| two processes | `paper` | `release` | `curvature` |", "| --- | --- | --- | --- |"]
+    return [*lines, "", f"Share of a SmolLM2-135M training step (8 x 64 tokens), (a): {share:.2%}."]
+
+
+def _parity_table(result: dict) -> list[str]:
+    lines = ["| two processes | `paper` | `release` | `curvature` |", "| --- | --- | --- | --- |"]
     for setting, cells in result["parity"].items():
         figures = [cells.get(f"{rule}/float32") for rule in ("paper", "release", "curvature")]
         shown = [f"{cell['difference']:.1e}" if cell else "not run" for cell in figures]
         lines.append(f"| {setting} | {' | '.join(shown)} |")
-    return "\n".join(lines)
+    return lines
 
 
-def _memory_table(memory: dict) -> list[str]:
+def _memory_table(result: dict) -> list[str]:
     lines = ["| peak extra memory, float32 sizes of the parameters | (a) | (b) |"]
     lines.append("| --- | --- | --- |")
-    for rule, shapes in memory.items():
+    for rule, shapes in result["memory"].items():
         for kind in shapes["b"]:
             figures = [f"{shapes[shape][kind]:.4f}" for shape in ("a", "b")]
             lines.append(f"| `{rule}`, {kind} | {' | '.join(figures)} |")
     return lines
 
 
-def measure_memory() -> dict:
-    """Return rule -> shape -> figures of ``extra_memory``."""
+def measure_times(device: str) -> dict:
+    """Return how long updates take, and what share of a training step that is."""
+    shapes = {shape: measure(shape, device) for shape in ("a", "b")}
+    step_ms = training_step_ms(device)
+    share = shapes["a"]["release_ms"] / step_ms
     return {
+        "machine": machine(device),
+        **shapes,
+        "training_step_ms": step_ms,
+        "training_step_share": share,
+    }
+
+
+def measure_memory(device: str) -> dict:
+    """Return rule -> shape -> figures of ``extra_memory``."""
+    figures = {
         rule: {shape: _memory_in_a_process(shape, rule) for shape in ("a", "b")} for rule in STREAMS
     }
+    return {"memory": figures}
+
+
+def measure_parity(device: str) -> dict:
+    """Return how far two processes are from one, in every setting that runs here."""
+    here = [setting for setting in SETTINGS if not missing(setting)]
+    not_here = {s: {"reason": missing(s)} for s in SETTINGS if missing(s)}
+    return {"parity": on_two_processes(compare_all, here) | not_here}
+
+
+PARTS = {"times": measure_times, "memory": measure_memory, "parity": measure_parity}
 
 
 def main() -> None:
-    """Measure everything, write the JSON and print the tables."""
+    """Measure everything or some parts, write them into the JSON and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "--memory",
-        nargs="*",
-        metavar=("SHAPE", "RULE"),
-        help="measure only memory: of one shape (a, b) and rule, or of all",
-    )
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to measure")
+    parser.add_argument("--memory-of", nargs=2, metavar=("SHAPE", "RULE"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if asked.memory:
-        shape, rule = asked.memory
+    if asked.memory_of:
+        shape, rule = asked.memory_of
         print(json.dumps(extra_memory(shape, rule=rule, device=device)))
         return
-    if asked.memory == []:
-        result = json.loads(RESULTS.read_text(encoding="utf-8")) | {"memory": measure_memory()}
-        RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        print("\n".join(_memory_table(result["memory"])))
-        return
-    result: dict = {
-        "machine": machine(device),
-        "a": measure("a", device),
-        "b": measure("b", device),
-    }
-    result["training_step_ms"] = training_step_ms(device)
-    result["training_step_share"] = result["a"]["release_ms"] / result["training_step_ms"]
-    result["memory"] = measure_memory()
-    here = [setting for setting in SETTINGS if not missing(setting)]
-    not_here = {s: {"reason": missing(s)} for s in SETTINGS if missing(s)}
-    result["parity"] = on_two_processes(compare_all, here) | not_here
+    result = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    for part in asked.only:
+        result |= PARTS[part](device)
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(report(result))
