@@ -83,7 +83,7 @@ def test_chat_streaming_and_listing_through_the_gateway(client, servers):
             stream = client.chat.completions.create(model="assistant", stream=True, **asked)
             assert stream.response.headers["x-lcia-group"] == group
             pieces = [chunk.choices[0].delta.content or "" for chunk in stream]
-            assert len(pieces) > 3
+            assert len(pieces) >= 3, "the role, the text and the end"
             assert "".join(pieces) == expected.choices[0].message.content
         text = client.completions.create(model="base", prompt="abc", max_tokens=5)
         assert (

@@ -10,8 +10,8 @@ FAULTS = """
 import resource, torch
 from lcia.models.memory import keep_freed_memory
 {call}
-def step():
-    return float((torch.ones(4_000_000) + 1).sum())
+def step():  # 64 MB: more than glibc ever keeps by itself
+    return float((torch.ones(16_000_000) + 1).sum())
 step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(20):
@@ -27,4 +27,4 @@ def faults(call: str) -> int:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="an option of glibc")
 def test_freed_memory_is_not_fetched_again():
-    assert faults("keep_freed_memory()") < faults("pass") / 10
+    assert faults("keep_freed_memory()") < faults("pass") / 3
