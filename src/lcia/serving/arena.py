@@ -18,7 +18,8 @@ class Arena(Cache):
     Each step writes one column for all rows, in place: nothing is concatenated. A row of n tokens
     lies in the last n columns, left-padded like a batch that started together, so that masks of
     sliding windows are right as well. Columns run on until the buffer ends; then what is alive
-    moves to its beginning, or to a larger buffer. What lies before a row's tokens is zero: masked
+    moves to its beginning, or to a larger buffer. Buffers stay as large as they once had to be: a
+    server that allocates anew with every wave of requests fragments its memory. What lies before a row's tokens is zero: masked
     is not enough, because zero times NaN is NaN.
 
     Args:
@@ -71,7 +72,7 @@ class Arena(Cache):
         self.window.lengths = [length + 1 for length in self.lengths]
 
     def drop(self, row: int) -> None:
-        """Free a row: the last one takes its place. Without rows, the memory is freed, too."""
+        """Free a row: the last one takes its place."""
         last, end = len(self.lengths) - 1, self.window.end
         if row != last:
             for layer in self.layers:
@@ -80,7 +81,7 @@ class Arena(Cache):
         self.lengths[row] = self.lengths[last]
         self.lengths.pop()
         if not self.lengths:
-            self.clear()
+            self.window.end = 0
 
     def clear(self) -> None:
         """Free all rows and the memory."""
