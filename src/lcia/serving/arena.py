@@ -19,8 +19,8 @@ class Arena(Cache):
     lies in the last n columns, left-padded like a batch that started together, so that masks of
     sliding windows are right as well. Columns run on until the buffer ends; then what is alive
     moves to its beginning, or to a larger buffer. Buffers stay as large as they once had to be: a
-    server that allocates anew with every wave of requests fragments its memory. What lies before a row's tokens is zero: masked
-    is not enough, because zero times NaN is NaN.
+    server that allocates anew with every wave of requests fragments its memory. What lies before a
+    row's tokens is zero: masked is not enough, because zero times NaN is NaN.
 
     Args:
         layers: number of the model's attention layers.
