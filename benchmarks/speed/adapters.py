@@ -22,6 +22,7 @@ from transformers import DynamicCache
 
 from benchmarks.serving_server import make_store
 from lcia.learner import load_host
+from lcia.models.prefix import cache_argument
 from lcia.serving.bank import AdapterBank
 
 RESULTS = Path(__file__).parents[1] / "results" / "adapters.json"
@@ -32,17 +33,17 @@ def prepared(model: Any, rows: int) -> Callable[..., float]:
     """Return a function that takes one step and returns its processor time in seconds."""
     cache = DynamicCache()
     ids = torch.randint(5, 4000, (rows, CONTEXT))
-    model(input_ids=ids, past_key_values=cache, logits_to_keep=1)
+    options = {cache_argument(model): cache, "logits_to_keep": 1}
+    model(input_ids=ids, **options)
 
-    def step(stepped: Any = model, **options: Any) -> float:
+    def step(stepped: Any = model, **more: Any) -> float:
         started = time.process_time()
         stepped(
             input_ids=ids[:, :1],
             attention_mask=torch.ones(rows, CONTEXT + 1, dtype=torch.long),
             position_ids=torch.full((rows, 1), CONTEXT),
-            past_key_values=cache,
-            logits_to_keep=1,
             **options,
+            **more,
         )
         seconds = time.process_time() - started
         cache.crop(-1)

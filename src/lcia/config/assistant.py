@@ -110,7 +110,7 @@ class AssistantConfig(_Frozen):
         quantize: ``4bit`` or ``8bit`` base weights through bitsandbytes; None: as they are.
         generation: how answers are generated.
         gate: when a new version is refused.
-        dtype: of the base model; ``auto`` is bfloat16 where the hardware computes in it.
+        dtype: of the base model; ``auto`` is bfloat16 where the hardware is faster with it.
         seed: of initialisation, shuffling and dropout.
     """
 

@@ -12,6 +12,7 @@ from lcia.errors import ConfigError
 from lcia.models.chat import ChatFormat
 from lcia.models.gates import GATES, load_gates
 from lcia.models.loading import BaseModel
+from lcia.models.prefix import behind_prefix, cache_argument, read_prefix, shares_prefixes
 from lcia.models.projector import Projector
 from lcia.models.seq2seq import Seq2SeqFormat
 from lcia.models.visual import VisualFormat
@@ -196,10 +197,17 @@ class AdapterHost:
             for name, value in self.chat.prompts(conversations).items()
         }
         names = [adapter[0] if adapter else BASE for adapter in adapters]
-        extra = {} if self._peft is None else {"adapter_names": names}
+        extra: dict[str, Any] = {} if self._peft is None else {"adapter_names": names}
         model = self.base.model if self._peft is None else self._peft
         model.eval()
         with torch.inference_mode():
+            if shares_prefixes(self.base.model):
+                batch, length = behind_prefix(batch)
+                if length:
+                    options = {"logits_to_keep": 1} if self.chat.keep_logits else {}
+                    prefix = batch["input_ids"][0, :length]
+                    cache = read_prefix(model, prefix, names, **options)
+                    extra[cache_argument(model)] = cache
             output = model.generate(
                 **batch,
                 **extra,

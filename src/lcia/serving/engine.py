@@ -13,6 +13,7 @@ import torch
 
 from lcia.errors import LciaError, ModelError
 from lcia.models import BaseModel, ChatFormat
+from lcia.models.prefix import cache_argument
 from lcia.models.projector import Projector
 from lcia.serving.arena import Arena
 from lcia.serving.bank import AdapterBank
@@ -67,6 +68,7 @@ class Engine:
         self._deliver = deliver or _call_listeners
         self._projector = projector
         takes = inspect.signature(base.model.forward).parameters
+        self._cache = cache_argument(base.model)
         self._options = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
         self._arena = Arena(layers=base.model.config.get_text_config().num_hidden_layers)
         self._running: list[Job] = []
@@ -210,7 +212,8 @@ class Engine:
         if self._projector is not None and jobs[0].prompt.pictures:
             adapter = jobs[0].prompt.adapter
             self._projector.load(adapter[1] if adapter is not None else None)
-        logits = self._forward(jobs, **prefill.next_inputs(PREFILL_TOKENS))
+        inputs = prefill.next_inputs(PREFILL_TOKENS)
+        logits = self._forward(jobs, cache=prefill.cache, **inputs)
         if not prefill.finished:
             return
         self._prefill = None
@@ -234,15 +237,16 @@ class Engine:
             input_ids=torch.tensor([[job.tokens[-1]] for job in self._running], device=device),
             attention_mask=self._arena.mask(device).long(),
             position_ids=torch.tensor(positions, device=device),
-            past_key_values=self._arena,
+            cache=self._arena,
         )
         self._arena.advance()
         for job in self._take(self._running, logits, news):
             self._leave(job)
 
-    def _forward(self, jobs: Sequence[Job], **inputs: Any) -> torch.Tensor:
+    def _forward(self, jobs: Sequence[Job], *, cache: Any, **inputs: Any) -> torch.Tensor:
         """Return the logits of each row's next token, shape (rows, vocabulary)."""
         self.bank.select([job.key for job in jobs])
+        inputs[self._cache] = cache
         output = self._model(**inputs, use_cache=True, **self._options)
         logits: torch.Tensor = output.logits[:, -1]
         return logits

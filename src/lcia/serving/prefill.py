@@ -46,7 +46,7 @@ class Prefill:
         return self.done == self.width
 
     def next_inputs(self, tokens: int) -> dict[str, Any]:
-        """Return the model's arguments for the next ``tokens`` tokens at most."""
+        """Return the model's arguments, but the cache, for the next ``tokens`` tokens at most."""
         end = min(self.width, self.done + max(1, tokens // len(self.jobs)))
         if self._pictures:
             end = self.width  # a picture's features go to all of its tokens at once
@@ -56,7 +56,6 @@ class Prefill:
             "input_ids": self._ids[:, part],
             "attention_mask": self._mask[:, :end].long(),
             "position_ids": self._positions[..., part],
-            "past_key_values": self.cache,
             **self._pictures,
         }
 

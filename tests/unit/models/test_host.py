@@ -46,6 +46,15 @@ def test_a_mixed_batch_answers_as_each_adapter_alone(host, adapters):
     assert ask(host, ["one"], [None]) != ask(host, ["one"], [adapters[0]]), "adapters do something"
 
 
+def test_answers_do_not_depend_on_a_shared_beginning(host, adapters, monkeypatch):
+    said = "Say the letter of the colour that comes next."
+    prompts = [f"{said} {word}" for word in ("red", "a darker green", "b", "white and blue")]
+    chosen = [adapters[0], adapters[1], None, adapters[0]]
+    together = ask(host, prompts, chosen)
+    monkeypatch.setattr("lcia.models.host.shares_prefixes", lambda model: False)
+    assert together == ask(host, prompts, chosen)
+
+
 def test_the_least_recently_used_adapter_leaves_memory(host, adapters):
     for adapter in (*adapters, adapters[1]):
         ask(host, ["one"], [adapter])
