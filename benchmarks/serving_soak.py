@@ -80,13 +80,14 @@ async def ask_well(client: httpx.AsyncClient, tally: Tally) -> None:
 
 
 async def leave(client: httpx.AsyncClient, tally: Tally) -> None:
-    """Disconnect in the middle of a stream, or before it begins."""
+    """Disconnect in the middle of a stream, or run out of patience before it begins."""
+    patience = random.uniform(0.02, 0.5) if random.random() < 0.5 else 120
     try:
         async with client.stream(
-            "POST", PATH, json=body(stream=True, max_tokens=200), timeout=random.uniform(0.02, 0.5)
+            "POST", PATH, json=body(stream=True, max_tokens=200), timeout=patience
         ) as answer:
             pieces = answer.aiter_bytes()
-            for _ in range(random.randrange(6)):
+            for _ in range(random.randrange(1, 12)):
                 await anext(pieces)
             tally.answers["left mid-stream"] += 1
     except httpx.TimeoutException:

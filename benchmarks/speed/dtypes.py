@@ -1,8 +1,8 @@
 """Which dtype this processor multiplies faster: ``python -m benchmarks.speed.dtypes``.
 
-Products as a layer of SmolLM2-135M makes them, one thread, the dtypes taking turns. Prints the median
-speed in GFLOP/s for one row (a token of one answer), 40 rows (a batch of them) and 2,400 rows
-(a batch of prompts), and what ``dtype: auto`` chooses.
+Products as a layer of SmolLM2-135M makes them, one thread, the dtypes taking turns. Prints the
+median speed in GFLOP/s for one row (a token of one answer), 40 rows (a batch of them) and 2,400
+rows (a batch of prompts), and what ``dtype: auto`` chooses.
 """
 
 import statistics
