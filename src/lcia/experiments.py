@@ -265,7 +265,7 @@ def _resolved(sub: SubRun) -> str:
         "label": sub.label,
         "seed": sub.seed,
         "order": sub.order,
-        "settings": sub.config.model_dump(mode="json"),
+        "settings": sub.config.resolved().model_dump(mode="json"),
         "tasks": {task.name: task.fingerprint() for task in sub.tasks},
         "held_out": {task.name: task.fingerprint() for task in sub.held_out},
         "environment": environment(),

@@ -64,7 +64,11 @@ def guarded(stream, tmp_path, numbers):
 
 
 def test_every_number_can_be_computed_again_from_predictions_and_journal(guarded, tmp_path):
-    edit(guarded, methods=[{"name": "lcia", "old_weight": 0.0, "rule": "release"}], seed=3)
+    edit(
+        guarded,
+        methods=[{"name": "lcia", "old_weight": 0.0, "memory": 0, "rule": "release"}],
+        seed=3,
+    )
     (result,) = run(guarded).results
     found = json.loads((result.folder / "metrics.json").read_text())
     predictions = lines(result.folder / "predictions.jsonl")

@@ -4,6 +4,7 @@ import pytest
 
 from lcia.config import AssistantConfig, StreamConfig, load_stream_config, parse_config
 from lcia.errors import ConfigError
+from lcia.registry import METHODS
 
 
 def read(tmp_path, text, overrides=()):
@@ -183,3 +184,14 @@ def test_problems_of_the_lists_are_named_before_anything_runs(tmp_path, lines, e
     with pytest.raises(ConfigError, match=expected) as caught:
         read(tmp_path, MINIMAL + lines + "\n")
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_what_is_stored_spells_out_every_default():
+    config = AssistantConfig(model="m", training={"learning_rate": 1e-3})
+    stored = config.resolved()
+    assert stored.method == {"name": "lcia", **METHODS.get("lcia").settings}
+    assert stored.rule == {"name": "horizon", "share": 0.5, "max_steps": None}
+    assert stored.grouping.groups == "similar"
+    assert (stored.adapter["r"], stored.training["learning_rate"]) == (8, 1e-3)
+    assert stored.resolved() == stored
+    stored.check()

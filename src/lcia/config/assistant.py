@@ -156,6 +156,35 @@ class AssistantConfig(_Frozen):
             )
         return dataclasses.replace(grouping, groups=groups)
 
+    def resolved(self) -> "AssistantConfig":
+        """Return the same settings with every default of lcia's spelled out.
+
+        What is stored then means the same to a later lcia, whose defaults may differ.
+
+        Raises:
+            ConfigError: unknown method, rule or setting.
+        """
+        rule = self.build_rule()
+        fields = [field.name for field in dataclasses.fields(rule) if field.init]
+        return self.model_copy(
+            update={
+                "method": {"name": self.method["name"], **self.build_method().config},
+                "rule": {"name": self.rule["name"], **{f: getattr(rule, f) for f in fields}},
+                "grouping": self.resolve_grouping(),
+                "adapter": {**ADAPTER_DEFAULTS, **self.adapter},
+                "training": {**TRAINING_DEFAULTS, **self.training},
+            }
+        )
+
+    def build_rule(self) -> Any:
+        """Return the configured balance rule.
+
+        Raises:
+            ConfigError: unknown rule or setting.
+        """
+        settings = dict(self.rule)
+        return _construct(RULES.get(str(settings.pop("name", None))), settings, "rule")
+
     def check(self) -> None:
         """Check all names and settings without loading a model.
 
@@ -164,8 +193,7 @@ class AssistantConfig(_Frozen):
         """
         self.build_method()
         self.resolve_grouping()
-        rule = dict(self.rule)
-        _construct(RULES.get(str(rule.pop("name", None))), rule, "rule")
+        self.build_rule()
         check_adapter(self.adapter)
         check_training(self.training)
 

@@ -101,7 +101,8 @@ class ContinualLearner:
         """
         config.check()
         check_model(config.model)
-        on_main(lambda: Store.create(root, config, content_hash=content_hash(config.model)))
+        stored = config.resolved()
+        on_main(lambda: Store.create(root, stored, content_hash=content_hash(config.model)))
         return cls(Store.open(root), **options)
 
     @property

@@ -1,11 +1,15 @@
 """Large Continual Instruction Assistant: dynamic EMA over grouped adapters, merged by precision."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from lcia.data.sample import Sample
+from lcia.errors import ConfigError
 from lcia.integrations.transformers import DynamicEMACallback
 from lcia.methods.base import TaskContext
 from lcia.methods.merge import Merge
+from lcia.methods.replay import quota
 
 
 class Lcia(Merge):
@@ -14,15 +18,34 @@ class Lcia(Merge):
     A group that a task opens has nothing to protect and is trained plainly. A group that is
     retrained starts with the average at its stored parameters, and ends as the average. With an
     ``old_weight`` above 0 that average is then merged into the stored parameters by precision, as
-    ``merge`` does with the trained ones; 0 with rule ``paper`` or ``release`` is the paper's
-    method. docs/study.md has the measurements behind the defaults.
+    ``merge`` does with the trained ones. ``memory`` is the share of every task's samples that stay
+    with its group, and are shuffled among the new ones when it is retrained. Both 0, and rule
+    ``paper`` or ``release``, is the paper's method. docs/study.md has the measurements behind the
+    defaults.
 
     Source: arXiv:2410.10868. Differs: the released code starts the average after the first step
     of every task.
     """
 
     averages: ClassVar[bool] = True
-    settings: ClassVar[dict[str, Any]] = {"old_weight": 0.3}
+    settings: ClassVar[dict[str, Any]] = {"old_weight": 0.3, "memory": 0.125}
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        if self.config["memory"] > 1:
+            raise ConfigError(
+                f"method.memory is {self.config['memory']!r}; expected a share of each task's "
+                "samples, from 0 to 1."
+            )
+
+    def samples(self, context: TaskContext) -> Sequence[Sample]:
+        """Train on the task and the group's memory."""
+        return [*context.task.train, *context.memory]
+
+    def remember(self, context: TaskContext) -> Sequence[Sample]:
+        """Keep the memory and a share of the task."""
+        count = math.ceil(self.config["memory"] * len(context.task.train))
+        return [*context.memory, *quota(context, count)]
 
     def attach(self, trainer: Any, context: TaskContext) -> None:
         """Average dynamically where there is something to protect; merge the average."""
