@@ -22,6 +22,7 @@ import httpx
 import torch
 
 from benchmarks.serving_server import INSTRUCTIONS, ServerProcess, make_store, prompt, server
+from lcia.models import resolve_dtype
 
 RESULTS = Path(__file__).parent / "results" / "serving.json"
 KINDS = ("base", "one adapter", "mix of 4")
@@ -179,6 +180,8 @@ def main() -> None:
         "cores": os.cpu_count(),
         "threads": os.environ.get("OMP_NUM_THREADS", "default"),
         "capability": torch.backends.cpu.get_cpu_capability(),
+        "cpu": torch.cpu.get_capabilities().get("cpu_name"),
+        "dtype": resolve_dtype("auto"),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "load_before": os.getloadavg()[0],
