@@ -1,5 +1,8 @@
 """The official openai client, unmodified, against a server on a real socket."""
 
+import re
+import time
+
 import httpx
 import openai
 import pytest
@@ -228,7 +231,8 @@ def test_unknown_paths_and_methods(url):
 
 
 def test_probes_and_metrics(url, client):
-    client.chat.completions.create(model="assistant", messages=user(COLOUR), max_tokens=3)
+    for text in (COLOUR, NUMBER):
+        client.chat.completions.create(model="assistant", messages=user(text), max_tokens=3)
     assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}
     assert httpx.get(f"{url}/readyz").json() == {"status": "ready", "version": 2}
     page = httpx.get(f"{url}/metrics").text
@@ -243,3 +247,22 @@ def test_probes_and_metrics(url, client):
         "lcia_running 0.0",
     ):
         assert line in page
+
+
+def test_only_answers_that_are_left_count_as_cancelled(url, client):
+    def cancelled():
+        page = httpx.get(f"{url}/metrics").text
+        return float(re.search(r"^lcia_cancelled_total (\S+)$", page, re.MULTILINE).group(1))
+
+    before = cancelled()
+    asked = {"model": "assistant", "messages": user(COLOUR), "stream": True}
+    with client.chat.completions.create(**asked, max_tokens=4) as stream:
+        for _ in stream:
+            pass
+    assert cancelled() == before
+    with client.chat.completions.create(**asked, max_tokens=300) as stream:
+        next(iter(stream))
+    end = time.monotonic() + 60
+    while cancelled() == before and time.monotonic() < end:
+        time.sleep(0.05)
+    assert cancelled() == before + 1

@@ -110,7 +110,8 @@ class Service:
                     pieces.append(delta.text)
                     yield delta
         except (asyncio.CancelledError, GeneratorExit):
-            self.metrics.cancelled.inc()
+            if not delta.last:  # closed after the last piece, the answer is whole
+                self.metrics.cancelled.inc()
             raise
         except Exception as error:
             self.metrics.failed.labels(api_error(error).code).inc()
