@@ -12,7 +12,7 @@ from lcia.errors import ConfigError
 from lcia.models.chat import ChatFormat
 from lcia.models.gates import GATES, load_gates
 from lcia.models.loading import BaseModel
-from lcia.models.prefix import behind_prefix, cache_argument, read_prefix, shares_prefixes
+from lcia.models.prefix import behind_prefix, read_prefix, shares_prefixes
 from lcia.models.projector import Projector
 from lcia.models.seq2seq import Seq2SeqFormat
 from lcia.models.visual import VisualFormat
@@ -202,12 +202,11 @@ class AdapterHost:
         model.eval()
         with torch.inference_mode():
             if shares_prefixes(self.base.model):
-                batch, length = behind_prefix(batch)
+                batch, length = behind_prefix(batch, pad_id=self.base.tokenizer.pad_token_id)
                 if length:
                     options = {"logits_to_keep": 1} if self.chat.keep_logits else {}
                     prefix = batch["input_ids"][0, :length]
-                    cache = read_prefix(model, prefix, names, **options)
-                    extra[cache_argument(model)] = cache
+                    extra |= read_prefix(model, prefix, names, **options)
             output = model.generate(
                 **batch,
                 **extra,

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lcia.models.batches import mask_of, padded
+
 LEAST = 16
 """Shorter beginnings are not worth a forward pass of their own."""
 
@@ -45,28 +47,27 @@ def common_length(rows: Sequence[Sequence[int]]) -> int:
     return length if length >= LEAST else 0
 
 
-def behind_prefix(batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int]:
+def behind_prefix(batch: Mapping[str, Tensor], *, pad_id: int) -> tuple[dict[str, Tensor], int]:
     """Return a batch with its padding behind the common beginning, and that one's length.
 
     Args:
         batch: ``input_ids`` and ``attention_mask`` of shape (rows, width), padded on the left.
+        pad_id: the padding token.
     """
     ids, mask = batch["input_ids"], batch["attention_mask"]
     real = [row[kept].tolist() for row, kept in zip(ids, mask.bool(), strict=True)]
     length = common_length(real)
-    moved = {"input_ids": ids.clone(), "attention_mask": mask.clone()}
-    for i, row in enumerate(real):
-        padding = ids.shape[1] - len(row)
-        moved["input_ids"][i] = torch.cat(
-            [ids[i, padding : padding + length], ids[i, :padding], ids[i, padding + length :]]
-        )
-        moved["attention_mask"][i, :length] = 1
-        moved["attention_mask"][i, length : padding + length] = 0
+    rests = [row[length:] for row in real]
+    beginning = torch.tensor(real[0][:length]).to(ids).expand(len(real), -1)
+    moved = {
+        "input_ids": torch.cat([beginning, padded(rests, value=pad_id).to(ids)], dim=1),
+        "attention_mask": torch.cat([torch.ones_like(beginning), mask_of(rests).to(mask)], dim=1),
+    }
     return moved, length
 
 
-def read_prefix(model: Any, ids: Tensor, adapters: Sequence[str], **options: Any) -> Any:
-    """Return the cache of a beginning for every row of a batch.
+def read_prefix(model: Any, ids: Tensor, adapters: Sequence[str], **options: Any) -> dict[str, Any]:
+    """Return the cache of a beginning for every row of a batch, as an argument of ``generate``.
 
     The beginning is read once with each adapter of the batch. Only for models that keep keys and
     values of all tokens, and nothing else (``shares_prefixes``).
@@ -83,7 +84,7 @@ def read_prefix(model: Any, ids: Tensor, adapters: Sequence[str], **options: Any
     if hasattr(model, "peft_config"):
         options["adapter_names"] = chosen
     cache = DynamicCache()
-    options[cache_argument(model)] = cache
-    model(input_ids=ids.expand(len(chosen), -1), use_cache=True, **options)
+    argument = {cache_argument(model): cache}
+    model(input_ids=ids.expand(len(chosen), -1), use_cache=True, **argument, **options)
     cache.batch_select_indices(torch.tensor([chosen.index(name) for name in adapters]))
-    return cache
+    return argument

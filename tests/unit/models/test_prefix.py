@@ -28,7 +28,7 @@ def test_the_common_beginning_leaves_each_row_a_token(rows, length):
 def test_padding_moves_behind_the_beginning():
     rows = [[*SHARED, 1], [*SHARED, 2, 3, 4]]
     moved, length = behind_prefix(
-        {"input_ids": padded(rows, value=0), "attention_mask": mask_of(rows)}
+        {"input_ids": padded(rows, value=0), "attention_mask": mask_of(rows)}, pad_id=0
     )
     assert length == 20
     assert moved["input_ids"].tolist() == [[*SHARED, 0, 0, 1], [*SHARED, 2, 3, 4]]
