@@ -114,6 +114,27 @@ def test_markup_in_a_question_is_text(open_page, url):
     assert page.title() == "assistant"
 
 
+def test_a_question_before_the_groups_are_known_waits_for_them(open_page, url):
+    page = open_page(url)
+    held = []
+    page.route("**/v1/store", lambda route: held.append(route))
+    page.reload()
+    page.fill("#prompt", NUMBER)
+    page.keyboard.press("Enter")
+    page.locator("#send.stop").wait_for()
+    assert page.locator("article.answer .why").inner_text() == ""
+    held[0].continue_()
+    page.locator("article.answer .pace").wait_for()
+    assert page.locator("article.answer .group").inner_text() == "g2"
+    page.reload()
+    page.fill("#prompt", NUMBER)
+    page.keyboard.press("Enter")
+    page.locator("#send.stop").wait_for()
+    held[1].fulfill(status=503, json={"error": {"message": "Not now."}})
+    page.locator(".problem").wait_for()
+    assert page.locator(".problem").inner_text() == "Not now."
+
+
 def test_a_key_is_asked_for(open_page, served_store):
     access = AccessConfig(port=0, api_keys=(KEY,))
     with serving(served_store, access=access, max_new_tokens=8) as (url, _):

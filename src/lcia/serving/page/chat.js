@@ -18,6 +18,12 @@ const REASONS = {
 let turns = [];
 let running = null;
 let names = {};
+let known = null;
+
+// Questions wait for the store's groups, and tell if they cannot be had.
+export const waitFor = (loading) => {
+  known = loading;
+};
 
 export function showModels(store) {
   names = Object.fromEntries(store.groups.map((group) => [group.id, group.name]));
@@ -53,6 +59,7 @@ async function ask(text) {
   running = new AbortController();
   setBusy(true);
   try {
+    await known;
     await receive({ model: model.value, messages }, answer, why);
     turns.push(asked, { role: "assistant", content: answer.textContent });
   } catch (error) {

@@ -1,5 +1,5 @@
 import { getJson } from "./api.js";
-import { showModels } from "./chat.js";
+import { showModels, waitFor } from "./chat.js";
 import { showStore } from "./store.js";
 
 const $ = (id) => document.getElementById(id);
@@ -14,7 +14,9 @@ function show(view) {
   else load();
 }
 
-async function load() {
+const load = () => waitFor(showAll());
+
+async function showAll() {
   const store = await getJson("/v1/store");
   document.title = store.name;
   $("name").textContent = store.name;
