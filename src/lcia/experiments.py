@@ -17,7 +17,7 @@ from lcia.errors import ConfigError, GateError, LciaError, TrainingError
 from lcia.learner import ContinualLearner, Listener, Store, check_task
 from lcia.learner.environment import environment
 from lcia.learner.files import write_text
-from lcia.learner.processes import is_main, on_main
+from lcia.learner.processes import claimed, is_main, on_main
 from lcia.models.host import AdapterHost
 from lcia.models.loading import check_model, reads_pictures
 from lcia.results import Result, answer_held_out, answer_task_given, read_result, write_result
@@ -54,11 +54,13 @@ class Experiment:
 
     Attributes:
         results: one per finished sub-run.
-        failures: folder name of each other sub-run to what stopped it.
+        failures: folder name of each sub-run that failed, to what stopped it.
+        elsewhere: folder names of those that another run of the experiment is working on.
     """
 
     results: tuple[Result, ...]
     failures: Mapping[str, LciaError]
+    elsewhere: tuple[str, ...] = ()
 
 
 def stream_tasks(config: StreamConfig, *, base: Path) -> tuple[Task, ...]:
@@ -174,7 +176,8 @@ def run_experiment(
     """Learn a stream with every method, seed and order; what is done is skipped.
 
     A sub-run whose training fails leaves the others alone: it is reported, and continues where it
-    was when the experiment is run again.
+    was when the experiment is run again. Runs of the same experiment side by side share the work:
+    what one is working on, the others leave to it.
 
     Args:
         config: the stream.
@@ -190,23 +193,23 @@ def run_experiment(
     host: AdapterHost | None = None
     results: list[Result] = []
     failures: dict[str, LciaError] = {}
+    elsewhere: list[str] = []
     for sub in planned:
-        done = (sub.folder / "metrics.json").is_file()
-        if not done:
-            learner = _open(sub, host=host, listener=listener)
-            _tell_started(listener, sub, planned)
-            try:
-                learner.run(sub.tasks)
-            except (TrainingError, GateError) as error:
-                failures[sub.folder.name] = error
-                host = None  # its adapter is in an unknown state
+        on_main(partial(sub.folder.mkdir, parents=True, exist_ok=True))
+        with claimed(sub.folder / ".lock") as ours:
+            if not ours:
+                elsewhere.append(sub.folder.name)
                 continue
-            host = learner.host
-            on_main(partial(_finish, sub, learner))
+            if not (sub.folder / "metrics.json").is_file():
+                try:
+                    host = _learn(sub, planned, host=host, listener=listener)
+                except (TrainingError, GateError) as error:
+                    failures[sub.folder.name] = error
+                    host = None  # its adapter is in an unknown state
+                    continue
+                finished(read_result(sub.folder))
         results.append(read_result(sub.folder))
-        if not done:
-            finished(results[-1])
-    return Experiment(results=tuple(results), failures=failures)
+    return Experiment(results=tuple(results), failures=failures, elsewhere=tuple(elsewhere))
 
 
 def _checked(tasks: tuple[Task, ...]) -> tuple[Task, ...]:
@@ -216,6 +219,21 @@ def _checked(tasks: tuple[Task, ...]) -> tuple[Task, ...]:
         except LciaError as error:
             raise type(error)(f"task '{task.name}': {error}") from error
     return tasks
+
+
+def _learn(
+    sub: SubRun,
+    planned: Sequence[SubRun],
+    *,
+    host: AdapterHost | None,
+    listener: Listener | None,
+) -> AdapterHost:
+    """Learn what is left of a sub-run and write its result; return the model for the next."""
+    learner = _open(sub, host=host, listener=listener)
+    _tell_started(listener, sub, planned)
+    learner.run(sub.tasks)
+    on_main(partial(_finish, sub, learner))
+    return learner.host
 
 
 def _finish(sub: SubRun, learner: ContinualLearner) -> None:
@@ -251,13 +269,8 @@ def _open(sub: SubRun, *, host: AdapterHost | None, listener: Listener | None) -
         return ContinualLearner(Store.open(root), **options)
     sub.config.check()
     check_model(sub.config.model)
-    on_main(partial(_begin, sub))
+    on_main(partial(write_text, sub.folder / "resolved.yaml", _resolved(sub)))
     return ContinualLearner.create(root, sub.config, **options)
-
-
-def _begin(sub: SubRun) -> None:
-    sub.folder.mkdir(parents=True, exist_ok=True)
-    write_text(sub.folder / "resolved.yaml", _resolved(sub))
 
 
 def _resolved(sub: SubRun) -> str:

@@ -6,6 +6,7 @@ from statistics import fmean
 
 import pytest
 import yaml
+from filelock import FileLock
 
 from flows.conftest import write_jsonl
 from lcia.config import load_stream_config
@@ -183,6 +184,21 @@ def test_a_run_that_fails_leaves_the_others_and_continues_later(stream, monkeypa
     done = run(stream, finished=told.append)
     assert [result.label for result in done.results] == ["sequential", "lcia"]
     assert [result.label for result in told] == ["sequential"]
+
+
+def test_runs_side_by_side_share_the_work(lcia, stream, tmp_path):
+    two_tasks(stream, methods=["sequential", "single"])
+    taken = tmp_path / "out" / "sequential-seed0"
+    taken.mkdir(parents=True)
+    with FileLock(taken / ".lock"):  # as a process that works on it does
+        output = lcia("run", stream).stdout
+    assert "Left to other processes, which are at them: sequential-seed0." in output
+    assert [path.name for path in taken.iterdir()] == [".lock"]
+    written = (tmp_path / "out" / "single-seed0" / "metrics.json").stat().st_mtime_ns
+    done = run(stream)
+    assert [result.label for result in done.results] == ["sequential", "single"]
+    assert not done.elsewhere
+    assert (tmp_path / "out" / "single-seed0" / "metrics.json").stat().st_mtime_ns == written
 
 
 def test_killed_between_learning_and_the_result_it_ends_the_same(guarded, tmp_path):

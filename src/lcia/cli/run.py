@@ -31,7 +31,8 @@ def run(
 ) -> None:
     """Learn a stream of tasks with one or more methods, rules, groupings, seeds and orders.
 
-    Stopped or killed, the same command continues; what is done is skipped.
+    Stopped or killed, the same command continues; what is done is skipped. Started several times
+    at once, on several GPUs or cores, the processes share the runs between them.
 
     Examples:
 
@@ -41,7 +42,7 @@ def run(
 
       lcia run stream.yaml --dry-run
     """
-    from lcia.cli.console import LearningProgress, print_json
+    from lcia.cli.console import LearningProgress, console, print_json
     from lcia.cli.results import show_results
     from lcia.config import load_stream_config
     from lcia.errors import TrainingError
@@ -69,6 +70,12 @@ def run(
         page = _write_page(done.results, output_folder(config, base=stream.parent))
         if not as_json:
             show_results(done.results, report=page)
+    if done.elsewhere and not as_json:
+        console.print(
+            f"Left to other processes, which are at them: {', '.join(done.elsewhere)}.",
+            markup=False,
+            soft_wrap=True,
+        )
     if as_json:
         print_json([{**vars(result), "folder": str(result.folder)} for result in done.results])
     if done.failures:

@@ -1,9 +1,13 @@
 """One process acts, the others wait: what every rank of a distributed run has to agree on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from filelock import FileLock, Timeout
 
 
 def is_main() -> bool:
@@ -23,3 +27,22 @@ def everyone(look: Callable[[], bool]) -> bool:
     seen = look()
     PartialState().wait_for_everyone()
     return seen
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[bool]:
+    """Hold a file for all processes of this run; yield whether no other run holds it.
+
+    Args:
+        path: the file, in a folder that is there; the claim ends with the process that made it.
+    """
+    lock, ours = FileLock(path, timeout=0), [False]
+    if is_main():
+        with suppress(Timeout):
+            lock.acquire()
+            ours = [True]
+    broadcast_object_list(ours)
+    try:
+        yield ours[0]
+    finally:
+        lock.release()
