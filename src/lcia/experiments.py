@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import yaml
@@ -20,6 +21,7 @@ from lcia.learner.files import write_text
 from lcia.learner.processes import claimed, is_main, on_main
 from lcia.models.host import AdapterHost
 from lcia.models.loading import check_model, reads_pictures
+from lcia.registry import METHODS
 from lcia.results import Result, answer_held_out, answer_task_given, read_result, write_result
 
 AS_LISTED = "as_listed"
@@ -104,6 +106,8 @@ def held_out_tasks(config: StreamConfig, tasks: Sequence[Task], *, base: Path) -
 def sub_runs(config: StreamConfig, *, base: Path) -> Iterator[SubRun]:
     """Yield the assistants of an experiment: methods x rules x groupings x seeds x orders.
 
+    A method that learns all tasks at once learns them in the first order only.
+
     Args:
         config: the stream.
         base: folder relative paths start from.
@@ -116,8 +120,9 @@ def sub_runs(config: StreamConfig, *, base: Path) -> Iterator[SubRun]:
     by_name = {task.name: task for task in tasks}
     orders = config.orders or {AS_LISTED: tuple(by_name)}
     for label, settings in config.variants().items():
+        joint = METHODS.get(settings.method["name"]).joint
         for seed in config.seeds:
-            for order, names in orders.items():
+            for order, names in islice(orders.items(), 1 if joint else None):
                 suffix = "" if order == AS_LISTED else f"-{order}"
                 yield SubRun(
                     label=label,

@@ -11,7 +11,7 @@ from filelock import FileLock
 from flows.conftest import write_jsonl
 from lcia.config import load_stream_config
 from lcia.errors import ConfigError, TrainingError
-from lcia.experiments import run_experiment
+from lcia.experiments import check_experiment, run_experiment
 from lcia.learner import Store, learner
 from lcia.methods.sequential import Sequential
 
@@ -164,6 +164,16 @@ def test_rules_and_overrides_reach_the_runs_and_what_is_done_is_skipped(stream, 
     again = []
     assert run(stream, finished=again.append).results == done.results
     assert again == []
+
+
+def test_all_tasks_at_once_have_one_order(stream):
+    orders = {"there": ["colours", "shades"], "back": ["shades", "colours"]}
+    two_tasks(stream, methods=["single", "multitask"], orders=orders, seeds=[0, 1])
+    planned = check_experiment(load_stream_config(stream), base=stream.parent)
+    assert [sub.folder.name for sub in planned] == [
+        *(f"single-seed{seed}-{order}" for seed in (0, 1) for order in orders),
+        *("multitask-seed0-there", "multitask-seed1-there"),
+    ]
 
 
 def test_a_run_that_fails_leaves_the_others_and_continues_later(stream, monkeypatch):

@@ -40,7 +40,8 @@ class StreamConfig(AssistantConfig, TaskSource):
             grouping of their own: ``off``, ``on``, ``per_task``, or fields over the stream's
             ``grouping`` with a ``label``.
         seeds: learn it once with each seed.
-        orders: learn it once in each order: names of orders, each a list of task names.
+        orders: learn it once in each order: names of orders, each a list of task names. Methods
+            that learn all tasks at once, as ``multitask``, take the first order only.
         output: folder of the results, relative to the stream file.
     """
 
