@@ -46,7 +46,7 @@ def as_markdown(comparison: Comparison, *, title: str) -> str:
     """Return the tables, orders, differing settings and formulas as Markdown."""
     parts = [f"# {title}", *(f"- {line}" for line in comparison.warnings)]
     tables = [*comparison_tables(comparison), runs_table(comparison), settings_table(comparison)]
-    parts += [_markdown_table(table) for table in tables if table.rows]
+    parts += [markdown_table(table) for table in tables if table.rows]
     orders = (f"- {order}: {', '.join(tasks)}" for order, tasks in comparison.orders.items())
     parts += ["## Orders", "\n".join(orders)]
     names = (f"- {name}: {formula}" for name, formula in formulas(comparison).items())
@@ -83,8 +83,9 @@ def _spreads(spreads: Mapping[str, Spread | None]) -> dict[str, Any]:
     }
 
 
-def _markdown_table(table: TextTable) -> str:
-    return "\n".join([f"## {table.title}", "", *_markdown_lines(table)])
+def markdown_table(table: TextTable, *, level: int = 2) -> str:
+    """Return a table as Markdown under a heading of that level."""
+    return "\n".join([f"{'#' * level} {table.title}", "", *_markdown_lines(table)])
 
 
 def _markdown_lines(table: TextTable) -> Iterator[str]:

@@ -1,0 +1,81 @@
+"""All committed results as tables: ``python -m benchmarks.tables`` writes docs/benchmarks.md."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from lcia.learner.files import write_text
+from lcia.reports.compare_files import markdown_table
+from lcia.reports.comparison import Comparison, compare
+from lcia.reports.finished import FinishedRun, find_runs
+from lcia.reports.tables import comparison_tables, settings_table
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "benchmarks.md"
+RECIPES: Mapping[str, str] = {
+    "superni/small": "superni/small.yaml",
+    "superni/learning_rates": "superni/small.yaml",
+    "superni/rules_mixed": "superni/rules_mixed.yaml",
+    "superni/rules_dialog": "superni/rules_dialog.yaml",
+    "superni/methods": "superni/rules_mixed.yaml",
+    "superni/grouping": "superni/rules_mixed.yaml",
+    "superni/medium": "superni/medium.yaml",
+    "demo": "demo.yaml",
+    "demo-visual": "demo-visual.yaml",
+}
+"""Folder of results to the recipe under ``recipes/`` that they are of."""
+
+HEAD = """# Benchmarks
+
+Every table is what the command above it prints, written here by `python -m benchmarks.tables`.
+Each run's metrics, journal and settings lie in that folder of `benchmarks/results`; with
+`--output FOLDER` the command also writes a page with matrices, scores over time and balance
+weights. [study.md](study.md) says what follows from them. A result without a revision is older
+than lcia's noting of it.
+"""
+
+
+def section(name: str, recipe: str) -> Iterator[str]:
+    """Yield the parts of the page about one folder of results."""
+    runs, warnings = find_runs([RESULTS / name])
+    labels = [run.label for run in runs]
+    baseline = "sequential" if "sequential" in labels else labels[0]
+    comparison = compare(runs, baseline=baseline, warnings=warnings)
+    yield f"## {name}"
+    yield "\n".join(_origin(name, recipe, runs, comparison))
+    for table in comparison_tables(comparison):
+        yield markdown_table(table, level=3)
+    differing = settings_table(comparison)
+    if differing.rows and len(differing.columns) > 1:
+        yield markdown_table(differing, level=3)
+
+
+def _origin(
+    name: str, recipe: str, runs: Iterable[FinishedRun], comparison: Comparison
+) -> Iterator[str]:
+    hours = sum(run.metrics["seconds"] or 0 for run in runs) / 3600
+    yield f"- Recipe: [{recipe}](../recipes/{recipe})"
+    command = f"lcia compare benchmarks/results/{name} --baseline {comparison.baseline}"
+    yield f"- Command: `{command}`"
+    yield f"- Machine: {_named(runs, 'processor', 'platform')}"
+    yield f"- Revision: {_named(runs, 'revision')}; torch {_named(runs, 'torch')}"
+    yield f"- Processor hours of learning and scoring, one thread a run: {hours:.1f}"
+
+
+def _named(runs: Iterable[FinishedRun], *keys: str) -> str:
+    """Return what the runs' environments say under the first of the keys that they have."""
+    found = [[run.environment[key] for key in keys if key in run.environment] for run in runs]
+    return ", ".join(dict.fromkeys(names[0] if names else "not recorded" for names in found))
+
+
+def main() -> None:
+    """Write the page."""
+    parts = [HEAD.rstrip()]
+    for name, recipe in RECIPES.items():
+        if (RESULTS / name).is_dir():
+            parts += section(name, recipe)
+    write_text(PAGE, "\n\n".join(parts) + "\n")
+
+
+if __name__ == "__main__":
+    main()
