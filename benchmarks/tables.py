@@ -20,6 +20,7 @@ RECIPES: Mapping[str, str] = {
     "superni/methods": "superni/rules_mixed.yaml",
     "superni/grouping": "superni/rules_mixed.yaml",
     "superni/medium": "superni/medium.yaml",
+    "superni/medium_lr1e-3": "superni/medium.yaml",
     "demo": "demo.yaml",
     "demo-visual": "demo-visual.yaml",
 }
