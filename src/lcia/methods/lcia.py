@@ -9,7 +9,7 @@ from lcia.errors import ConfigError
 from lcia.integrations.transformers import DynamicEMACallback
 from lcia.methods.base import TaskContext
 from lcia.methods.merge import Merge
-from lcia.methods.replay import quota
+from lcia.methods.replay import quota, with_memory
 
 
 class Lcia(Merge):
@@ -40,7 +40,7 @@ class Lcia(Merge):
 
     def samples(self, context: TaskContext) -> Sequence[Sample]:
         """Train on the task and the group's memory."""
-        return [*context.task.train, *context.memory]
+        return with_memory(context)
 
     def remember(self, context: TaskContext) -> Sequence[Sample]:
         """Keep the memory and a share of the task."""

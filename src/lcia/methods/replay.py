@@ -19,11 +19,16 @@ class Replay(Method):
 
     def samples(self, context: TaskContext) -> Sequence[Sample]:
         """Train on the task and the memory."""
-        return [*context.task.train, *context.memory]
+        return with_memory(context)
 
     def remember(self, context: TaskContext) -> Sequence[Sample]:
         """Keep the memory and a quota of the task."""
         return [*context.memory, *quota(context, self.config["per_task"])]
+
+
+def with_memory(context: TaskContext) -> list[Sample]:
+    """Return the task's training samples and those that its group remembers."""
+    return [*context.task.train, *context.memory]
 
 
 def quota(context: TaskContext, count: int) -> list[Sample]:
