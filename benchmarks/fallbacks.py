@@ -2,7 +2,7 @@
 
 SmolLM2-135M learns one skill plainly and then another with every rule's average beside it. Rank,
 learning rate, batch size and number of steps vary one at a time. Writes
-benchmarks/results/fallbacks.json and prints a table.
+benchmarks/results/fallbacks.jsonl, a line a setting, skips what is there, and prints a table.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from lcia.models.host import AdapterHost
 from lcia.models.loading import load_model
 
 RULES = ("paper", "release", "next", "curvature")
-RESULTS = Path(__file__).parent / "results" / "fallbacks.json"
+RESULTS = Path(__file__).parent / "results" / "fallbacks.jsonl"
 
 PLAIN = Setting(steps=24)
 SETTINGS = (
@@ -61,27 +61,39 @@ def _distance(there: Mapping[str, Tensor], here: Mapping[str, Tensor]) -> float:
     return sum(squares) ** 0.5
 
 
+def print_rows(record: Mapping[str, Any]) -> None:
+    """Print what each rule's average did with one setting."""
+    setting = record["setting"]
+    for rule, row in record["rules"].items():
+        print(
+            f"rank {setting['rank']:2}  lr {setting['learning_rate']:.0e}  batch "
+            f"{setting['batch_size']:2}  steps {setting['steps']}  {rule:9}  closed form "
+            f"{row['closed_form']:4.0%}  beta {row['beta_mean']:.3f}  horizon "
+            f"{row['horizon_steps']:6.1f} steps  way {row['share_of_way']:4.0%}",
+            flush=True,
+        )
+
+
 def main() -> None:
-    """Measure every setting, write the results, print them."""
+    """Measure every setting that is not measured, and print all."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=RESULTS)
-    arguments = parser.parse_args()
+    output: Path = parser.parse_args().output
+    lines = output.read_text(encoding="utf-8").splitlines() if output.is_file() else []
+    records = [json.loads(line) for line in lines]
+    for record in records:
+        print_rows(record)
+    done = [record["setting"] for record in records]
+    left = [setting for setting in SETTINGS if asdict(setting) not in done]
     skills = {task.name: task for task in load_stream("builtin:skills")}
-    host = AdapterHost(load_model("smollm2-135m"), max_prompt_tokens=128)
-    rows = []
-    for setting in SETTINGS:
+    host = AdapterHost(load_model("smollm2-135m"), max_prompt_tokens=128) if left else None
+    for setting in left:
+        assert host is not None
         found = measure(host, skills["dates_german"], skills["populations_german"], setting)
-        rows.append({"setting": asdict(setting), "rules": found})
-        for rule, row in found.items():
-            print(
-                f"rank {setting.rank:2}  lr {setting.learning_rate:.0e}  batch "
-                f"{setting.batch_size:2}  steps {setting.steps}  {rule:9}  closed form "
-                f"{row['closed_form']:4.0%}  beta {row['beta_mean']:.3f}  horizon "
-                f"{row['horizon_steps']:6.1f} steps  way {row['share_of_way']:4.0%}",
-                flush=True,
-            )
-    report = {"environment": environment(), "rows": rows}
-    arguments.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        record = {"setting": asdict(setting), "rules": found, "environment": environment()}
+        with output.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        print_rows(record)
 
 
 if __name__ == "__main__":
