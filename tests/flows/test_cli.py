@@ -27,6 +27,7 @@ def test_a_stream_is_learned_reported_and_skipped_when_done(lcia, stream, tmp_pa
         assert found == {
             "assistant",
             "journal.jsonl",
+            ".lock",
             "task_given.jsonl",
             "metrics.json",
             "predictions.jsonl",
