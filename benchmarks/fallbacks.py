@@ -6,7 +6,6 @@ benchmarks/results/fallbacks.jsonl, a line a setting, skips what is there, and p
 """
 
 import argparse
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from benchmarks.retraining import Setting, new_model, train, trainable
+from benchmarks.retraining import Setting, new_model, record, recorded, train, trainable
 from lcia.data import Task, load_stream
 from lcia.ema import DynamicEMA
 from lcia.learner.environment import environment
@@ -61,10 +60,10 @@ def _distance(there: Mapping[str, Tensor], here: Mapping[str, Tensor]) -> float:
     return sum(squares) ** 0.5
 
 
-def print_rows(record: Mapping[str, Any]) -> None:
+def print_rows(measured: Mapping[str, Any]) -> None:
     """Print what each rule's average did with one setting."""
-    setting = record["setting"]
-    for rule, row in record["rules"].items():
+    setting = measured["setting"]
+    for rule, row in measured["rules"].items():
         print(
             f"rank {setting['rank']:2}  lr {setting['learning_rate']:.0e}  batch "
             f"{setting['batch_size']:2}  steps {setting['steps']}  {rule:9}  closed form "
@@ -79,21 +78,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=RESULTS)
     output: Path = parser.parse_args().output
-    lines = output.read_text(encoding="utf-8").splitlines() if output.is_file() else []
-    records = [json.loads(line) for line in lines]
-    for record in records:
-        print_rows(record)
-    done = [record["setting"] for record in records]
+    measured = recorded(output)
+    for row in measured:
+        print_rows(row)
+    done = [row["setting"] for row in measured]
     left = [setting for setting in SETTINGS if asdict(setting) not in done]
+    if not left:
+        return
     skills = {task.name: task for task in load_stream("builtin:skills")}
-    host = AdapterHost(load_model("smollm2-135m"), max_prompt_tokens=128) if left else None
+    host = AdapterHost(load_model("smollm2-135m"), max_prompt_tokens=128)
     for setting in left:
-        assert host is not None
         found = measure(host, skills["dates_german"], skills["populations_german"], setting)
-        record = {"setting": asdict(setting), "rules": found, "environment": environment()}
-        with output.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-        print_rows(record)
+        row = {"setting": asdict(setting), "rules": found, "environment": environment()}
+        record(output, row)
+        print_rows(row)
 
 
 if __name__ == "__main__":

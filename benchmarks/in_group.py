@@ -8,7 +8,6 @@ prints the means. `--table` only prints.
 """
 
 import argparse
-import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
@@ -18,7 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.retraining import Setting, new_model, steps_of, train, trainable
+from benchmarks.retraining import (
+    Setting,
+    new_model,
+    record,
+    recorded,
+    steps_of,
+    train,
+    trainable,
+)
 from lcia.data import Task, load_stream
 from lcia.ema import DynamicEMA, PrecisionMerge
 from lcia.evaluation.generate import evaluate, scores_percent
@@ -133,7 +140,7 @@ def print_table(records: list[dict[str, Any]], tell: Callable[[str], None]) -> N
     """Print the mean scores of every outcome over all pairs and seeds."""
     tell(f"{'outcome':26}{'earlier':>9}{'later':>9}{'mean':>9}   over {len(records)} retrainings")
     for name in records[-1]["scores"]:
-        rows = [record["scores"][name] for record in records]
+        rows = [row["scores"][name] for row in records]
         earlier, later = (sum(row[i] for row in rows) / len(rows) for i in (0, 1))
         tell(f"{name:26}{earlier:9.1f}{later:9.1f}{(earlier + later) / 2:9.1f}")
 
@@ -147,9 +154,8 @@ def main() -> None:
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     output: Path = arguments.output
-    lines = output.read_text(encoding="utf-8").splitlines() if output.is_file() else []
-    records = [json.loads(line) for line in lines]
-    done = {(*record["pair"], record["setting"]["seed"]) for record in records}
+    records = recorded(output)
+    done = {(*row["pair"], row["setting"]["seed"]) for row in records}
     skills = {task.name: task for task in load_stream("builtin:skills")}
     wanted = [(*pair, seed) for seed in range(arguments.seeds) for pair in PAIRS]
     left = [] if arguments.table else [one for one in wanted if one not in done]
@@ -158,17 +164,16 @@ def main() -> None:
         assert host is not None
         setting = Setting(seed=seed, steps=arguments.steps)
         scores = measure(host, skills[earlier], skills[later], setting)
-        record = {
+        row = {
             "pair": [earlier, later],
             "setting": asdict(setting),
             "scores": scores,
             "environment": environment(),
         }
-        records.append(record)
-        with output.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        records.append(row)
+        record(output, row)
         print(f"{earlier} > {later}, seed {seed}")
-        print_table([record], print)
+        print_table([row], print)
     print_table(records, print)
 
 

@@ -16,9 +16,7 @@ RECIPES: Mapping[str, str] = {
     "superni/small": "superni/small.yaml",
     "superni/learning_rates": "superni/small.yaml",
     "superni/rules_mixed": "superni/rules_mixed.yaml",
-    "superni/rules_dialog": "superni/rules_dialog.yaml",
     "superni/methods": "superni/rules_mixed.yaml",
-    "superni/grouping": "superni/rules_mixed.yaml",
     "superni/medium": "superni/medium.yaml",
     "superni/medium_lr1e-3": "superni/medium.yaml",
     "demo": "demo.yaml",
@@ -28,11 +26,11 @@ RECIPES: Mapping[str, str] = {
 
 HEAD = """# Benchmarks
 
-Every table is what the command above it prints, written here by `python -m benchmarks.tables`.
+Every table is what the command above it makes, written here by `python -m benchmarks.tables`.
 Each run's metrics, journal and settings lie in that folder of `benchmarks/results`; with
-`--output FOLDER` the command also writes a page with matrices, scores over time and balance
-weights. [study.md](study.md) says what follows from them. A result without a revision is older
-than lcia's noting of it.
+`--output FOLDER` the command also writes the settings that differ and a page with matrices, scores
+over time and balance weights. [study.md](study.md) says what follows from them. A result without a
+revision is older than lcia's noting of it.
 """
 
 
@@ -61,6 +59,7 @@ def _origin(
     yield f"- Machine: {_named(runs, 'processor', 'platform')}"
     yield f"- Revision: {_named(runs, 'revision')}; torch {_named(runs, 'torch')}"
     yield f"- Processor hours of learning and scoring, one thread a run: {hours:.1f}"
+    yield from (f"- Mind: {line}" for line in comparison.warnings)
 
 
 def _named(runs: Iterable[FinishedRun], *keys: str) -> str:
@@ -73,8 +72,7 @@ def main() -> None:
     """Write the page."""
     parts = [HEAD.rstrip()]
     for name, recipe in RECIPES.items():
-        if (RESULTS / name).is_dir():
-            parts += section(name, recipe)
+        parts += section(name, recipe)
     write_text(PAGE, "\n\n".join(parts) + "\n")
 
 
