@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 from lcia.errors import ConfigError
 from lcia.evaluation.matrix import AccuracyMatrix
 from lcia.evaluation.measures import MEASURES
-from lcia.registry import METHODS, nearest
+from lcia.registry import nearest
 from lcia.reports.finished import FinishedRun
 
 FORGETTING_RATIO = "mean forgetting over the baseline's, over the seeds and orders both have"
@@ -120,7 +120,7 @@ def compare(
     baseline = next(iter(by_label)) if baseline is None else baseline
     if baseline not in by_label:
         raise ConfigError(f"baseline '{baseline}' is no label. {nearest(baseline, by_label)}")
-    joint = next((r for r in by_label.values() if METHODS.get(r[0].method).joint), [])
+    joint = next((of_label for of_label in by_label.values() if of_label[0].joint), [])
     summaries = [
         _summary(of_label, baseline=by_label[baseline], joint=joint)
         for of_label in by_label.values()
@@ -152,8 +152,16 @@ def _summary(
 def _pairs(
     runs: Sequence[FinishedRun], baseline: Sequence[FinishedRun]
 ) -> list[tuple[FinishedRun, FinishedRun]]:
-    bases = {run.key: run for run in baseline}
-    return [(run, bases[run.key]) for run in runs if run.key in bases]
+    """Return the runs beside their baselines; one learned at once stands for all orders."""
+    if runs[0].joint:
+        return [(run, base) for base in baseline if (run := _same(base, runs))]
+    return [(run, base) for run in runs if (base := _same(run, baseline))]
+
+
+def _same(run: FinishedRun, others: Sequence[FinishedRun]) -> FinishedRun | None:
+    """Return the one with the run's seed and order, or of any order if learned at once."""
+    exact = next((other for other in others if other.key == run.key), None)
+    return exact or next((o for o in others if o.joint and o.seed == run.seed), None)
 
 
 def _share_of_joint(runs: Sequence[FinishedRun], joint: Sequence[FinishedRun]) -> float | None:

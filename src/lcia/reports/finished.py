@@ -15,6 +15,7 @@ from lcia.errors import ConfigError
 from lcia.evaluation.matrix import AccuracyMatrix
 from lcia.evaluation.measures import MEASURES
 from lcia.learner.files import read_json, read_jsonl
+from lcia.registry import METHODS
 from lcia.reports.collect import step_records
 from lcia.reports.data import StepRecord
 
@@ -58,6 +59,11 @@ class FinishedRun:
     def key(self) -> Key:
         """Seed and order."""
         return self.seed, self.order
+
+    @property
+    def joint(self) -> bool:
+        """Whether all tasks were learned at once: one order stands for all."""
+        return METHODS.get(self.method).joint
 
     def steps(self) -> tuple[StepRecord, ...]:
         """Return the optimizer steps of all tasks."""
@@ -157,8 +163,12 @@ def _unpaired(runs: Sequence[FinishedRun]) -> Iterator[str]:
     """Yield a line for every label that lacks a seed and order that another label has."""
     keys = sorted({run.key for run in runs})
     for label in dict.fromkeys(run.label for run in runs):
-        own = {run.key for run in runs if run.label == label}
-        missing = [f"seed {seed} order {order}" for seed, order in keys if (seed, order) not in own]
+        own = [run for run in runs if run.label == label]
+        missing = [
+            f"seed {seed} order {order}"
+            for seed, order in keys
+            if not any(run.seed == seed and (run.joint or run.order == order) for run in own)
+        ]
         if missing:
             yield f"{label} has no run with {_listed(missing)}: it is paired without."
 

@@ -68,6 +68,23 @@ def test_ratios_are_of_means_over_what_both_have(comparison):
     assert joint_summary.share_of_joint == pytest.approx(100)
 
 
+def test_learned_at_once_is_paired_with_every_order(tmp_path):
+    for order, tasks in (("there", TASKS), ("back", TASKS[::-1])):
+        write_run(tmp_path, "seq", method="sequential", order=order, tasks=tasks)
+    write_run(tmp_path, "joint", method="multitask", order="there", begun=1)
+    runs, _ = find_runs([tmp_path])
+    for baseline, other, sign in (("seq", "joint", 1), ("joint", "seq", -1)):
+        comparison = compare(runs, baseline=baseline)
+        own, _ = values(comparison, "seq", "average_accuracy")
+        (joint,) = values(comparison, "joint", "average_accuracy")[0].values()
+        _, found = values(comparison, other, "average_accuracy")
+        paired = sign * np.array([joint - score for score in own.values()])
+        difference = found.differences["average_accuracy"]
+        assert difference.n == 2
+        assert difference.mean == pytest.approx(paired.mean())
+        assert difference.std == pytest.approx(paired.std(ddof=1))
+
+
 def test_what_is_unavailable_stays_so(comparison):
     _, joint = values(comparison, "joint", "forgetting")
     assert joint.measures["forgetting"] is joint.differences["forgetting"] is None

@@ -41,6 +41,16 @@ def test_unpaired_seeds_and_orders_are_named(tmp_path):
     assert warnings == ["b has no run with seed 1 order as_listed: it is paired without."]
 
 
+def test_learned_at_once_in_one_order_lacks_no_other(tmp_path):
+    for order, tasks in (("there", ("x", "y")), ("back", ("y", "x"))):
+        for seed in (0, 1):
+            write_run(tmp_path, "seq", method="sequential", order=order, seed=seed, tasks=tasks)
+    write_run(tmp_path, "joint", method="multitask", order="there", tasks=("x", "y"), begun=1)
+    _, warnings = find_runs([tmp_path])
+    missing = "seed 1 order back, seed 1 order there"
+    assert warnings == [f"joint has no run with {missing}: it is paired without."]
+
+
 def test_another_order_of_the_same_tasks_is_the_same_stream(tmp_path):
     write_run(tmp_path, order="there", tasks=("x", "y"))
     write_run(tmp_path, order="back", tasks=("y", "x"))
