@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -269,7 +270,7 @@ def _tell_started(listener: Listener | None, sub: SubRun, planned: Sequence[SubR
 
 def _open(sub: SubRun, *, host: AdapterHost | None, listener: Listener | None) -> ContinualLearner:
     root = sub.folder / "assistant"
-    options = {"host": host, "listener": listener}
+    options: dict[str, Any] = {"host": host, "listener": listener}
     if (root / "assistant.json").is_file():
         return ContinualLearner(Store.open(root), **options)
     sub.config.check()

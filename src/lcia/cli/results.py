@@ -74,7 +74,8 @@ def _samples(version: Version) -> list[Prediction]:
     for prediction in version.predictions():
         firsts.setdefault(prediction.task, prediction)
     seen: set[str | None] = set()
-    fresh, rest = [], []
+    fresh: list[Prediction] = []
+    rest: list[Prediction] = []
     for prediction in firsts.values():
         (rest if prediction.group in seen else fresh).append(prediction)
         seen.add(prediction.group)

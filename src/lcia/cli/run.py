@@ -108,7 +108,7 @@ def _show_plan(planned: "Sequence[SubRun]", *, as_json: bool) -> None:
         print_json({"tasks": tasks, "runs": runs})
         return
     print_table("Tasks", list(tasks[0]), [[str(v) for v in task.values()] for task in tasks])
-    rows = [[str(run["run"]), ", ".join(run["tasks"])] for run in runs]
+    rows = [[sub.folder.name, ", ".join(task.name for task in sub.tasks)] for sub in planned]
     print_table("Runs", ["run", "order"], rows, left=(0, 1))
     console.print(f"{planned[0].folder.parent}: all is there; nothing was learned.", markup=False)
 

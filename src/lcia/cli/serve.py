@@ -86,8 +86,8 @@ def serve(
     )
     log_with_times()
     live = LiveStore(store)
-    host = ContinualLearner(live.store).host
-    run(build_app(Service(host, live, config=config)), config.access)
+    service = Service(ContinualLearner(live.store).host, live, config=config)
+    run(build_app(service), config.access)
 
 
 def log_with_times() -> None:

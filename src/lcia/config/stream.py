@@ -156,7 +156,8 @@ def _labelled(grouping: bool | str | Mapping[str, Any]) -> tuple[str, Any]:
         if "label" not in grouping:
             raise ConfigError(f"groupings: {dict(grouping)} has no label. Add one.")
         return str(grouping["label"]), {k: v for k, v in grouping.items() if k != "label"}
-    word = {True: "on", False: "off"}.get(grouping, grouping)  # YAML reads on and off as truth
+    # YAML reads on and off as truth.
+    word = grouping if isinstance(grouping, str) else ("on" if grouping else "off")
     return {"on": "grouped", "off": "ungrouped"}.get(word, word), grouping
 
 
@@ -179,5 +180,6 @@ def _over(general: Any, own: Any, *, whole: bool) -> Any:
     """Return ``own`` with the fields of ``general`` that it does not set, or ``own`` as a whole."""
     if whole or general is None or not isinstance(own, Mapping):
         return own
-    fields = dataclasses.asdict(general) if dataclasses.is_dataclass(general) else general
+    is_mapping = isinstance(general, Mapping)
+    fields = general if is_mapping else dataclasses.asdict(general)
     return {**fields, **own}

@@ -221,8 +221,8 @@ def _fragment(name: str, parameter: Tensor) -> tuple[Tensor, Span]:
                 f"{name} is {parameter.dtype} without a float32 partition; use ZeRO-1, 2 or 3."
             )
         return parameter, Span(0, parameter.shape, None)
-    mapping: Any = parameter._hp_mapping
-    group = parameter._dp_group
+    attributes: Any = parameter
+    mapping, group = attributes._hp_mapping, attributes._dp_group
     if mapping is None:
         return parameter.new_empty(0, dtype=torch.float32), Span(0, parameter.shape, group)
     return mapping.hp_fragment, Span(mapping.lp_fragment_address.start, parameter.shape, group)

@@ -1,6 +1,7 @@
 """Precision-weighted merging for transformers' Trainer."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import DistributedType
@@ -39,14 +40,15 @@ class PrecisionMergeCallback(TrainerCallback):
         precision_old: Mapping[str, Tensor] | None,
     ) -> None:
         self._theta_old = theta_old
-        self._settings = {"old_weight": old_weight, "precision_old": precision_old}
+        self._settings: dict[str, Any] = {"old_weight": old_weight, "precision_old": precision_old}
 
     def precision(self) -> dict[str, Tensor]:
         """Return what to carry to the next task; collective where parameters are sharded."""
         return self.merge.precision()
 
-    def on_train_begin(self, args, state, control, *, model, optimizer=None, **kwargs):
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the sums, or take them from the checkpoint training resumes from."""
+        model, optimizer = kwargs["model"], kwargs.get("optimizer")
         self._skipped = SkippedSteps(optimizer)
         if PartialState().distributed_type == DistributedType.DEEPSPEED:
             self.merge = DeepSpeedMerge(model, optimizer, **self._settings)
@@ -55,18 +57,18 @@ class PrecisionMergeCallback(TrainerCallback):
         if state.global_step:
             self.merge.load_state_dict(load_file(checkpoint_folder(args, state) / FILE_NAME))
 
-    def on_optimizer_step(self, args, state, control, **kwargs):
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Add the squared gradients of the step just taken."""
         if not self._skipped.last():
             self.merge.accumulate()
 
-    def on_save(self, args, state, control, **kwargs):
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the sums into the checkpoint just saved."""
         sums = self.merge.state_dict()
         if state.is_world_process_zero:
             save_file(sums, checkpoint_folder(args, state) / FILE_NAME)
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Make the parameters the merge."""
         if self._theta_old is not None:
             self.merge.merge(self._theta_old)

@@ -77,14 +77,15 @@ class DynamicEMACallback(TrainerCallback):
         """Return the figures of the whole training: steps, beta, horizon, fallback shares."""
         return self.ema.stats().as_dict()
 
-    def on_train_begin(self, args, state, control, *, model, optimizer=None, **kwargs):
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the average from the parameters, or from the checkpoint training resumes from."""
+        model, optimizer = kwargs["model"], kwargs.get("optimizer")
         self._skipped = SkippedSteps(optimizer)
-        settings = {"rule": self.rule.for_training(state.max_steps), "initial": self._initial}
+        rule = self.rule.for_training(state.max_steps)
         if PartialState().distributed_type == DistributedType.DEEPSPEED:
-            self.ema = DeepSpeedEMA(model, optimizer, **settings)
+            self.ema = DeepSpeedEMA(model, optimizer, rule=rule, initial=self._initial)
         else:
-            self.ema = DynamicEMA(model.named_parameters(), **settings)
+            self.ema = DynamicEMA(model.named_parameters(), rule=rule, initial=self._initial)
         if state.global_step:
             folder = self._resume_from or checkpoint_folder(args, state)
             self.ema.load_state_dict(load_state(Path(folder) / FILE_NAME, rule=self.ema.rule))
@@ -95,7 +96,7 @@ class DynamicEMACallback(TrainerCallback):
                 ", ".join(args.report_to),
             )
 
-    def on_optimizer_step(self, args, state, control, **kwargs):
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Move the average by the step just taken.
 
         Raises:
@@ -107,8 +108,9 @@ class DynamicEMACallback(TrainerCallback):
         if self._on_step is not None:
             self._on_step({**self.ema.last_step().as_dict(), "step": state.global_step + 1})
 
-    def on_log(self, args, state, control, *, logs=None, **kwargs):
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Add the figures since the last log to the Trainer's logs and history."""
+        logs = kwargs.get("logs")
         if logs is None or not hasattr(self, "ema"):  # evaluated before any training
             return
         recent = self.ema.recent_stats()
@@ -119,7 +121,7 @@ class DynamicEMACallback(TrainerCallback):
         if state.log_history:
             state.log_history[-1].update(figures)
 
-    def on_save(self, args, state, control, **kwargs):
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the average's state into the checkpoint just saved."""
         averages = self.ema.state_dict()  # collective where parameters are sharded
         if state.is_world_process_zero:
@@ -128,7 +130,7 @@ class DynamicEMACallback(TrainerCallback):
                 raise TrainingError(f"{folder}: no such checkpoint folder to save the average in.")
             save_state(folder / FILE_NAME, averages, rule=self.ema.rule)
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Make the parameters the average."""
         if self._copy_at_end:
             self.ema.copy_to_parameters()

@@ -16,6 +16,7 @@ from lcia.errors import GateError, ModelError, StoreError
 from lcia.evaluation.generate import (
     Adapters,
     Prediction,
+    Route,
     evaluate,
     read_predictions,
     scores_percent,
@@ -26,6 +27,7 @@ from lcia.grouping import (
     GroupDecision,
     InstructionCodebook,
     InstructionRecipe,
+    RouteDecision,
     Router,
 )
 from lcia.learner.environment import environment
@@ -400,8 +402,8 @@ class ContinualLearner:
             return evaluate(self.host, tasks, route=router.route, **options)
         found = []
         for task in tasks:
-            decision = router.route_task(task.name)
-            found += evaluate(self.host, [task], route=lambda _, d=decision: d, **options)
+            given = _always(router.route_task(task.name))
+            found += evaluate(self.host, [task], route=given, **options)
         return found
 
     def _pass_gate(
@@ -432,6 +434,10 @@ def check_task(task: Task) -> None:
     """
     SCORERS.get(task.scorer)
     instructions_of(task)
+
+
+def _always(decision: RouteDecision) -> Route:
+    return lambda prompt: decision
 
 
 def instructions_of(task: Task) -> Extraction:

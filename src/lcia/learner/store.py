@@ -133,7 +133,13 @@ class Store:
             draft = Path(scratch) / "assistant"
             empty = version_path(draft, 0)
             empty.mkdir(parents=True)
-            manifest = {"version": 0, "parent": None, "task": None, "groups": {}, "tasks": {}}
+            manifest: dict[str, Any] = {
+                "version": 0,
+                "parent": None,
+                "task": None,
+                "groups": {},
+                "tasks": {},
+            }
             write_json(empty / "manifest.json", manifest)
             InstructionCodebook(config.resolve_grouping()).save(empty / "codebook.json")
             AccuracyMatrix.start().save(empty / "matrix.json")
@@ -265,8 +271,8 @@ class Store:
         """
         current = self.current.number
         runs = self.root / "runs"
-        for plan in sorted(runs.glob("*/plan.json")):
-            found = Run(folder=plan.parent, **read_json(plan))
+        for path in sorted(runs.glob("*/plan.json")):
+            found = Run(folder=path.parent, **read_json(path))
             if found.number in self.versions() and found.number <= current:
                 shutil.rmtree(found.folder)  # committed, but killed before it was cleared away
                 continue
@@ -277,7 +283,12 @@ class Store:
                 "began it again, or delete this folder to give it up."
             )
         number = max(self.versions()) + 1
-        plan = {"number": number, "parent": current, "task": task, "fingerprint": fingerprint}
+        plan: dict[str, Any] = {
+            "number": number,
+            "parent": current,
+            "task": task,
+            "fingerprint": fingerprint,
+        }
         folder = runs / f"{number:04d}-{task}"
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "plan.json", plan)

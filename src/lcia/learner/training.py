@@ -79,6 +79,7 @@ def train_adapter(
     set_seed(seed)
     model = method.open(host, start, {**ADAPTER_DEFAULTS, **config.adapter})
     if projector is not None:
+        assert host.projector is not None, "a store with projectors, a model without"
         host.projector.load(projector)
     context = TaskContext(
         task=task,

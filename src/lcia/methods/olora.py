@@ -30,11 +30,11 @@ class OLoRA(Method):
         from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
         from peft.utils import load_peft_weights
 
-        self._earlier = LoraConfig.from_pretrained(start).r // adapter["r"] if start else 0
+        self._earlier = LoraConfig.from_pretrained(str(start)).r // adapter["r"] if start else 0
         model = host.new_adapter(stacked(adapter, self._earlier + 1))
         if start is not None:
             state = get_peft_model_state_dict(model)
-            for name, old in load_peft_weights(start, device="cpu").items():
+            for name, old in load_peft_weights(str(start), device="cpu").items():
                 dim = rank_dim(name)
                 if dim is None:  # no LoRA factor: trained on
                     state[name] = old
@@ -67,6 +67,7 @@ class OLoRA(Method):
     def _halves(self, name: str, factor: Tensor) -> tuple[Tensor, Tensor]:
         """Return the earlier LoRAs' part of a stacked factor, and the new one's."""
         dim = rank_dim(name)
+        assert dim is not None, name
         new = factor.shape[dim] // (self._earlier + 1)
         return factor.split([factor.shape[dim] - new, new], dim=dim)
 

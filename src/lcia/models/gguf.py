@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -13,7 +14,7 @@ def dequantise(gguf: Path, target: Path) -> None:
 
     logger.info("dequantising %s", gguf.name)
     source = {"gguf_file": gguf.name}
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.bfloat16, **source)
+    model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.bfloat16, **source)
     # transformers refuses to save a model it loaded from GGUF while these are set.
     for holder in (model, model.config):
         if hasattr(holder, "quantization_config"):

@@ -120,7 +120,11 @@ def _auto_class(config: Any) -> Any:
         AutoModelForSeq2SeqLM,
     )
 
-    order = (AutoModelForImageTextToText, AutoModelForCausalLM, AutoModelForSeq2SeqLM)
+    order: Any = (
+        AutoModelForImageTextToText,
+        AutoModelForCausalLM,
+        AutoModelForSeq2SeqLM,
+    )
     if config.is_encoder_decoder:
         order = order[::-1]
     return next((kind for kind in order if type(config) in kind._model_mapping), order[1])

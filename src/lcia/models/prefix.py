@@ -33,7 +33,7 @@ def shares_prefixes(model: Any) -> bool:
     return not recurrent and bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
 
 
-def common_length(rows: Sequence[Sequence[int]]) -> int:
+def common_length(rows: Sequence[list[int]]) -> int:
     """Return how many first tokens all rows share, leaving each at least one more.
 
     0 if they are fewer than ``LEAST``, or there is but one row.

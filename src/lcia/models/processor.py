@@ -15,11 +15,12 @@ def load_processor(location: str, config: Any) -> Any:
     """
     from transformers import AutoProcessor
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
-    from transformers.utils import is_torchvision_available
+    from transformers.utils.import_utils import is_torchvision_available
 
     kind: Any = AutoProcessor
-    if not is_torchvision_available() and type(config) in PROCESSOR_MAPPING:
-        kind = without_video(PROCESSOR_MAPPING[type(config)])
+    mapping: Any = PROCESSOR_MAPPING
+    if not is_torchvision_available() and type(config) in mapping:
+        kind = without_video(mapping[type(config)])
     processor = kind.from_pretrained(location)
     processor.tokenizer.padding_side = "left"
     if processor.tokenizer.pad_token_id is None:

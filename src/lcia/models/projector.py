@@ -106,5 +106,5 @@ class Projector:
             parameter.copy_(tensors[name])
 
     def _touch(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        touched = sum(parameter.sum() for parameter in self.parameters())
+        touched = sum((parameter.sum() for parameter in self.parameters()), torch.zeros(()))
         return output + (0.0 * touched).to(output.dtype)

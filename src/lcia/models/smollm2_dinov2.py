@@ -70,8 +70,8 @@ def read_tower(onnx_file: Path, *, folder: Path) -> Any:
             name = path.removeprefix(prefix).removesuffix(".MatMul")
             weights[f"{name}.weight"] = arrays[node.input[1]].T
     # Left over, without a name of their own: the position of the class token, those of patches.
-    places = [v for n, v in arrays.items() if n.startswith("onnx::") and v.ndim == 3]
-    places = torch.cat(sorted(places, key=lambda place: place.shape[1]), dim=1)
+    parts = [v for n, v in arrays.items() if n.startswith("onnx::") and v.ndim == 3]
+    places = torch.cat(sorted(parts, key=lambda part: part.shape[1]), dim=1)
     width = places.shape[-1]
     weights |= {
         "embeddings.position_embeddings": places,
@@ -110,7 +110,7 @@ def compose(tower: Any, language: str | None = None) -> tuple[Any, Any]:
     from lcia.models.embedded import prepare
 
     folder = language or prepare(LANGUAGE)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
     text = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     text.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64, mean_resizing=False)
@@ -132,8 +132,8 @@ def compose(tower: Any, language: str | None = None) -> tuple[Any, Any]:
 
 def _processor(tokenizer: Any) -> Any:
     from transformers import LlavaProcessor
-    from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
     pictures = CLIPImageProcessorPil(
         size={"shortest_edge": SIDE},

@@ -65,7 +65,8 @@ class VisualFormat(ChatFormat):
         ids = self.tokenizer(text, add_special_tokens=special)["input_ids"]
         return ids, len(ids) > self.max_prompt_tokens
 
-    def encode_example(self, sample: Sample) -> VisualExample:
+    # A format makes batches of its own examples only.
+    def encode_example(self, sample: Sample) -> VisualExample:  # type: ignore[override]
         """Return a sample with its first answer as token ids; its pictures stay on disk."""
         return VisualExample(
             messages=sample.messages,
@@ -73,7 +74,9 @@ class VisualFormat(ChatFormat):
             truncated=self.encode_prompt(sample.messages)[1],
         )
 
-    def collate(self, examples: Sequence[VisualExample]) -> dict[str, Any]:
+    def collate(  # type: ignore[override]
+        self, examples: Sequence[VisualExample]
+    ) -> dict[str, Any]:
         """Return the training batch: that of ``answer_batch`` and what the processor adds."""
         rows, by_token, others = self._process([example.messages for example in examples])
         answers = [example.answer_ids for example in examples]

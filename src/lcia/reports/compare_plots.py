@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.axes import Axes
 
@@ -29,7 +30,7 @@ class Style:
     dashes: str
 
     @property
-    def line(self) -> dict[str, object]:
+    def line(self) -> dict[str, Any]:
         """Arguments of matplotlib's ``plot``."""
         dashes = tuple(map(float, self.dashes.split()))
         return {
@@ -101,7 +102,7 @@ def _matrices(labels: Sequence[LabelSummary], order: str) -> Iterator[tuple[int,
 
 def _line(axes: Axes, x: Sequence[int], y: Sequence[float], *, index: int) -> None:
     known = [value for value in y if not math.isnan(value)]
-    marker = {"marker": "o", "markersize": 3.5} if len(known) == 1 else {}
+    marker: dict[str, Any] = {"marker": "o", "markersize": 3.5} if len(known) == 1 else {}
     axes.plot(x, y, clip_on=False, **style_of(index).line, **marker)
 
 

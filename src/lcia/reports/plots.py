@@ -113,8 +113,8 @@ def similarity_figure(tasks: Sequence[str], values: Any, path: str | Path) -> No
         for row, cells in enumerate(values):
             for column, value in enumerate(cells):
                 colour = "white" if value > 0.6 else INK
-                text = {"ha": "center", "va": "center", "color": colour, "fontsize": 7}
-                axes.text(column, row, f"{value:.2f}", **text)
+                label = f"{value:.2f}"
+                axes.text(column, row, label, ha="center", va="center", color=colour, fontsize=7)
         figure.savefig(path)
 
 

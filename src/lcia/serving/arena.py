@@ -26,6 +26,8 @@ class Arena(Cache):
         layers: number of the model's attention layers.
     """
 
+    layers: list[Any]
+
     def __init__(self, *, layers: int) -> None:
         self.window = _Window()
         super().__init__(layers=[_ArenaLayer(self.window) for _ in range(layers)])
@@ -50,10 +52,11 @@ class Arena(Cache):
             rows: which of them to take.
         """
         window, first = self.window, len(self.lengths)
+        new_layers: list[Any] = prefilled.layers
         width = max(lengths[row] for row in rows)
         if window.end < width or first + len(rows) > window.rows:
             self._move(rows=first + len(rows), width=width, like=prefilled)
-        for mine, theirs in zip(self.layers, prefilled.layers, strict=True):
+        for mine, theirs in zip(self.layers, new_layers, strict=True):
             for buffer, new in ((mine.keys, theirs.keys), (mine.values, theirs.values)):
                 for target, row in enumerate(rows, first):
                     begin = window.end - lengths[row]
@@ -120,6 +123,8 @@ class _Window:
 
 class _ArenaLayer(CacheLayerMixin):
     is_sliding = False
+    keys: Any
+    values: Any
 
     def __init__(self, window: _Window) -> None:
         super().__init__()

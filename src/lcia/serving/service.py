@@ -101,7 +101,7 @@ class Service:
         started, choice, delta = time.monotonic(), prepared.choice, Delta()
         self.metrics.routed.labels(choice.group or BASE, choice.reason).inc()
         self.metrics.tokens.labels("prompt").inc(len(prepared.prompt.ids))
-        pieces = []
+        pieces: list[str] = []
         try:
             async with aclosing(self.answers.generate(prepared.prompt)) as deltas:
                 async for delta in deltas:
@@ -140,7 +140,8 @@ class Service:
         if choice.decision is not None:
             self.metrics.routing_seconds.observe(time.perf_counter() - started)
         if isinstance(asked, CompletionRequest):
-            ids, visual = self._tokenizer(asked.prompt)["input_ids"], {}
+            ids: list[int] = self._tokenizer(asked.prompt)["input_ids"]
+            visual: dict[str, Any] = {}
         else:
             ids, visual = self._chat_inputs(messages, pictures)
         prompt = Prompt(
