@@ -16,6 +16,7 @@ RECIPES: Mapping[str, str] = {
     "superni/small": "superni/small.yaml",
     "superni/learning_rates": "superni/small.yaml",
     "superni/rules_mixed": "superni/rules_mixed.yaml",
+    "superni/rules_dialog": "superni/rules_dialog.yaml",
     "superni/methods": "superni/rules_mixed.yaml",
     "superni/medium": "superni/medium.yaml",
     "superni/medium_lr1e-3": "superni/medium.yaml",
