@@ -199,7 +199,7 @@ def test_groups_are_shown_matched_and_changed_as_versions(lcia, fails, stream, t
 def test_plan_decides_as_learning_would_without_a_model(lcia, stream, tmp_path):
     edit(stream, model="never/loaded")
     picture = tmp_path / "similarities.png"
-    plan = json.loads(lcia("plan", stream, "--picture", picture, "--json").stdout)
+    (plan,) = json.loads(lcia("plan", stream, "--picture", picture, "--json").stdout)["plans"]
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert plan["similarities"]["colours"] == {"colours": 1, "shades": 1, "numbers": 0}
     assert plan["levels"][0]["groups"] == {"colours": "g1", "shades": "g1", "numbers": "g2"}
@@ -208,6 +208,34 @@ def test_plan_decides_as_learning_would_without_a_model(lcia, stream, tmp_path):
         ("shades", "g1"),
         ("numbers", "g2"),
     ]
+
+
+def test_plan_shows_every_grouping_of_the_methods_in_every_order(lcia, stream, fails, tmp_path):
+    loose = {"name": "lcia", "label": "loose", "grouping": {"threshold": 0.0}}
+    forgetful = {"name": "lcia", "label": "forgetful", "memory": 0}
+    edit(
+        stream,
+        model="never/loaded",
+        methods=["sequential", "lcia", loose, forgetful],
+        orders={
+            "there": ["colours", "numbers", "shades"],
+            "back": ["numbers", "shades", "colours"],
+        },
+    )
+    plans = json.loads(lcia("plan", stream, "--json").stdout)["plans"]
+    found = {
+        (*plan["labels"], plan["order"]): {d["task"]: d["group"] for d in plan["decisions"]}
+        for plan in plans
+    }
+    one = dict.fromkeys(("colours", "numbers", "shades"), "g1")
+    assert found == {
+        ("lcia", "forgetful", "there"): {"colours": "g1", "numbers": "g2", "shades": "g1"},
+        ("lcia", "forgetful", "back"): {"numbers": "g1", "shades": "g2", "colours": "g2"},
+        ("loose", "there"): one,
+        ("loose", "back"): one,
+    }
+    assert "Groups of loose, back, at threshold 0 (tfidf)" in lcia("plan", stream).stdout
+    assert "draws one plan; there are 4" in fails("plan", stream, "--picture", tmp_path / "p.png")
 
 
 @pytest.mark.parametrize("kind", ["methods", "rules", "readers", "scorers", "similarities"])

@@ -1,5 +1,7 @@
 """``lcia plan``: which task would go to which group, before any training."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,7 +10,8 @@ import typer
 from lcia.cli.run import AsJson, Overrides
 
 if TYPE_CHECKING:
-    from lcia.grouping import ThresholdAdvice
+    from lcia.config import StreamConfig
+    from lcia.grouping import Extraction, GroupDecision, GroupingConfig, ThresholdAdvice
 
 
 def register(app: typer.Typer) -> None:
@@ -26,65 +29,171 @@ def plan(
 ) -> None:
     """Show which task would join which group, how similar the tasks are, and what to choose.
 
+    One plan for every grouping of the stream's methods and every order.
+
     Examples:
 
       lcia plan stream.yaml
 
       lcia plan stream.yaml --set grouping.threshold=0.5 --picture similarities.png
     """
-    from lcia.cli.console import console, number, print_json, print_table
+    from lcia.cli.console import console, print_json
     from lcia.config import load_stream_config
-    from lcia.experiments import stream_tasks
-    from lcia.grouping import GroupingConfig, plan_groups, suggest_threshold, task_similarities
+    from lcia.errors import ConfigError
+    from lcia.experiments import AS_LISTED, stream_tasks
     from lcia.learner import instructions_of
 
     config = load_stream_config(stream, overrides)
-    tasks = stream_tasks(config, base=stream.parent)
-    grouping = config.grouping or GroupingConfig()
-    extractions = {task.name: instructions_of(task) for task in tasks}
-    planned = plan_groups(extractions, grouping)
-    similarities = task_similarities(extractions, grouping)
-    advice = suggest_threshold(extractions, grouping)
+    found = {task.name: instructions_of(task) for task in stream_tasks(config, base=stream.parent)}
+    plans = [
+        _Plan.of(labels, grouping, order, {name: found[name] for name in names})
+        for grouping, labels in _groupings(config)
+        for order, names in (config.orders or {AS_LISTED: tuple(found)}).items()
+    ]
     if picture is not None:
         from lcia.reports.plots import similarity_figure
 
-        similarity_figure(list(extractions), similarities, picture)
+        if len(plans) > 1:
+            raise ConfigError(
+                f"--picture draws one plan; there are {len(plans)}: "
+                f"{', '.join(one.name for one in plans)}. Choose one with --set methods=[...] or "
+                "--set orders={}."
+            )
+        similarity_figure(list(plans[0].extractions), plans[0].similarities, picture)
     if as_json:
-        print_json(_as_json(extractions, planned, similarities, advice))
+        print_json({"plans": [one.as_dict() for one in plans]})
         return
-    rows = [
-        [
-            task,
-            group,
-            number(decision.similarity, 2),
-            decision.reason,
-            f"{len(extractions[task].instructions)}: {extractions[task].instructions[0][:50]}",
+    for i, one in enumerate(plans):
+        if i:
+            console.print()
+        one.print()
+
+
+def _groupings(config: "StreamConfig") -> "list[tuple[GroupingConfig, list[str]]]":
+    """Return each way in which methods of the stream group similar tasks, with their labels."""
+    from lcia.grouping import GroupingConfig
+
+    found: list[tuple[GroupingConfig, list[str]]] = []
+    for label, assistant in config.variants().items():
+        grouping = assistant.resolve_grouping()
+        if grouping.groups != "similar":
+            continue
+        labels = next((labels for other, labels in found if other == grouping), None)
+        if labels is None:
+            found.append((grouping, [label]))
+        else:
+            labels.append(label)
+    # Where no method groups: what grouping would do.
+    return found or [(config.grouping or GroupingConfig(), [])]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """How one grouping groups the tasks in one order."""
+
+    labels: Sequence[str]
+    order: str
+    grouping: "GroupingConfig"
+    extractions: "Mapping[str, Extraction]"
+    decisions: "Mapping[str, tuple[str, GroupDecision]]"
+    similarities: Any
+    advice: "ThresholdAdvice"
+
+    @classmethod
+    def of(
+        cls,
+        labels: Sequence[str],
+        grouping: "GroupingConfig",
+        order: str,
+        extractions: "Mapping[str, Extraction]",
+    ) -> "_Plan":
+        from lcia.grouping import plan_groups, suggest_threshold, task_similarities
+
+        return cls(
+            labels=labels,
+            order=order,
+            grouping=grouping,
+            extractions=extractions,
+            decisions=plan_groups(extractions, grouping),
+            similarities=task_similarities(extractions, grouping),
+            advice=suggest_threshold(extractions, grouping),
+        )
+
+    @property
+    def name(self) -> str:
+        """Who groups so, in which order."""
+        return f"{', '.join(self.labels) or 'no method'}, {self.order}"
+
+    def print(self) -> None:
+        """Print groups, similarities and what other thresholds would do."""
+        from lcia.cli.console import console, number, print_table
+
+        rows = [
+            [
+                task,
+                group,
+                number(decision.similarity, 2),
+                decision.reason,
+                f"{len(extraction.instructions)}: {extraction.instructions[0][:50]}",
+            ]
+            for (task, extraction), (group, decision) in zip(
+                self.extractions.items(), self.decisions.values(), strict=True
+            )
         ]
-        for task, (group, decision) in planned.items()
-    ]
-    title = f"Groups at threshold {grouping.threshold:g} ({grouping.similarity})"
-    columns = ["task", "group", "similarity", "reason", "instructions"]
-    print_table(title, columns, rows, left=(0, 4))
-    rows = [
-        [f"{i} {name}", *(number(float(s), 2) for s in row)]
-        for i, (name, row) in enumerate(zip(extractions, similarities, strict=True), start=1)
-    ]
-    console.print()
-    numbers = [str(i) for i in range(1, len(extractions) + 1)]
-    print_table("Similarity of tasks", ["task", *numbers], rows)
-    rows = [
-        [f"{level.low:.2f} – {level.high:.2f}", str(level.group_count), _members(level.groups)]
-        for level in advice.levels
-    ]
-    console.print()
-    columns = ["threshold", "groups", "which"]
-    print_table("What the threshold does", columns, rows, left=(0, 2))
-    console.print(
-        f"\nThe widest range with more than one group suggests "
-        f"grouping.threshold={advice.threshold:.2f}",
-        markup=False,
-        soft_wrap=True,
-    )
+        how = f"threshold {self.grouping.threshold:g} ({self.grouping.similarity})"
+        columns = ["task", "group", "similarity", "reason", "instructions"]
+        print_table(f"Groups of {self.name}, at {how}", columns, rows, left=(0, 4))
+        rows = [
+            [f"{i} {name}", *(number(float(s), 2) for s in row)]
+            for i, (name, row) in enumerate(
+                zip(self.extractions, self.similarities, strict=True), start=1
+            )
+        ]
+        console.print()
+        numbers = [str(i) for i in range(1, len(rows) + 1)]
+        print_table("Similarity of tasks", ["task", *numbers], rows)
+        rows = [
+            [f"{level.low:.2f} – {level.high:.2f}", str(level.group_count), _members(level.groups)]
+            for level in self.advice.levels
+        ]
+        console.print()
+        columns = ["threshold", "groups", "which"]
+        print_table("What the threshold does", columns, rows, left=(0, 2))
+        console.print(
+            f"\nThe widest range with more than one group suggests "
+            f"grouping.threshold={self.advice.threshold:.2f}",
+            markup=False,
+            soft_wrap=True,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the plan as JSON has it."""
+        names = list(self.extractions)
+        return {
+            "labels": list(self.labels),
+            "order": self.order,
+            "similarity": self.grouping.similarity,
+            "threshold": self.grouping.threshold,
+            "decisions": [
+                {
+                    "task": task,
+                    "group": group,
+                    "similarity": decision.similarity,
+                    "reason": decision.reason,
+                    "instructions": list(self.extractions[task].instructions),
+                }
+                for task, (group, decision) in self.decisions.items()
+            ],
+            "similarities": {
+                name: dict(zip(names, row.tolist(), strict=True))
+                for name, row in zip(names, self.similarities, strict=True)
+            },
+            "levels": [
+                {"above": level.low, "to": level.high, "groups": dict(level.groups)}
+                for level in self.advice.levels
+            ],
+            "suggested_threshold": self.advice.threshold,
+        }
 
 
 def _members(groups: Any) -> str:
@@ -93,32 +202,3 @@ def _members(groups: Any) -> str:
     for task, group in groups.items():
         members.setdefault(group, []).append(task)
     return " | ".join("+".join(tasks) for tasks in members.values())
-
-
-def _as_json(
-    extractions: Any, planned: Any, similarities: Any, advice: "ThresholdAdvice"
-) -> dict[str, Any]:
-    return {
-        "decisions": [
-            {
-                "task": task,
-                "group": group,
-                "similarity": decision.similarity,
-                "reason": decision.reason,
-                "instructions": list(extractions[task].instructions),
-            }
-            for task, (group, decision) in planned.items()
-        ],
-        "similarities": dict(
-            zip(
-                extractions,
-                (dict(zip(extractions, row.tolist(), strict=True)) for row in similarities),
-                strict=True,
-            )
-        ),
-        "levels": [
-            {"above": level.low, "to": level.high, "groups": dict(level.groups)}
-            for level in advice.levels
-        ],
-        "suggested_threshold": advice.threshold,
-    }
