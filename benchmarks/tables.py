@@ -12,18 +12,31 @@ from lcia.reports.tables import comparison_tables, settings_table
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
-RECIPES: Mapping[str, str] = {
-    "superni/small": "superni/small.yaml",
-    "superni/learning_rates": "superni/small.yaml",
-    "superni/rules_mixed": "superni/rules_mixed.yaml",
-    "superni/rules_dialog": "superni/rules_dialog.yaml",
-    "superni/methods": "superni/rules_mixed.yaml",
-    "superni/medium": "superni/medium.yaml",
-    "superni/medium_lr1e-3": "superni/medium.yaml",
-    "demo": "demo.yaml",
-    "demo-visual": "demo-visual.yaml",
+RECIPES: Mapping[str, tuple[str, str]] = {
+    "superni/small": ("superni/small.yaml", ""),
+    "superni/small_batch4": (
+        "superni/small.yaml",
+        "batches of 4 at 4e-3, no warm-up: training.per_device_train_batch_size=4, "
+        "training.learning_rate=0.004, training.warmup_steps=0",
+    ),
+    "superni/small_batch4_warmup": (
+        "superni/small.yaml",
+        "batches of 4 at 4e-3: training.per_device_train_batch_size=4, "
+        "training.learning_rate=0.004",
+    ),
+    "superni/learning_rates": (
+        "superni/small.yaml",
+        "training.warmup_steps=0, batches and rates as labelled: 4 and 1e-3 where nothing is said",
+    ),
+    "superni/rules_mixed": ("superni/rules_mixed.yaml", ""),
+    "superni/rules_dialog": ("superni/rules_dialog.yaml", ""),
+    "superni/methods": ("superni/rules_mixed.yaml", "methods and rates as labelled"),
+    "superni/medium": ("superni/medium.yaml", ""),
+    "superni/medium_lr1e-3": ("superni/medium.yaml", "training.learning_rate=0.001"),
+    "demo": ("demo.yaml", ""),
+    "demo-visual": ("demo-visual.yaml", ""),
 }
-"""Folder of results to the recipe under ``recipes/`` that they are of."""
+"""Folder of results to the recipe under ``recipes/`` that they are of, and what was set over it."""
 
 HEAD = """# Benchmarks
 
@@ -35,14 +48,14 @@ revision is older than lcia's noting of it.
 """
 
 
-def section(name: str, recipe: str) -> Iterator[str]:
+def section(name: str, recipe: str, settings: str) -> Iterator[str]:
     """Yield the parts of the page about one folder of results."""
     runs, warnings = find_runs([RESULTS / name])
     labels = [run.label for run in runs]
     baseline = "sequential" if "sequential" in labels else labels[0]
     comparison = compare(runs, baseline=baseline, warnings=warnings)
     yield f"## {name}"
-    yield "\n".join(_origin(name, recipe, runs, comparison))
+    yield "\n".join(_origin(name, recipe, settings, runs, comparison))
     for table in comparison_tables(comparison):
         yield markdown_table(table, level=3)
     differing = settings_table(comparison)
@@ -51,10 +64,10 @@ def section(name: str, recipe: str) -> Iterator[str]:
 
 
 def _origin(
-    name: str, recipe: str, runs: Iterable[FinishedRun], comparison: Comparison
+    name: str, recipe: str, settings: str, runs: Iterable[FinishedRun], comparison: Comparison
 ) -> Iterator[str]:
     hours = sum(run.metrics["seconds"] or 0 for run in runs) / 3600
-    yield f"- Recipe: [{recipe}](../recipes/{recipe})"
+    yield f"- Recipe: [{recipe}](../recipes/{recipe})" + (settings and f"; {settings}")
     command = f"lcia compare benchmarks/results/{name} --baseline {comparison.baseline}"
     yield f"- Command: `{command}`"
     yield f"- Machine: {_named(runs, 'processor', 'platform')}"
@@ -72,8 +85,8 @@ def _named(runs: Iterable[FinishedRun], *keys: str) -> str:
 def main() -> None:
     """Write the page."""
     parts = [HEAD.rstrip()]
-    for name, recipe in RECIPES.items():
-        parts += section(name, recipe)
+    for name, (recipe, settings) in RECIPES.items():
+        parts += section(name, recipe, settings)
     write_text(PAGE, "\n\n".join(parts) + "\n")
 
 
