@@ -62,3 +62,20 @@ def serving(store: Store, **settings):
     service = make_service(store, **settings)
     with running(build_app(service), service.config.access) as url:
         yield url, service
+
+
+@contextmanager
+def unhurried(service: Service, seconds: float = 0.02):
+    """Let every step take its time: an answer of 300 tokens then outlasts any delay of a test."""
+    engine = service.answers.engine
+    forward = engine._forward
+
+    def slow(*args, **kwargs):
+        time.sleep(seconds)
+        return forward(*args, **kwargs)
+
+    engine._forward = slow
+    try:
+        yield
+    finally:
+        del engine._forward

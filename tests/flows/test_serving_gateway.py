@@ -17,7 +17,7 @@ from lcia.serving.config import AccessConfig
 from lcia.serving.gateway import Gateway, GatewayConfig, build_gateway
 from lcia.serving.live import LiveStore
 from lcia.serving.upstreams import Upstream, check_url
-from serving_server import COLOUR, NUMBER, running, serving
+from serving_server import COLOUR, NUMBER, running, serving, unhurried
 
 KEY, UPSTREAM_KEY = "the-gateways-own-key", "the-key-of-the-servers"
 OPEN = AccessConfig(port=0)
@@ -126,13 +126,17 @@ def test_route_probes_and_metrics(url):
 
 def test_a_client_that_leaves_frees_the_servers_place(served_store, servers):
     (server, service), engine = servers[0], servers[0][1].answers.engine
-    with gateway_to(served_store, server, upstream_key=UPSTREAM_KEY) as (url, gateway):
+    with (
+        unhurried(service),
+        gateway_to(served_store, server, upstream_key=UPSTREAM_KEY) as (url, gateway),
+    ):
         with httpx.stream(
             "POST",
             f"{url}/v1/chat/completions",
             json={"model": "base", "messages": user("go on"), "max_tokens": 300, "stream": True},
         ) as answer:
-            next(answer.iter_bytes())
+            pieces = answer.iter_bytes()  # let go of, it would hang up
+            next(pieces)
             assert engine.running == 1
             assert gateway.upstreams.all[0].running == 1
         wait_for(lambda: engine.running == 0)
