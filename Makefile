@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo demo-visual bench-small test test-slow lint clean
+.PHONY: demo demo-visual bench-small bench-small-first bench-small-second test test-slow lint clean
 
 demo: $(VENV)/.installed-skills
 	$(BIN)/lcia run recipes/demo.yaml
@@ -15,15 +15,21 @@ demo-visual: $(VENV)/.installed-visual
 
 # Needs LCIA_SUPERNI, the folder of Super-NaturalInstructions' task files. Stopped, it continues.
 # Two processes of one thread share the runs: faster on two cores than one process of two threads.
-SMALL = small rules_mixed
-BENCH_SMALL = for recipe in $(SMALL); do \
-	OMP_NUM_THREADS=1 $(BIN)/lcia run recipes/superni/$$recipe.yaml || exit; done
+RUN_SMALL = export OMP_NUM_THREADS=1; $(BIN)/lcia run recipes/superni/small.yaml && \
+	$(BIN)/lcia run recipes/superni/rules_mixed.yaml
+COMPARE_SMALL = $(BIN)/lcia compare runs/superni/$(1) --baseline sequential --output runs/superni/$(1)
 
 bench-small: $(VENV)/.installed-skills
 	mkdir -p runs/superni
-	($(BENCH_SMALL)) > runs/superni/second.log 2>&1 & ($(BENCH_SMALL)) && wait $$!
-	for recipe in $(SMALL); do \
-	$(BIN)/lcia compare runs/superni/$$recipe --baseline sequential --output runs/superni/$$recipe || exit; done
+	$(MAKE) --jobs 2 bench-small-first bench-small-second
+	$(call COMPARE_SMALL,small)
+	$(call COMPARE_SMALL,rules_mixed)
+
+bench-small-first:
+	$(RUN_SMALL)
+
+bench-small-second:
+	($(RUN_SMALL)) > runs/superni/second.log 2>&1
 
 test: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
