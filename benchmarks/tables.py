@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
 RECIPES: Mapping[str, tuple[str, str]] = {
-    "superni/small": ("superni/small.yaml", ""),
+    "superni/small": ("superni/small.yaml", "methods as labelled"),
     "superni/small_batch4": (
         "superni/small.yaml",
         "batches of 4 at 4e-3, no warm-up: training.per_device_train_batch_size=4, "
@@ -31,9 +31,9 @@ RECIPES: Mapping[str, tuple[str, str]] = {
     "superni/rules_mixed": ("superni/rules_mixed.yaml", ""),
     "superni/rules_dialog": ("superni/rules_dialog.yaml", ""),
     "superni/methods": ("superni/rules_mixed.yaml", "methods and rates as labelled"),
-    "superni/medium": ("superni/medium.yaml", ""),
+    "superni/medium": ("superni/medium.yaml", "methods as labelled"),
     "superni/medium_lr1e-3": ("superni/medium.yaml", "training.learning_rate=0.001"),
-    "demo": ("demo.yaml", ""),
+    "demo": ("demo.yaml", "methods as labelled"),
     "demo-visual": ("demo-visual.yaml", ""),
 }
 """Folder of results to the recipe under ``recipes/`` that they are of, and what was set over it."""
