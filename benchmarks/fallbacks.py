@@ -86,7 +86,7 @@ def main() -> None:
     if not left:
         return
     skills = {task.name: task for task in load_stream("builtin:skills")}
-    host = AdapterHost(load_model("smollm2-135m"), max_prompt_tokens=128)
+    host = AdapterHost(load_model("smollm2-135m", dtype="float32"), max_prompt_tokens=128)
     for setting in left:
         found = measure(host, skills["dates_german"], skills["populations_german"], setting)
         row = {"setting": asdict(setting), "rules": found, "environment": environment()}
