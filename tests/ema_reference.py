@@ -20,19 +20,22 @@ def closed_form(rule, *, d, g, y, s):
 
 
 def trajectory(rule, start, steps):
-    """Averages after each step; ``steps`` is a list of (theta, grad) of one tensor."""
-    average, theta_prev, grad_prev = start.astype(np.float64).ravel(), start.ravel(), None
-    out = []
-    for theta, grad in steps:
-        theta, grad = theta.astype(np.float64).ravel(), grad.astype(np.float64).ravel()
-        gain = FALLBACK[rule]
-        if grad_prev is not None:
+    """Averages after each step; ``steps`` is a list of (theta, grad) of one tensor.
+
+    grad_t is the gradient at theta_{t-1}: between grad_{t-1} and grad_t lies the step from
+    theta_{t-2} to theta_{t-1}.
+    """
+    flat = [tuple(a.astype(np.float64).ravel() for a in step) for step in steps]
+    thetas, grads = [start.astype(np.float64).ravel(), *(t for t, _ in flat)], [g for _, g in flat]
+    average, out = thetas[0], []
+    for t in range(1, len(thetas)):
+        theta, gain = thetas[t], FALLBACK[rule]
+        if t > 1:
+            grad, grad_prev = grads[t - 1], grads[t - 2]
+            step = thetas[t - 1] - thetas[t - 2]
             with np.errstate(divide="ignore", invalid="ignore"):
-                closed = closed_form(
-                    rule, d=theta - average, g=grad, y=grad - grad_prev, s=theta - theta_prev
-                )
+                closed = closed_form(rule, d=theta - average, g=grad, y=grad - grad_prev, s=step)
             gain = closed if 0 < closed < 1 else gain
         average = average + gain * (theta - average)
-        theta_prev, grad_prev = theta, grad
         out.append(average)
     return out

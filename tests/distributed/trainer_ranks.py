@@ -88,7 +88,7 @@ def train(folder, setting, *, resume=None):
 
 def equal(a, b):
     """Whether two states are the same to the bit."""
-    groups = ("shadow", "grad_prev", "theta_prev")
+    groups = ("shadow", "grad_prev", "theta_prev", "theta_before", "step_l1")
     tensors = [(a[g][n], b[g][n]) for g in groups for n in a[g]]
     return all(torch.equal(x, y) for x, y in [*tensors, (a["stats"], b["stats"])])
 

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lcia.ema import fused as kernels
-from lcia.ema.balance import Rule, build_rule
+from lcia.ema.balance import STEP_L1, Rule, build_rule
 from lcia.ema.decide import decide
 from lcia.ema.gradients import PreviousGradients
 from lcia.ema.record import EMAStats, read, summarise
@@ -67,6 +67,8 @@ class DynamicEMA:
         self._shards = shards or Shards()
         self._parameters = without_ties(named_parameters)
         self._theta_prev: dict[str, Tensor] = {}
+        self._theta_before: dict[str, Tensor] = {}
+        self._step_l1: dict[str, Tensor] = {}
         self._grad_prev = PreviousGradients()
         self._stats = EMAStats()
         self._recent = EMAStats()
@@ -95,12 +97,12 @@ class DynamicEMA:
         joined = self._join()
         names = self._with_gradients()
         without_gradient = len(self.shadow) - len(names)
-        sums = self._sums(names)
         known = torch.tensor([name not in joined and self._is_known(name) for name in names])
+        sums = self._sums(names, joined)
         step = int(self._stats.steps) + len(self._pending) + 1
         decision = decide(self.rule, sums, known=known.to(sums["drift_l1"].device), step=step)
         self._blend(names, decision.gain)
-        self._remember(names)
+        self._remember(names, joined)
         figures = summarise(decision, sums["drift_l1"], without_gradient=without_gradient)
         self._pending.append(figures)
         if figures.device.type == "cpu" or len(self._pending) >= _PENDING_STEPS:
@@ -177,26 +179,41 @@ class DynamicEMA:
             "shadow": self.shadow,
             "grad_prev": self._grad_prev.state(),
             "theta_prev": self._theta_prev,
+            "theta_before": self._theta_before,
         }
         state: dict[str, Any] = {
             group: {n: self._full(n, v) for n, v in sorted(tensors.items())}
             for group, tensors in groups.items()
         }
+        # Norms of whole tensors, the same on every rank.
+        state[STEP_L1] = {name: norm.clone() for name, norm in sorted(self._step_l1.items())}
         return {**state, "stats": self._stats.as_tensor()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a ``state_dict()`` of any world size, to the bit on the same one.
 
         Raises:
-            TrainingError: names or shapes do not fit the parameters.
+            TrainingError: names or shapes do not fit the parameters, or the rule needs steps
+                that the state does not hold.
         """
+        kept = {"theta_before": self.rule.needs_previous_step, STEP_L1: self._keeps_step_l1}
+        if missing := [group for group, needed in kept.items() if needed and group not in state]:
+            raise TrainingError(
+                f"DynamicEMA.load_state_dict: the state has no '{missing[0]}', which rule "
+                f"'{type(self.rule).__name__.lower()}' needs: it was saved by an earlier lcia."
+            )
         for name in self.shadow:
             if name not in state["shadow"]:
                 raise TrainingError(f"DynamicEMA.load_state_dict: the state has no '{name}'.")
         for name, values in state["shadow"].items():
             self._set(name, values)
         self._grad_prev.load({n: self._part(n, v) for n, v in state["grad_prev"].items()})
-        self._theta_prev = {n: self._part(n, v).clone() for n, v in state["theta_prev"].items()}
+        for group, own in (("theta_prev", self._theta_prev), ("theta_before", self._theta_before)):
+            own.clear()
+            own.update({n: self._part(n, v).clone() for n, v in state.get(group, {}).items()})
+        self._step_l1 = {
+            n: v.to(self.shadow[n].device, copy=True) for n, v in state.get(STEP_L1, {}).items()
+        }
         self._stats = read(state["stats"].tolist())
         self._recent = EMAStats()
         self._pending.clear()
@@ -225,7 +242,11 @@ class DynamicEMA:
             )
         return names
 
-    def _sums(self, names: list[str]) -> dict[str, Tensor]:
+    @property
+    def _keeps_step_l1(self) -> bool:
+        return STEP_L1 in self.rule.terms
+
+    def _sums(self, names: list[str], joined: set[str]) -> dict[str, Tensor]:
         terms = tuple(dict.fromkeys((*self.rule.terms, "drift_l1")))
         operands = [self._operands(name) for name in names]
         if self._uses_kernels(names):
@@ -233,7 +254,19 @@ class DynamicEMA:
         else:
             sums = torch.stack([self._eager_sums(x, terms) for x in operands])
         self._shards.share_sums(sums, [self._parameters[name] for name in names])
-        return dict(zip(terms, sums.unbind(dim=1), strict=True))
+        found = dict(zip(terms, sums.unbind(dim=1), strict=True))
+        if self._keeps_step_l1:
+            found[STEP_L1] = self._previous_step_l1(names, joined, last=found[STEP_L1])
+        return found
+
+    def _previous_step_l1(self, names: list[str], joined: set[str], *, last: Tensor) -> Tensor:
+        """Return the norms of the steps before the last, and keep the last ones'."""
+        zero = last.new_zeros(())
+        previous = torch.stack([self._step_l1.get(name, zero) for name in names])
+        # Where the last step of a tensor that joins now began was not seen.
+        lasts = dict(zip(names, last.unbind(), strict=True))
+        self._step_l1 |= {name: norm for name, norm in lasts.items() if name not in joined}
+        return previous
 
     def _eager_sums(self, x: Operands, terms: tuple[str, ...]) -> Tensor:
         scratch = self._scratch(x.theta_ema)
@@ -242,13 +275,14 @@ class DynamicEMA:
     def _operands(self, name: str) -> Operands:
         parameter, grad = self._parameters[name], self._parameters[name].grad
         grad_prev = self._grad_prev.get(name, grad) if self.rule.needs_gradients else None
-        theta_prev = self._theta_prev.get(name)
+        theta_prev, theta_before = self._theta_prev.get(name), self._theta_before.get(name)
         return Operands(
             theta=local(parameter).detach().reshape(-1),
             theta_ema=self.shadow[name].reshape(-1),
             grad=None if grad is None else local(grad).reshape(-1),
             grad_prev=None if grad_prev is None else grad_prev.reshape(-1),
             theta_prev=None if theta_prev is None else theta_prev.reshape(-1),
+            theta_before=None if theta_before is None else theta_before.reshape(-1),
         )
 
     def _scratch(self, like: Tensor) -> Tensor:
@@ -259,7 +293,9 @@ class DynamicEMA:
         return self._scratches[kind]
 
     def _is_known(self, name: str) -> bool:
-        return self._grad_prev.get(name, None) is not None
+        has_step = not self._keeps_step_l1 or name in self._step_l1
+        has_before = not self.rule.needs_previous_step or name in self._theta_before
+        return has_step and has_before and self._grad_prev.get(name, None) is not None
 
     def _blend(self, names: list[str], gain: Tensor) -> None:
         pairs = [
@@ -281,13 +317,18 @@ class DynamicEMA:
             return kernels.is_available(self.rule.terms, self.shadow[names[0]].device)
         return self._fused and kernels.can_compute(self.rule.terms)
 
-    def _remember(self, names: list[str]) -> None:
+    def _remember(self, names: list[str], joined: set[str]) -> None:
         for name in names:
             parameter = self._parameters[name]
             if self.rule.needs_gradients and parameter.grad is not None:
                 self._grad_prev.keep(name, parameter.grad)
-            if self.rule.needs_previous_parameters:
-                self._theta_prev[name].copy_(local(parameter))
+            if not self.rule.needs_previous_parameters or name in joined:
+                continue
+            if self.rule.needs_previous_step:  # the older of the two makes room for the newest
+                newest, last = self._theta_before.get(name), self._theta_prev[name]
+                self._theta_prev[name] = torch.empty_like(last) if newest is None else newest
+                self._theta_before[name] = last
+            self._theta_prev[name].copy_(local(parameter))
 
     def _read_pending(self) -> None:
         if not self._pending:

@@ -18,14 +18,18 @@ from lcia.registry import RULES, nearest
 
 Sums = Mapping[str, Tensor]
 
+STEP_L1 = "step_l1"
+"""|theta_{t-1} - theta_{t-2}|: measured at update t - 1, where that step is the last one."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rule(ABC):
     """What a balance rule says: the sums it reads and the gain it makes of them.
 
     With theta the parameters after optimizer step t, theta* the average before its update, g the
-    gradient of the step, d = theta_t - theta*, y = g_t - g_{t-1} and s = theta_t - theta_{t-1},
-    per tensor.
+    gradient of the step, d = theta_t - theta*, y = g_t - g_{t-1} and s = theta_{t-1} -
+    theta_{t-2}, per tensor. A step uses the gradient at the parameters before it, so y is the
+    change of the gradient along s, the step before the last.
 
     Attributes:
         terms: names of the sums the rule needs, keys of ``lcia.ema.reduce.TERMS``.
@@ -52,6 +56,11 @@ class Rule(ABC):
     def needs_previous_parameters(self) -> bool:
         """Whether theta_{t-1} has to be kept, at the cost of one more copy of the parameters."""
         return any("step" in term for term in self.terms)
+
+    @property
+    def needs_previous_step(self) -> bool:
+        """Whether theta_{t-2} has to be kept, too: of a step's L1 norm a number is kept instead."""
+        return any("step" in term for term in self.terms if term != STEP_L1)
 
     def for_training(self, max_steps: int | None = None) -> "Rule":
         """Return the rule for a training of ``max_steps`` updates; most do not depend on them.
@@ -85,7 +94,7 @@ class Paper(Rule):
     Source: LCIA (arXiv:2410.10868), closed form after the Taylor expansion.
     """
 
-    terms = ("grad_change_l1", "grad_l1", "step_l1", "drift_l1")
+    terms = ("grad_change_l1", "grad_l1", STEP_L1, "drift_l1")
 
     def gain(self, sums: Sums, *, step: int) -> Tensor:
         """Return 1 - (1 + |g|) |s| / (|d| |y|), shape (tensors,), unclipped."""

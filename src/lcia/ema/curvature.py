@@ -9,7 +9,7 @@ from lcia.ema.balance import Rule, Sums
 
 @dataclass(frozen=True, kw_only=True)
 class Curvature(Rule):
-    """beta = (<g, d> + ||d||) / (kappa <d, d>), curvature measured along the last step.
+    """beta = (<g, d> + ||d||) / (kappa <d, d>), curvature measured along a step.
 
     With d = theta - theta*, the update gives theta* - theta = -beta d. A second-order expansion
     of the loss around theta with Hessian kappa I, plus the distance (1 - beta) ||d|| that theta*
@@ -19,8 +19,9 @@ class Curvature(Rule):
 
     the paper's objective with the products of scalars read as inner products. For kappa > 0 it is
     convex; dF/dbeta = -<g, d> + beta kappa <d, d> - ||d|| = 0 gives beta. kappa is the secant
-    estimate max(<y, s>, 0) / <s, s> (the scalar of Barzilai and Borwein), so the rule keeps the
-    sign of g along d, which the L1 norms lose, and does not grow with a tensor's size.
+    estimate max(<y, s>, 0) / <s, s> (the scalar of Barzilai and Borwein) over the step s that
+    lies between the two gradients, so the rule keeps the sign of g along d, which the L1 norms
+    lose, and does not grow with a tensor's size.
 
     Args:
         fallback: gain (1 - beta) where beta is outside (0, 1) or kappa is not positive.

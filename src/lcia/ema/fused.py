@@ -61,6 +61,6 @@ def _l1_sums(
         out["grad_l1"] = grad.to(kind).abs().sum()
     if grad is not None and grad_prev is not None:
         out["grad_change_l1"] = (grad.to(kind) - grad_prev.to(kind)).abs().sum()
-        if theta_prev is not None:
-            out["step_l1"] = (theta - theta_prev.to(kind)).abs().sum()
+    if theta_prev is not None:
+        out["step_l1"] = (theta - theta_prev.to(kind)).abs().sum()
     return out

@@ -28,6 +28,7 @@ class Operands(NamedTuple):
         grad: gradient that the step used.
         grad_prev: gradient of the step before.
         theta_prev: parameters before the step.
+        theta_before: parameters before the step before, where the gradient before was taken.
     """
 
     theta: Tensor
@@ -35,6 +36,7 @@ class Operands(NamedTuple):
     grad: Tensor | None
     grad_prev: Tensor | None
     theta_prev: Tensor | None
+    theta_before: Tensor | None
 
 
 def new_scratch(like: Tensor, *, largest: int) -> Tensor:
@@ -130,24 +132,34 @@ def _with_previous(term: Term) -> Term:
     return value
 
 
-# With d = theta - theta*, g the gradient, y = g - g_prev, s = theta - theta_prev.
+def _with_step(term: Term) -> Term:
+    """Return 0 likewise where the step between the two gradients is not known."""
+
+    def value(x: Operands, scratch: Tensor) -> Tensor:
+        return scratch.new_zeros(()) if x.theta_before is None else term(x, scratch)
+
+    return _with_previous(value)
+
+
+# With d = theta - theta*, g the gradient, y = g - g_prev, s = theta_prev - theta_before. Of
+# step_l1, the value of this step is the s of the next update.
 TERMS: dict[str, Term] = {
     "drift_l1": lambda x, out: l1_distance(x.theta, x.theta_ema, out),
     "grad_l1": lambda x, out: l1_norm(_need(x.grad), out),
     "grad_change_l1": _with_previous(
         lambda x, out: l1_distance(_need(x.grad), _need(x.grad_prev), out)
     ),
-    "step_l1": _with_previous(lambda x, out: l1_distance(x.theta, _need(x.theta_prev), out)),
+    "step_l1": lambda x, out: l1_distance(x.theta, _need(x.theta_prev), out),
     "grad_drift": lambda x, out: dot_difference(x.theta, x.theta_ema, _need(x.grad), out),
     "drift_sq": lambda x, out: dot_differences(x.theta, x.theta_ema, x.theta, x.theta_ema, out),
-    "change_step": _with_previous(
+    "change_step": _with_step(
         lambda x, out: dot_differences(
-            _need(x.grad), _need(x.grad_prev), x.theta, _need(x.theta_prev), out
+            _need(x.grad), _need(x.grad_prev), _need(x.theta_prev), _need(x.theta_before), out
         )
     ),
-    "step_sq": _with_previous(
+    "step_sq": _with_step(
         lambda x, out: dot_differences(
-            x.theta, _need(x.theta_prev), x.theta, _need(x.theta_prev), out
+            *(2 * (_need(x.theta_prev), _need(x.theta_before))), scratch=out
         )
     ),
 }

@@ -246,6 +246,30 @@ def test_frozen_parameters_take_no_part_and_join_when_unfrozen():
     assert ema.last_step().counts["no_gradient"] == 2
 
 
+@pytest.mark.parametrize(("rule", "reason"), [("release", None), ("paper", "first_step")])
+def test_a_tensor_that_joined_has_no_step_before_the_last_one(rule, reason):
+    model = network()
+    model[0].requires_grad_(False)
+    ema = DynamicEMA(model.named_parameters(), rule=rule)
+    train(model, ema, steps=3)
+    model[0].requires_grad_(True)
+    train(model, ema, steps=2)  # it joins after its first step: what that moved is not known
+    assert ema.last_step().counts["first_step"] == (2 if reason else 0)
+    train(model, ema, steps=1)
+    assert ema.last_step().counts["first_step"] == 0
+
+
+@pytest.mark.parametrize("rule", ["paper", "curvature"])
+def test_a_state_without_the_step_before_the_last_is_refused(rule):
+    model = network()
+    ema = DynamicEMA(model.named_parameters(), rule=rule)
+    train(model, ema, steps=3)
+    state = ema.state_dict()
+    del state["step_l1" if rule == "paper" else "theta_before"]
+    with pytest.raises(TrainingError, match=rf"the state has no .*'{rule}' needs"):
+        DynamicEMA(model.named_parameters(), rule=rule).load_state_dict(state)
+
+
 def test_tied_weights_are_averaged_once():
     a, b = nn.Linear(3, 3), nn.Linear(3, 3)
     b.weight = a.weight

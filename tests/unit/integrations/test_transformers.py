@@ -2,13 +2,16 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from ema_reference import trajectory
 from lcia.ema import REASONS
 from lcia.errors import TrainingError
 from lcia.integrations import DynamicEMACallback
@@ -46,11 +49,10 @@ def trainer(folder, callback, *, network=None, **settings):
         output_dir=str(folder),
         use_cpu=True,
         per_device_train_batch_size=8,
-        learning_rate=0.05,
         logging_steps=2,
         report_to="none",
         disable_tqdm=True,
-        **{"max_steps": 10, "save_strategy": "no", **settings},
+        **{"max_steps": 10, "learning_rate": 0.05, "save_strategy": "no", **settings},
     )
     return Trainer(
         model=network or model(), args=args, train_dataset=Points(), callbacks=[callback]
@@ -64,9 +66,8 @@ class Recorder(TrainerCallback):
         self.steps = []
 
     def on_optimizer_step(self, args, state, control, *, model, **kwargs):
-        self.steps.append(
-            {n: (p.detach().double(), p.grad.double()) for n, p in model.named_parameters()}
-        )
+        named = model.named_parameters()
+        self.steps.append({n: [t.double().clone() for t in (p.detach(), p.grad)] for n, p in named})
 
 
 def reference_release(start, steps, *, scale=2.0, fallback=0.01):
@@ -168,7 +169,7 @@ def test_rule_horizon_gets_the_number_of_steps_from_the_trainer(tmp_path):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("rule", ["release", "paper"])
+@pytest.mark.parametrize("rule", ["release", "paper", "curvature"])
 def test_resumed_run_equals_uninterrupted_to_the_bit(tmp_path, rule):
     whole = trainer(tmp_path / "a", DynamicEMACallback(rule=rule), save_strategy="steps",
                     save_steps=4)  # fmt: skip
@@ -189,8 +190,50 @@ def test_checkpoint_holds_the_average_as_plain_safetensors(tmp_path):
     run.train()
     tensors = load_file(tmp_path / "checkpoint-5" / "dynamic_ema.safetensors")
     names = {n for n, _ in run.model.named_parameters()}
-    expected = {f"{group}/{n}" for group in ("shadow", "grad_prev", "theta_prev") for n in names}
+    groups = ("shadow", "grad_prev", "theta_prev", "step_l1")
+    expected = {f"{group}/{n}" for group in groups for n in names}
     assert set(tensors) == expected | {"stats"}
+
+
+@pytest.mark.parametrize("rule", ["release", "next", "paper", "curvature"])
+def test_a_checkpoint_of_an_earlier_lcia_goes_on_or_says_why_not(tmp_path, rule):
+    run = trainer(tmp_path / "a", DynamicEMACallback(rule=rule), save_strategy="steps",
+                  save_steps=4)  # fmt: skip
+    run.train()
+    path = tmp_path / "a" / "checkpoint-4" / "dynamic_ema.safetensors"
+    with safe_open(path, framework="pt") as file:
+        metadata = {**file.metadata(), "schema": "1"}
+    tensors = load_file(path)
+    groups = ("stats", "shadow", "grad_prev", "theta_prev")  # what schema 1 held
+    kept = {n: v for n, v in tensors.items() if n.partition("/")[0] in groups}
+    save_file(kept, path, metadata=metadata)
+    again = trainer(tmp_path / "a", DynamicEMACallback(rule=rule), save_strategy="steps",
+                    save_steps=4)  # fmt: skip
+    if rule in ("release", "next"):
+        again.train(resume_from_checkpoint=str(path.parent))
+        for a, b in zip(run.model.parameters(), again.model.parameters(), strict=True):
+            assert torch.equal(a, b)
+        return
+    with pytest.raises(TrainingError, match=r"earlier lcia.*Delete the folders checkpoint-\*"):
+        again.train(resume_from_checkpoint=str(path.parent))
+
+
+@pytest.mark.parametrize("rule", ["paper", "curvature"])
+def test_a_rule_that_reads_steps_pairs_them_with_their_gradients(tmp_path, rule):
+    # Small tensors in float64, so that the closed form applies and the oracle is exact.
+    network, recorder = model().double(), Recorder()
+    start = {n: p.detach().clone() for n, p in network.named_parameters()}
+    callback = DynamicEMACallback(rule=rule)
+    points = [{n: v.double() for n, v in point.items()} for point in Points()]
+    run = trainer(tmp_path, callback, network=network, learning_rate=0.2, optim="sgd")
+    run.train_dataset = points
+    run.add_callback(recorder)
+    run.train()
+    assert callback.ema.stats().counts["closed_form"] > 0
+    for name, parameter in network.named_parameters():
+        steps = [tuple(t.numpy() for t in step[name]) for step in recorder.steps]
+        expected = trajectory(rule, start[name].numpy(), steps)[-1]
+        np.testing.assert_allclose(parameter.detach().numpy().ravel(), expected, rtol=1e-9)
 
 
 def test_resume_without_the_average_or_under_another_rule_is_an_error(tmp_path):
