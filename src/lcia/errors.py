@@ -49,5 +49,9 @@ class TrainingError(LciaError, RuntimeError):
     """Training could not go on, for example because a method found no gradients."""
 
 
+class DivergenceError(TrainingError):
+    """A loss, gradient or parameter is not finite; nothing of the training is kept."""
+
+
 class GateError(LciaError, RuntimeError):
     """The new version lost more than the gate allows; the store was left as it was."""

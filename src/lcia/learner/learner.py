@@ -12,7 +12,7 @@ from typing import Any
 
 from lcia.config import AssistantConfig
 from lcia.data.task import Task
-from lcia.errors import GateError, ModelError, StoreError
+from lcia.errors import DivergenceError, GateError, ModelError, StoreError
 from lcia.evaluation.generate import (
     Adapters,
     Prediction,
@@ -32,6 +32,7 @@ from lcia.grouping import (
 )
 from lcia.learner.environment import environment
 from lcia.learner.files import write_jsonl
+from lcia.learner.finite import check_finite
 from lcia.learner.gate import check_gate
 from lcia.learner.journal import Journal, Listener
 from lcia.learner.memory import release_memory
@@ -180,6 +181,7 @@ class ContinualLearner:
             StoreError: the name was used for other data, another task is unfinished, or another
                 process is learning.
             GateError: the new version lost more than ``gate.max_drop``; nothing was changed.
+            DivergenceError: a loss, gradient or parameter was not finite; nothing was changed.
             TrainingError: training failed; calling again resumes it.
         """
         return self._learn(task, gather=False)
@@ -205,16 +207,21 @@ class ContinualLearner:
                     "current", [task], codebook=current.codebook(), adapters=current.adapters
                 )
                 matrix = matrix.with_scores(matrix.learned, scores_percent(before))
-            adapter = self._train(
-                task,
-                current,
-                method=method,
-                group=group,
-                start=self._start(decision, current),
-                run=run,
-                journal=journal,
-                train=method.trains and not gather,
-            )
+            try:
+                adapter = self._train(
+                    task,
+                    current,
+                    method=method,
+                    group=group,
+                    start=self._start(decision, current),
+                    run=run,
+                    journal=journal,
+                    train=method.trains and not gather,
+                )
+                check_finite(adapter)
+            except DivergenceError:
+                self._give_up(run)
+                raise
             trained = self._new_adapters(group, adapter, current, run=run)
             keys = {name: (f"{name}@{run.number:04d}", path) for name, path in trained.items()}
             adapters = {**current.adapters, **keys}
@@ -406,13 +413,18 @@ class ContinualLearner:
             found += evaluate(self.host, [task], route=given, **options)
         return found
 
+    def _give_up(self, run: Run) -> None:
+        """Leave the assistant as it was: what the run would do again has no use."""
+        self.host.clear()
+        on_main(lambda: shutil.rmtree(run.folder))
+
     def _pass_gate(
         self, before: Mapping[str, float | None], after: Mapping[str, float], *, run: Run
     ) -> None:
         try:
             check_gate(self.config.gate, before=before, after=after)
         except GateError:
-            on_main(lambda: shutil.rmtree(run.folder))
+            self._give_up(run)
             raise
 
     def _journal(self, run: Run) -> Journal:

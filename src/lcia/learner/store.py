@@ -25,6 +25,7 @@ from lcia.learner.files import (
     write_json,
     write_jsonl,
 )
+from lcia.learner.finite import check_finite
 from lcia.learner.journal import read_journal
 from lcia.learner.samples import read_samples, write_samples
 
@@ -381,6 +382,8 @@ class Store:
 
     def _publish_adapters(self, adapters: Mapping[str, Path], number: int) -> dict[str, Any]:
         """Copy adapters to where version ``number`` has them; return their manifest entries."""
+        for folder in adapters.values():
+            check_finite(folder)
         entries = {}
         for group, folder in adapters.items():
             path = Path("groups") / group / f"{number:04d}"

@@ -13,9 +13,10 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments, se
 from lcia.config import ADAPTER_DEFAULTS, TRAINING_DEFAULTS, AssistantConfig
 from lcia.data.sample import Sample
 from lcia.data.task import Task
-from lcia.errors import ConfigError, TrainingError
+from lcia.errors import ConfigError
 from lcia.learner.checkpoint import TrainingState, checkpoint_step, last_checkpoint
 from lcia.learner.files import publish
+from lcia.learner.finite import FiniteSteps
 from lcia.learner.journal import Journal
 from lcia.learner.processes import on_main
 from lcia.learner.samples import read_samples, write_samples
@@ -31,6 +32,9 @@ CARRIED = "method_state.safetensors"
 
 TRAINED, UNTRAINED = "adapter", "untrained"
 """Folders of a run: a task begun untrained and then trained after all must not find the other."""
+
+EVERY_STEP = {"logging_strategy": "steps", "logging_steps": 1, "logging_nan_inf_filter": False}
+"""What Trainer logs, whatever the settings say: the journal has every step as it was."""
 
 MEMORY = "memory.jsonl"
 """Samples a method remembers for the group's next task, there too."""
@@ -73,7 +77,7 @@ def train_adapter(
 
     Raises:
         ConfigError: the method cannot work where parameters are spread over ranks.
-        TrainingError: the loss is not finite.
+        DivergenceError: a step's loss, gradient or parameters are not finite.
     """
     seed = config.seed + 1000 * task_index
     set_seed(seed)
@@ -105,6 +109,7 @@ def train_adapter(
     method.attach(trainer, context)
     if host.projector is not None and checkpoint is not None:
         host.projector.load(checkpoint)
+    trainer.add_callback(FiniteSteps(task.name))
     trainer.add_callback(_Steps(journal, task=task.name))
     # Last, so that a checkpoint is marked complete after every other callback wrote its part.
     trainer.add_callback(TrainingState(checkpoint, lambda: trainer.accelerator.scaler))
@@ -163,7 +168,6 @@ def _arguments(
 ) -> TrainingArguments:
     dtype = str(host.base.model.dtype).removeprefix("torch.")
     settings = {
-        "logging_steps": 1,
         "disable_tqdm": True,
         "report_to": "none",
         "bf16": dtype == "bfloat16",
@@ -181,7 +185,7 @@ def _arguments(
         save_strategy="steps",
         save_only_model=True,
         remove_unused_columns=False,
-        **settings,
+        **{**settings, **EVERY_STEP},
     )
 
 
@@ -247,11 +251,6 @@ class _Steps(TrainerCallback):
             return
         done = state.global_step - self._first
         pace = (time.monotonic() - self._start) / max(done, 1)
-        if not _is_finite(logs["loss"]):
-            raise TrainingError(
-                f"task '{self.task}', step {state.global_step}: the loss is {logs['loss']}. "
-                "Lower training.learning_rate or look for empty answers in the data."
-            )
         self.journal.write(
             "step",
             task=self.task,
@@ -260,7 +259,3 @@ class _Steps(TrainerCallback):
             eta_s=round(pace * (state.max_steps - state.global_step), 1),
             **logs,
         )
-
-
-def _is_finite(value: float) -> bool:
-    return value - value == 0

@@ -1,19 +1,21 @@
 """What holds for every method: settings, two tasks, stores, plain adapters, kill and resume."""
 
 import functools
+import math
 import re
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from accelerate.utils import DistributedType
 from peft import PeftModel
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, TrainerCallback
 
 from lcia.config import AssistantConfig
-from lcia.errors import ConfigError
+from lcia.errors import ConfigError, DivergenceError
 from lcia.learner import ContinualLearner, Store
 from lcia.learner.training import _check_sharding, _Steps
 from lcia.registry import METHODS
@@ -84,6 +86,84 @@ def test_killed_in_the_second_task_and_resumed_is_equal_to_the_bit(
     assert files_of(again.store) == files_of(straight(name))
     steps = [e["step"] for e in again.store.current.journal() if e["event"] == "step"]
     assert steps == list(range(1, len(steps) + 1))
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_training_that_diverges_ends_at_its_step_and_the_next_try_is_free(
+    name, create, host, colours, shades
+):
+    # Trainer by itself hides NaN, and would log one step in ten.
+    hidden = {"logging_steps": 10, "logging_nan_inf_filter": True, "lr_scheduler_type": "constant"}
+    wild = create(name, training={"learning_rate": 1e20, **hidden})
+    events = []
+    wild.listener = events.append
+    with pytest.raises(DivergenceError, match=r"'colours', step \d+: .* below 1e\+20") as caught:
+        wild.learn(colours)
+    assert len(str(caught.value).splitlines()) == 1
+    step = int(re.search(r"step (\d+)", str(caught.value)).group(1))
+    seen = [event["loss"] for event in events if event["event"] == "step"]
+    assert len(seen) == step - 1
+    assert all(map(math.isfinite, seen))
+    assert wild.store.current.number == 0
+    assert not any((wild.store.root / "runs").iterdir())
+    wild.config = create(name).config
+    assert wild.learn(shades).version == 1, "another task is learned after that"
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_what_diverges_in_the_second_task_leaves_the_first_version(name, create, colours, shades):
+    learner = create(name)
+    learner.learn(colours)
+    calm, before = learner.config, files_of(learner.store)
+    learner.config = calm.model_copy(update={"training": {**calm.training, "learning_rate": 1e20}})
+    with pytest.raises(DivergenceError, match=r"'shades', step \d+"):
+        learner.learn(shades)
+    assert (learner.store.current.number, files_of(learner.store)) == (1, before)
+    learner.config = calm
+    assert learner.learn(shades).version == 2
+
+
+@pytest.mark.parametrize("where", ["parameters", "carried"])
+def test_no_version_holds_a_tensor_that_is_not_finite(where, create, colours, monkeypatch):
+    def spoil(self, context):
+        tensor = next(iter(context.parameters.values()))
+        if where == "carried":
+            return {"sums": tensor.detach().clone().fill_(float("nan"))}
+        with torch.no_grad():
+            tensor[0, 0] = float("inf")
+        return {}
+
+    monkeypatch.setattr(METHODS.get("sequential"), "finish", spoil)
+    learner = create("sequential")
+    with pytest.raises(DivergenceError, match="holds values that are not finite"):
+        learner.learn(colours)
+    assert learner.store.versions() == [0]
+    assert not any((learner.store.root / "runs").iterdir())
+
+
+def test_a_parameter_that_is_not_finite_ends_training_though_the_loss_is(
+    create, colours, monkeypatch
+):
+    class Spoil(TrainerCallback):
+        def on_step_end(self, args, state, control, *, model, **kwargs):
+            if state.global_step == 2:
+                name = next(n for n, p in model.named_parameters() if p.requires_grad)
+                model.get_parameter(name).data[0, 0] = float("nan")
+
+    learner = create("sequential")
+    spoil = lambda self, trainer, context: trainer.add_callback(Spoil())  # noqa: E731
+    monkeypatch.setattr(METHODS.get("sequential"), "attach", spoil)
+    with pytest.raises(DivergenceError, match="step 2: parameters are not finite"):
+        learner.learn(colours)
+
+
+def test_committing_checks_every_tensor_once_more(create, colours, tmp_path):
+    store = create("sequential").store
+    save_file({"w": torch.tensor([1.0, float("nan")])}, tmp_path / "adapter_model.safetensors")
+    run = store.begin(colours.name, "made of something")
+    with pytest.raises(DivergenceError, match=r"adapter_model.safetensors: 'w' holds values"):
+        store.commit(run, colours, group="g1", adapters={"g1": tmp_path}, contents={})
+    assert store.versions() == [0]
 
 
 @pytest.mark.parametrize("name", NAMES)
