@@ -41,10 +41,10 @@ RECIPES: Mapping[str, tuple[str, str]] = {
 HEAD = """# Benchmarks
 
 Every table is what the command above it makes, written here by `python -m benchmarks.tables`.
-Each run's metrics, journal and settings lie in that folder of `benchmarks/results`; with
-`--output FOLDER` the command also writes the settings that differ and a page with matrices, scores
-over time and balance weights. [study.md](study.md) says what follows from them. A result without a
-revision is older than lcia's noting of it.
+`results.jsonl` in that folder of `benchmarks/results` holds each run's matrix, metrics and settings
+(`lcia compare RUNS --results FILE` wrote it); with `--output FOLDER` the command also writes the
+settings that differ and a page with matrices and scores over time. [study.md](study.md) says what
+follows from them. A result without a revision is older than lcia's noting of it.
 """
 
 
@@ -82,13 +82,13 @@ def _named(runs: Iterable[FinishedRun], *keys: str) -> str:
     return ", ".join(dict.fromkeys(names[0] if names else "not recorded" for names in found))
 
 
-def main() -> None:
-    """Write the page."""
+def page() -> str:
+    """Return the page as Markdown."""
     parts = [HEAD.rstrip()]
     for name, (recipe, settings) in RECIPES.items():
         parts += section(name, recipe, settings)
-    write_text(PAGE, "\n\n".join(parts) + "\n")
+    return "\n\n".join(parts) + "\n"
 
 
 if __name__ == "__main__":
-    main()
+    write_text(PAGE, page())

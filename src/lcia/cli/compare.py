@@ -15,7 +15,8 @@ def register(app: typer.Typer) -> None:
 
 def compare(
     runs: Annotated[
-        list[Path], typer.Argument(help="Outputs of 'lcia run', or folders of single runs.")
+        list[Path],
+        typer.Argument(help="Outputs of 'lcia run', folders of single runs, or results.jsonl."),
     ],
     baseline: Annotated[
         str | None,
@@ -24,6 +25,10 @@ def compare(
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Folder for compare.md, compare.json, compare.html."),
+    ] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option("--results", help="File results.jsonl: what this command reads of each run."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -36,18 +41,22 @@ def compare(
       lcia compare runs/news -o runs/news
 
       lcia compare runs/rules runs/methods --baseline sequential -o tables/news
+
+      lcia compare runs/news --results studies/news/results.jsonl
     """
     from lcia.cli.console import console, print_json, print_table
     from lcia.reports.compare_files import as_json as in_json
     from lcia.reports.compare_files import write_comparison
     from lcia.reports.comparison import compare as compare_runs
-    from lcia.reports.finished import find_runs
+    from lcia.reports.finished import find_runs, write_results
     from lcia.reports.tables import comparison_tables, formulas
 
     found, warnings = find_runs(runs)
     comparison = compare_runs(found, baseline=baseline, warnings=warnings)
     if output is not None:
         files = write_comparison(comparison, output, title=output.resolve().name)
+    if results is not None:
+        write_results(results, found)
     if as_json:
         print_json(in_json(comparison))
         return

@@ -1,4 +1,8 @@
-"""The finished sub-runs below some folders, and whether they can be compared."""
+"""The finished sub-runs below some folders, and whether they can be compared.
+
+A sub-run is a folder as ``lcia run`` leaves it, or a line of a ``results.jsonl``, which keeps what
+comparisons read of many runs without their journals and predictions.
+"""
 
 import dataclasses
 import itertools
@@ -14,13 +18,19 @@ from lcia.config import AssistantConfig, parse_config
 from lcia.errors import ConfigError
 from lcia.evaluation.matrix import AccuracyMatrix
 from lcia.evaluation.measures import MEASURES
-from lcia.learner.files import read_json, read_jsonl
+from lcia.learner.files import read_json, read_jsonl, write_jsonl
 from lcia.registry import METHODS
 from lcia.reports.collect import step_records
 from lcia.reports.data import StepRecord
 
 Key = tuple[int, str]
 """Seed and order: what runs of two labels are paired by."""
+
+RESULTS = "results.jsonl"
+"""A study's runs, a line each, as ``write_results`` writes them."""
+
+KEPT = ("label", "method", "seed", "order", "matrix", "metrics", "environment")
+"""What a line of ``results.jsonl`` has of ``metrics.json``."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +50,7 @@ class FinishedRun:
         matrix: the scores.
         environment: package to version, and the platform.
         begun: when, in seconds since 1970.
+        record: what a line of ``results.jsonl`` says of it.
     """
 
     folder: Path
@@ -54,6 +65,7 @@ class FinishedRun:
     matrix: AccuracyMatrix
     environment: Mapping[str, str]
     begun: float
+    record: Mapping[str, Any]
 
     @property
     def key(self) -> Key:
@@ -66,8 +78,9 @@ class FinishedRun:
         return METHODS.get(self.method).joint
 
     def steps(self) -> tuple[StepRecord, ...]:
-        """Return the optimizer steps of all tasks."""
-        return tuple(step_records(read_jsonl(self.folder / "journal.jsonl")))
+        """Return the optimizer steps of all tasks; none of a run from a ``results.jsonl``."""
+        journal = self.folder / "journal.jsonl"
+        return tuple(step_records(read_jsonl(journal))) if journal.is_file() else ()
 
 
 def find_runs(folders: Sequence[Path]) -> tuple[list[FinishedRun], list[str]]:
@@ -79,11 +92,13 @@ def find_runs(folders: Sequence[Path]) -> tuple[list[FinishedRun], list[str]]:
     """
     found: dict[Path, FinishedRun] = {}
     unfinished = []
-    for folder in itertools.chain.from_iterable(map(_sub_runs, folders)):
-        if (folder / "metrics.json").is_file():
-            found[folder.resolve()] = _read(folder)
+    for place in itertools.chain.from_iterable(map(_places, folders)):
+        if place.name == RESULTS:
+            found |= {run.folder.resolve(): run for run in _read_results(place)}
+        elif (place / "metrics.json").is_file():
+            found[place.resolve()] = _run(place, _read(place))
         else:
-            unfinished.append(folder)
+            unfinished.append(place)
     if not found:
         places = ", ".join(map(str, folders))
         raise ConfigError(f"{places}: no finished run there. Run 'lcia run STREAM.yaml' first.")
@@ -94,36 +109,67 @@ def find_runs(folders: Sequence[Path]) -> tuple[list[FinishedRun], list[str]]:
     return runs, [*warnings, *_unpaired(runs), *_guards(runs)]
 
 
-def _sub_runs(folder: Path) -> Iterator[Path]:
-    """Yield the folders of sub-runs, ``folder`` itself among them, without going into stores."""
+def write_results(path: Path, runs: Iterable[FinishedRun]) -> None:
+    """Write what comparisons read of some runs, a line each; `find_runs` reads it back."""
+    write_jsonl(path, (run.record for run in runs))
+
+
+def _places(folder: Path) -> Iterator[Path]:
+    """Yield ``results.jsonl`` files and folders of sub-runs, without going into stores."""
+    if folder.name == RESULTS:
+        yield folder
     for path, children, files in os.walk(folder):
+        if RESULTS in files:
+            yield Path(path) / RESULTS
         if "resolved.yaml" in files:
             children.clear()
             yield Path(path)
         children.sort()
 
 
-def _read(folder: Path) -> FinishedRun:
+def _read(folder: Path) -> dict[str, Any]:
+    """Return the record of a sub-run's folder."""
     found = read_json(folder / "metrics.json")
     resolved = yaml.safe_load((folder / "resolved.yaml").read_text(encoding="utf-8"))
     with (folder / "journal.jsonl").open(encoding="utf-8") as journal:
         begun = json.loads(next(journal))["time"]
-    where = str(folder / "resolved.yaml")
-    config: AssistantConfig = parse_config(AssistantConfig, resolved["settings"], where=where)
+    return {
+        **{key: found[key] for key in KEPT},
+        "run": folder.name,
+        "begun": begun,
+        "settings": resolved["settings"],
+        "tasks": resolved["tasks"],
+        "held_out": resolved.get("held_out", {}),
+    }
+
+
+def _read_results(path: Path) -> Iterator[FinishedRun]:
+    for number, record in enumerate(read_jsonl(path), start=1):
+        try:
+            yield _run(path.parent / record["run"], record)
+        except KeyError as error:
+            raise ConfigError(
+                f"{path}:{number}: has no {error}; expected a line of 'lcia compare --results'."
+            ) from error
+
+
+def _run(folder: Path, record: Mapping[str, Any]) -> FinishedRun:
+    config: AssistantConfig = parse_config(AssistantConfig, record["settings"], where=str(folder))
     settings = config.model_dump(mode="json", exclude={"seed"})
     return FinishedRun(
         folder=folder,
-        label=found["label"],
-        method=found["method"]["name"],
-        seed=found["seed"],
-        order=found["order"],
+        label=record["label"],
+        method=record["method"]["name"],
+        seed=record["seed"],
+        order=record["order"],
         settings={**settings, "grouping": dataclasses.asdict(config.resolve_grouping())},
-        fingerprints=resolved["tasks"],
-        held_out=resolved.get("held_out", {}),
-        metrics={name: found["metrics"].get(name) for name in MEASURES},
-        matrix=AccuracyMatrix.from_json(found["matrix"]),
-        environment=found["environment"],
-        begun=begun,
+        fingerprints=record["tasks"],
+        held_out=record["held_out"],
+        metrics={name: record["metrics"].get(name) for name in MEASURES},
+        matrix=AccuracyMatrix.from_json(record["matrix"]),
+        environment=record["environment"],
+        begun=record["begun"],
+        record=record,
     )
 
 

@@ -4,7 +4,9 @@ import pytest
 
 from finished_runs import write_run
 from lcia.errors import ConfigError
-from lcia.reports.finished import find_runs
+from lcia.reports.compare_files import as_json
+from lcia.reports.comparison import compare
+from lcia.reports.finished import find_runs, write_results
 
 
 def test_runs_come_in_the_order_they_were_begun(tmp_path):
@@ -82,3 +84,24 @@ def test_what_cannot_be_compared_is_one_line(tmp_path, first, second, expected):
 def test_no_finished_run_is_one_line(tmp_path):
     with pytest.raises(ConfigError, match="no finished run there"):
         find_runs([tmp_path, tmp_path / "nowhere"])
+
+
+def test_a_results_file_compares_like_the_runs_it_was_written_from(tmp_path):
+    for label in ("lcia", "sequential"):
+        for seed in (0, 1):
+            write_run(tmp_path / "runs", label, seed=seed, beta=0.9, begun=seed)
+    runs, _ = find_runs([tmp_path / "runs"])
+    (tmp_path / "study").mkdir()
+    write_results(tmp_path / "study" / "results.jsonl", runs)
+    for place in (tmp_path / "study", tmp_path / "study" / "results.jsonl"):
+        again, warnings = find_runs([place])
+        assert warnings == []
+        assert as_json(compare(again)) == as_json(compare(runs))
+        assert [run.record for run in again] == [run.record for run in runs]
+        assert all(run.steps() == () for run in again)
+
+
+def test_a_line_that_is_no_result_is_named(tmp_path):
+    (tmp_path / "results.jsonl").write_text('{"label": "lcia"}\n')
+    with pytest.raises(ConfigError, match=r"results.jsonl:1: has no 'run'; expected a line of"):
+        find_runs([tmp_path])
