@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "integrations": {"ema"},
     "methods": {"ema", "grouping", "data", "integrations", "models"},
     "evaluation": {"data", "grouping", "models"},
-    "config": {"data", "grouping"},
+    "config": {"data", "grouping", "models"},
     "learner": {
         "config",
         "data",

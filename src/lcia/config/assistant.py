@@ -202,11 +202,14 @@ def check_adapter(settings: Mapping[str, Any]) -> None:
     """Check settings of ``peft.LoraConfig``.
 
     Raises:
-        ConfigError: an unknown field or a value peft refuses.
+        ConfigError: an unknown field, more than plain LoRA, or a value peft refuses.
     """
     from peft import LoraConfig
 
+    from lcia.models.lora import check_settings
+
     _check_fields(LoraConfig, settings, "adapter")
+    check_settings(settings)
     _construct(LoraConfig, {**ADAPTER_DEFAULTS, **settings}, "adapter")
 
 

@@ -5,8 +5,6 @@ from typing import Any
 
 from lcia.errors import ConfigError
 
-NOT_STACKABLE = ("use_dora", "use_rslora", "lora_bias")
-
 
 def stacked(adapter: Mapping[str, Any], times: int) -> Any:
     """Return the ``peft.LoraConfig`` of ``times`` LoRAs as one: A = [A_1; A_2; ...], B likewise.
@@ -18,15 +16,15 @@ def stacked(adapter: Mapping[str, Any], times: int) -> Any:
         times: how many parts.
 
     Raises:
-        ConfigError: a variant of LoRA whose parts do not add up.
+        ConfigError: ``use_rslora``, whose parts do not add up.
     """
     from peft import LoraConfig
 
-    for variant in NOT_STACKABLE:
-        if adapter.get(variant):
-            raise ConfigError(
-                f"adapter.{variant} is set; olora and moelora stack plain LoRA only. Remove it."
-            )
+    if adapter.get("use_rslora"):
+        raise ConfigError(
+            "adapter.use_rslora is set; olora and moelora stack LoRAs whose scale is "
+            "lora_alpha / r. Remove it."
+        )
     patterns = {
         key: {name: times * value for name, value in adapter[key].items()}
         for key in ("rank_pattern", "alpha_pattern")

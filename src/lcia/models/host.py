@@ -12,6 +12,7 @@ from lcia.errors import ConfigError
 from lcia.models.chat import ChatFormat
 from lcia.models.gates import GATES, load_gates
 from lcia.models.loading import BaseModel
+from lcia.models.lora import add_lora, read_config
 from lcia.models.prefix import behind_prefix, read_prefix, shares_prefixes
 from lcia.models.projector import Projector
 from lcia.models.seq2seq import Seq2SeqFormat
@@ -62,13 +63,15 @@ class AdapterHost:
         self._loaded: dict[str, Path] = {}
 
     def new_adapter(self, lora_config: Any) -> Any:
-        """Put a fresh adapter on the model, ready to train, and return the ``PeftModel``."""
-        from peft import get_peft_model
+        """Put a fresh adapter on the model, ready to train, and return the ``PeftModel``.
 
+        Raises:
+            ConfigError: it is more than plain LoRA, or names no linear layer of the model.
+        """
         self.clear()
         if self.base.processor is not None:
             adapt_language_only(lora_config, self.base.model)
-        self._peft = get_peft_model(self.base.model, lora_config, adapter_name=TRAINED)
+        self._peft = add_lora(self.base.model, lora_config, name=TRAINED)
         if self.projector is not None:
             self.projector.train()
         return self._peft
@@ -243,6 +246,7 @@ class AdapterHost:
     def _load(self, key: str, path: Path, *, trainable: bool) -> None:
         from peft import PeftModel
 
+        read_config(path)
         if self._peft is None:
             self._peft = PeftModel.from_pretrained(
                 self.base.model, path, adapter_name=key, is_trainable=trainable

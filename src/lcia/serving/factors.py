@@ -8,34 +8,9 @@ from typing import Any
 
 from lcia.errors import StoreError
 from lcia.models.gates import GATES
+from lcia.models.lora import read_config
 
 PREFIX = "base_model.model."
-
-# What a LoraConfig may say that leaves y = W x + s B A x as it is. Anything else that differs
-# from peft's default changes the computation, and is refused instead of ignored.
-HARMLESS = {
-    "alpha_pattern",
-    "auto_mapping",
-    "base_model_name_or_path",
-    "exclude_modules",
-    "fan_in_fan_out",
-    "inference_mode",
-    "init_lora_weights",
-    "layers_pattern",
-    "layers_to_transform",
-    "lora_alpha",
-    "lora_dropout",
-    "peft_type",
-    "peft_version",
-    "r",
-    "rank_pattern",
-    "revision",
-    "target_modules",
-    "task_type",
-    "use_rslora",
-}
-# These initialisations change the base model's own weights.
-REWRITES_BASE = ("pissa", "olora", "corda", "loftq")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,39 +34,6 @@ class Factors:
         """Memory the factors take, in bytes."""
         factors = (factor for pair in self.modules.values() for factor in pair)
         return sum(tensor.nbytes for tensor in (*factors, *self.gates.values()))
-
-
-def read_config(folder: Path) -> Any:
-    """Return the ``LoraConfig`` of an adapter that is plain LoRA.
-
-    Raises:
-        StoreError: the folder is damaged, or the adapter is more than plain LoRA.
-    """
-    from peft import LoraConfig, PeftConfig
-
-    try:
-        config = PeftConfig.from_pretrained(str(folder))
-    except (OSError, ValueError, TypeError) as error:
-        raise StoreError(f"{folder}: is not an adapter that peft can read: {error}") from error
-    if not isinstance(config, LoraConfig):
-        raise StoreError(f"{folder}: is a {config.peft_type} adapter; only LoRA is served.")
-    plain = LoraConfig()
-    changed = [
-        field.name
-        for field in dataclasses.fields(LoraConfig)
-        if field.name not in HARMLESS
-        and getattr(config, field.name) != getattr(plain, field.name)
-        and getattr(config, field.name)
-    ]
-    start = str(config.init_lora_weights)
-    if start.startswith(REWRITES_BASE):
-        changed.append(f"init_lora_weights={start}")
-    if changed:
-        raise StoreError(
-            f"{folder}: uses {', '.join(changed)}; only plain LoRA is served. Train the group "
-            "without it, or answer with 'lcia chat'."
-        )
-    return config
 
 
 def read_factors(folder: Path, *, dtype: Any, device: Any) -> Factors:

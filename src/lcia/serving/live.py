@@ -11,7 +11,7 @@ from lcia.errors import StoreError
 from lcia.evaluation.generate import Adapters
 from lcia.grouping import Router
 from lcia.learner import Store
-from lcia.serving.factors import read_config
+from lcia.models.lora import read_config
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,9 @@ from lcia.errors import StoreError
 from lcia.models import load_model
 from lcia.models.gates import GATES, add_gates, save_gates
 from lcia.models.host import TRAINED
+from lcia.models.lora import read_config
 from lcia.serving.bank import AdapterBank
-from lcia.serving.factors import read_config, read_factors
+from lcia.serving.factors import read_factors
 
 
 @pytest.fixture
@@ -98,11 +99,12 @@ def test_hundreds_of_adapters_pass_through(bank, base, adapters):
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"bias": "all"}, "bias"),
         ({"init_lora_weights": "olora"}, "init_lora_weights=olora"),
-        ({"target_modules": ["embed_tokens"]}, "embed_tokens"),
     ],
 )
 def test_what_is_not_plain_lora_is_refused(bank, make_adapter, tmp_path, settings, named):
-    folder = make_adapter(tmp_path / "a", **settings)
+    folder = make_adapter(tmp_path / "a")
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
     with pytest.raises(StoreError, match=named):
         bank.acquire("a@0001", folder)
     assert not bank.loaded

@@ -1,0 +1,206 @@
+"""Which LoRA lcia supports, stated once: y = W x + s B A x on linear layers, and W stays as it is.
+
+Settings, adapters in memory, stored ones and those of others are all held to it: the average, the
+merging, the mixing of adapters in a batch and serving know nothing else.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lcia.errors import ConfigError, StoreError
+
+SETTINGS = frozenset(
+    {
+        "r",
+        "lora_alpha",
+        "lora_dropout",
+        "use_rslora",
+        "init_lora_weights",
+        "target_modules",
+        "exclude_modules",
+        "layers_to_transform",
+        "layers_pattern",
+        "rank_pattern",
+        "alpha_pattern",
+        "fan_in_fan_out",
+    }
+)
+"""Fields of ``LoraConfig`` that leave y = W x + s B A x as it is; any other keeps its default."""
+
+RECORDS = frozenset(
+    {
+        "auto_mapping",
+        "base_model_name_or_path",
+        "inference_mode",
+        "peft_type",
+        "peft_version",
+        "revision",
+        "task_type",
+    }
+)
+"""Fields that peft writes into a stored adapter, and that say nothing about what it computes."""
+
+INITIAL = (True, False, "gaussian")
+"""Ways to start that leave the base model alone and train both factors."""
+
+STORED_INITIAL = (*INITIAL, "eva", "orthogonal")
+"""The same for an adapter that was trained elsewhere: how it started no longer matters."""
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Check the settings of an adapter to train, fields of ``peft.LoraConfig``.
+
+    Raises:
+        ConfigError: a field that makes it more than plain LoRA, or a value out of range.
+    """
+    from peft import LoraConfig
+
+    for field in dataclasses.fields(LoraConfig):
+        value = settings.get(field.name)
+        if field.name in RECORDS and value:
+            raise ConfigError(f"adapter.{field.name} is set by lcia. Remove it.")
+        if field.name not in SETTINGS and not _is_neutral(field, value):
+            raise ConfigError(
+                f"adapter.{field.name} is {value!r}; lcia trains plain LoRA, y = W x + s B A x, "
+                "which it can average, mix and serve. Remove it."
+            )
+    start = settings.get("init_lora_weights", True)
+    if start not in INITIAL:
+        raise ConfigError(
+            f"adapter.init_lora_weights is {start!r}; expected true, false or 'gaussian': others "
+            "change the base model's weights or train one factor only."
+        )
+    for key, least in {"r": 1, "lora_alpha": None, "lora_dropout": 0}.items():
+        _check_number(key, settings.get(key, 1 if least else 0.5), least=least)
+
+
+def unsupported(config: Any) -> list[str]:
+    """Return what makes a ``LoraConfig`` more than plain LoRA, as ``field`` or ``field=value``."""
+    found = [
+        field.name
+        for field in dataclasses.fields(config)
+        if field.name not in SETTINGS | RECORDS | {"eva_config"}  # peft fills it in for "eva"
+        and not _is_neutral(field, getattr(config, field.name))
+    ]
+    if config.init_lora_weights not in STORED_INITIAL:
+        found.append(f"init_lora_weights={config.init_lora_weights}")
+    return found
+
+
+def read_config(folder: Path) -> Any:
+    """Return the ``LoraConfig`` of a stored adapter that is plain LoRA.
+
+    Raises:
+        StoreError: the folder is damaged, or the adapter is more than plain LoRA.
+    """
+    from peft import LoraConfig
+
+    path = folder / "adapter_config.json"
+    known = {field.name for field in dataclasses.fields(LoraConfig)}
+    try:
+        stored = dict(json.loads(path.read_text(encoding="utf-8")))
+        config = LoraConfig(**{key: stored[key] for key in stored if key in known})
+    except (OSError, ValueError, TypeError) as error:
+        raise StoreError(f"{folder}: is not an adapter that peft can read: {error}") from error
+    if stored.get("peft_type") != "LORA":
+        raise StoreError(
+            f"{folder}: is a {stored.get('peft_type')} adapter; expected a LoRA adapter."
+        )
+    # A later peft's fields may change what is computed; this one would read past them.
+    if found := unsupported(config) + [key for key in stored if key not in known and stored[key]]:
+        raise StoreError(
+            f"{folder}: uses {', '.join(found)}; expected plain LoRA, y = W x + s B A x. Train the "
+            "adapter without it."
+        )
+    return config
+
+
+def add_lora(model: Any, config: Any, *, name: str) -> Any:
+    """Put a fresh adapter on a base model, and return the ``PeftModel``.
+
+    Args:
+        model: the base model; as it was, if this raises.
+        config: ``peft.LoraConfig``; peft spells its targets out.
+        name: of the adapter.
+
+    Raises:
+        ConfigError: it is more than plain LoRA, or names no linear layers of this model.
+    """
+    from peft import get_peft_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if found := unsupported(config):
+        raise ConfigError(f"adapter: uses {', '.join(found)}; expected plain LoRA. Remove it.")
+    asked = config.target_modules
+    try:
+        _check_kinds(model, config)
+        peft = get_peft_model(model, config, adapter_name=name)
+        _check_names(config, asked, adapted=peft.base_model.targeted_module_names)
+    except ValueError as error:
+        for path, module in list(model.named_modules()):
+            if isinstance(module, BaseTunerLayer):
+                model.set_submodule(path, module.get_base_layer())
+        reason = str(error).partition("Please check")[0].partition("Currently")[0].strip()
+        raise ConfigError(f"adapter: {' '.join(reason.split())}") from error
+    return peft
+
+
+def _check_kinds(model: Any, config: Any) -> None:
+    """Refuse what peft adapts otherwise than by y = W x + s B A x."""
+    import torch
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    if config.target_modules in (None, "all-linear"):
+        return
+    other = (torch.nn.Embedding, torch.nn.modules.conv._ConvNd, torch.nn.MultiheadAttention)
+    for name, module in model.named_modules():
+        if isinstance(module, other) and check_target_module_exists(config, name):
+            raise ValueError(
+                f"target_modules: {name} is no linear layer but {type(module).__name__}."
+            )
+
+
+def _check_names(config: Any, asked: Any, *, adapted: Sequence[str]) -> None:
+    """Refuse a name, layer or pattern that meets no adapted module: it was meant to."""
+    ends = [] if asked is None or isinstance(asked, str) else sorted(asked)
+    layers = config.layers_to_transform
+    layers = [layers] if isinstance(layers, int) else layers or []
+    wanted = {
+        "target_modules": {end: rf"(.*\.)?{re.escape(end)}" for end in ends},
+        "layers_to_transform": {layer: rf".*\.{layer}\..*" for layer in layers},
+        "rank_pattern": {key: rf"(.*\.)?({key})" for key in config.rank_pattern},
+        "alpha_pattern": {key: rf"(.*\.)?({key})" for key in config.alpha_pattern},
+    }
+    for field, patterns in wanted.items():
+        for value, pattern in patterns.items():
+            if not any(re.fullmatch(pattern, name) for name in adapted):
+                kinds = sorted({name.rpartition(".")[2] for name in adapted})
+                raise ValueError(
+                    f"{field}: {value!r} meets none of the {len(adapted)} modules that are "
+                    f"adapted ({', '.join(kinds)}). Correct or remove it."
+                )
+
+
+def _is_neutral(field: Any, value: Any) -> bool:
+    """Tell whether a field that is not supported says nothing: its default, or nothing at all."""
+    if field.default_factory is not dataclasses.MISSING:
+        default = field.default_factory()
+        return not value or value in (default, getattr(default, "__dict__", None))
+    return not value or value == field.default
+
+
+def _check_number(key: str, value: Any, *, least: int | None) -> None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    whole = least == 1
+    low = (value >= least if least is not None else value > 0) if is_number else False
+    high = key != "lora_dropout" or (is_number and value < 1)
+    if not (low and high) or (whole and not isinstance(value, int)):
+        wanted = {"r": "a whole number from 1 up", "lora_alpha": "a number above 0"}
+        raise ConfigError(
+            f"adapter.{key} is {value!r}; expected "
+            f"{wanted.get(key, 'a number from 0 up and below 1')}."
+        )

@@ -1,0 +1,163 @@
+"""One statement of which LoRA is supported: settings, fresh, stored and foreign adapters."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from peft import LoraConfig
+
+from lcia.config import AssistantConfig
+from lcia.data import Message
+from lcia.errors import ConfigError, StoreError
+from lcia.models import AdapterHost, load_model
+from lcia.models.lora import RECORDS, SETTINGS, read_config
+from lcia.serving.bank import AdapterBank
+
+FIELDS = [field.name for field in dataclasses.fields(LoraConfig)]
+OTHERS = [name for name in FIELDS if name not in SETTINGS]
+REWRITING = ["pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga", "mica", "new"]
+
+
+@pytest.fixture(scope="module")
+def host(tiny_model) -> AdapterHost:
+    return AdapterHost(load_model(str(tiny_model), dtype="float32"))
+
+
+@pytest.fixture
+def stored(host, tmp_path):
+    """A stored adapter whose configuration says something else, too."""
+
+    def make(**settings):
+        folder = tmp_path / "adapter"
+        host.new_adapter(LoraConfig(r=4, target_modules=["q_proj"])).save_pretrained(folder)
+        host.clear()
+        path = folder / "adapter_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+        return folder
+
+    return make
+
+
+def answer_of(host, adapter=None):
+    asked = [[Message(role="user", content="red 1")]]
+    return host.generate(asked, [adapter], max_new_tokens=4)
+
+
+def check(**adapter):
+    AssistantConfig(model="m", adapter=adapter).check()
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_field_that_makes_it_more_than_plain_lora_is_refused_by_name(name):
+    value = "TOKEN_CLS" if name == "task_type" else "all" if name == "bias" else True
+    with pytest.raises(ConfigError, match=rf"^adapter\.{name} ") as caught:
+        check(**{name: value})
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", sorted(set(OTHERS) - RECORDS))
+def test_a_field_that_says_its_default_is_no_reason_to_refuse(name):
+    field = next(f for f in dataclasses.fields(LoraConfig) if f.name == name)
+    is_made = field.default_factory is not dataclasses.MISSING
+    check(**{name: field.default_factory() if is_made else field.default})
+
+
+@pytest.mark.parametrize("start", [*REWRITING, "eva", "orthogonal"])
+def test_a_start_that_changes_the_base_model_is_refused(start, host):
+    with pytest.raises(ConfigError, match=rf"adapter\.init_lora_weights is '{start}'"):
+        check(init_lora_weights=start)
+    if start in REWRITING[:3]:
+        before = {n: p.clone() for n, p in host.base.model.named_parameters()}
+        with pytest.raises(ConfigError, match=f"init_lora_weights={start}"):
+            host.new_adapter(LoraConfig(target_modules=["q_proj"], init_lora_weights=start))
+        after = dict(host.base.model.named_parameters())
+        assert all(torch.equal(p, after[n]) for n, p in before.items())
+
+
+@pytest.mark.parametrize("start", [True, False, "gaussian"])
+def test_a_start_that_is_allowed_leaves_the_base_model_alone(start, host):
+    check(init_lora_weights=start)
+    before = answer_of(host), host.base.model.lm_head.weight.clone()
+    host.new_adapter(LoraConfig(target_modules=["q_proj", "lm_head"], init_lora_weights=start))
+    host.clear()
+    assert answer_of(host) == before[0]
+    assert torch.equal(host.base.model.lm_head.weight, before[1])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("r", 0),
+        ("r", -1),
+        ("r", 2.5),
+        ("r", True),
+        ("r", "8"),
+        ("lora_alpha", 0),
+        ("lora_alpha", -2),
+        ("lora_alpha", "16"),
+        ("lora_dropout", 1.0),
+        ("lora_dropout", -0.1),
+        ("lora_dropout", None),
+    ],
+)
+def test_numbers_out_of_range_are_refused(key, value):
+    with pytest.raises(ConfigError, match=rf"adapter\.{key} is .*; expected a (whole )?number"):
+        check(**{key: value})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"target_modules": ["query_key_value"]}, "query_key_value"),
+        ({"target_modules": ["q_proj", "query"]}, "target_modules: 'query' meets none"),
+        ({"target_modules": "none_such"}, "none_such"),
+        ({"target_modules": ["embed_tokens"]}, "embed_tokens is no linear layer but Embedding"),
+        ({"target_modules": ["q_proj", "self_attn"]}, "LlamaAttention"),
+        ({"layers_to_transform": [1, 7], "target_modules": ["q_proj"]}, "layers_to_transform: 7"),
+        ({"rank_pattern": {"qproj": 4}}, "rank_pattern: 'qproj' meets none"),
+        ({"alpha_pattern": {"layers.9.q_proj": 4}}, "alpha_pattern: 'layers.9.q_proj'"),
+    ],
+)
+def test_names_that_meet_nothing_are_said_and_leave_the_model_as_it_was(settings, message, host):
+    before = [name for name, _ in host.base.model.named_modules()]
+    with pytest.raises(ConfigError, match=message) as caught:
+        host.new_adapter(LoraConfig(**{"target_modules": "all-linear", **settings}))
+    assert str(caught.value).startswith("adapter: ")
+    assert len(str(caught.value).splitlines()) == 1
+    assert [name for name, _ in host.base.model.named_modules()] == before
+    host.new_adapter(LoraConfig(target_modules=["q_proj"]))
+    host.clear()
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"use_dora": True}, "use_dora"),
+        ({"bias": "lora_only"}, "bias"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"layer_replication": [[0, 1], [0, 1]]}, "layer_replication"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights=pissa"),
+        ({"of_a_later_peft": 3}, "of_a_later_peft"),
+    ],
+)
+def test_a_stored_adapter_that_is_more_than_plain_lora_is_refused_at_every_door(
+    settings, named, stored, host, tiny_model
+):
+    folder = stored(**settings)
+    bank = AdapterBank(host.base.model, max_loaded=2)
+    doors = [
+        lambda: read_config(folder),
+        lambda: answer_of(host, ("g1@0001", folder)),
+        lambda: host.adapter_to_train(folder),
+        lambda: bank.acquire("g1@0001", folder),
+    ]
+    for door in doors:
+        with pytest.raises(StoreError, match=f"uses {named}; expected plain LoRA"):
+            door()
+    host.clear()
+
+
+@pytest.mark.parametrize("start", ["eva", "orthogonal", "gaussian", False])
+def test_how_a_stored_plain_adapter_once_started_does_not_matter(start, stored):
+    assert read_config(stored(init_lora_weights=start)).r == 4
