@@ -97,8 +97,9 @@ def generate(
         key = request.adapter[0] if request.adapter else ""
         return request.max_new_tokens, key, sum(len(m.content) for m in request.messages)
 
-    answers = [host.base_answers.get(request, "") for request in requests]
-    order = [i for i, request in enumerate(requests) if request not in host.base_answers]
+    known = [host.base_answers.get(request) for request in requests]
+    answers = [answer or "" for answer in known]
+    order = [i for i, answer in enumerate(known) if answer is None]
     done = 0
     for limit, same in groupby(sorted(order, key=alike), key=lambda i: alike(i)[0]):
         for batch in batched(same, batch_size):
@@ -110,7 +111,7 @@ def generate(
             for i, text in zip(batch, texts, strict=True):
                 answers[i] = text
                 if requests[i].adapter is None:
-                    host.base_answers[requests[i]] = text
+                    host.base_answers.keep(requests[i], text)
             done += len(batch)
             progress(done, len(order))
     return answers

@@ -3,6 +3,7 @@
 import inspect
 import logging
 import re
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,38 @@ TRAINED = "default"
 BASE = "__base__"
 """peft's name for "no adapter" in a batch of mixed adapters."""
 
+BASE_ANSWERS = 8192
+"""Answers of the base model kept; a process that learns one task after another asks for ever."""
+
+
+class RecentAnswers:
+    """The answers used last, by request.
+
+    Args:
+        most: how many are kept; the one not used for longest leaves first.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._answers: OrderedDict[Any, str] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def get(self, request: Any) -> str | None:
+        """Return the answer to a request, None where it is not known."""
+        if request not in self._answers:
+            return None
+        self._answers.move_to_end(request)
+        return self._answers[request]
+
+    def keep(self, request: Any, answer: str) -> None:
+        """Remember an answer."""
+        self._answers[request] = answer
+        self._answers.move_to_end(request)
+        if len(self._answers) > self._most:
+            self._answers.popitem(last=False)
+
 
 class AdapterHost:
     """Holds a base model with its adapters; trains one, generates with any mix of them.
@@ -42,7 +75,8 @@ class AdapterHost:
     Attributes:
         chat: makes batches of prompts and answers.
         projector: what is trained and swapped besides adapters; None where nothing is.
-        base_answers: what the base model answered to a request, kept by those who ask it twice.
+        base_answers: what the base model answered to a request, kept by those who ask it twice;
+            the last ``BASE_ANSWERS`` used.
     """
 
     def __init__(
@@ -58,7 +92,7 @@ class AdapterHost:
         self.chat = _format(base, pad_images=pad_images, max_prompt_tokens=max_prompt_tokens)
         self.projector = Projector(base.model) if base.processor and projector else None
         self.max_loaded = max_loaded
-        self.base_answers: dict[Any, str] = {}
+        self.base_answers = RecentAnswers(BASE_ANSWERS)
         self._peft: Any | None = None
         self._loaded: dict[str, Path] = {}
 

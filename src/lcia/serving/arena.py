@@ -24,12 +24,17 @@ class Arena(Cache):
 
     Args:
         layers: number of the model's attention layers.
+
+    Attributes:
+        intact: False once a change failed in the middle of it, for want of memory; ``clear``
+            makes the arena usable again.
     """
 
     layers: list[Any]
 
     def __init__(self, *, layers: int) -> None:
         self.window = _Window()
+        self.intact = True
         super().__init__(layers=[_ArenaLayer(self.window) for _ in range(layers)])
 
     @property
@@ -51,6 +56,7 @@ class Arena(Cache):
             lengths: tokens of each sequence in it.
             rows: which of them to take.
         """
+        self.intact = False
         window, first = self.window, len(self.lengths)
         new_layers: list[Any] = prefilled.layers
         width = max(lengths[row] for row in rows)
@@ -63,11 +69,14 @@ class Arena(Cache):
                     buffer[target, :, :begin] = 0
                     buffer[target, :, begin : window.end] = new[row, :, -lengths[row] :]
         window.lengths = [*self.lengths, *(lengths[row] for row in rows)]
+        self.intact = True
 
     def make_room(self) -> None:
         """See to it that one more column can be written."""
         if self.window.end == self.window.columns:
+            self.intact = False
             self._move(rows=len(self.lengths), width=self.window.width)
+            self.intact = True
 
     def advance(self) -> None:
         """Count the column that a forward pass has written."""
@@ -92,6 +101,7 @@ class Arena(Cache):
         for layer in self.layers:
             layer.keys = layer.values = None
             layer.is_initialized = False
+        self.intact = True
 
     def _move(self, *, rows: int, width: int, like: DynamicCache | None = None) -> None:
         """Let the rows end at ``width`` or their own width, in buffers that are large enough."""

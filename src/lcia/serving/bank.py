@@ -19,9 +19,11 @@ class AdapterBank:
     """Applies to each row of a batch its own adapter, by two products per layer.
 
     The factors of the S adapters in use are stacked, down: (S r, in) and up: (S r, out). With
-    gate (rows, S r), one where a row's own adapter stands and zero elsewhere,
-    ``y += ((x down^T) * gate) up`` equals peft's ``adapter_names`` for all rows at once; peft
-    runs each layer once per adapter. The base model is never changed: hooks add to its outputs.
+    others (rows, S r), true but where a row's own adapter stands, ``y += hidden up`` for
+    ``hidden = (x down^T).masked_fill(others, 0)`` equals peft's ``adapter_names`` for all rows at
+    once; peft runs each layer once per adapter. Unlike a product by zero, the mask keeps what one
+    adapter overflows to in its own rows. The base model is never changed: hooks add to its
+    outputs.
 
     Not thread-safe: one thread loads, gates and computes.
 
@@ -91,15 +93,20 @@ class AdapterBank:
             self._stack()
         elif chosen == self._gated:
             return
+        if needed:
+            others = torch.ones(len(chosen), 1, len(self._stacked), self._rank, dtype=torch.bool)
+            for row, key in enumerate(chosen):
+                if key is not None:
+                    others[row, 0, self._stacked[key]] = False
+            self._gate.others = others.flatten(2).to(self._model.device)
+        else:
+            self._gate.others = None
         self._gated = chosen
-        if not needed:
-            self._gate.rows = None
-            return
-        gate = torch.zeros(len(chosen), 1, len(self._stacked), self._rank, dtype=self._dtype)
-        for row, key in enumerate(chosen):
-            if key is not None:
-                gate[row, 0, self._stacked[key]] = 1
-        self._gate.rows = gate.flatten(2).to(self._model.device)
+
+    def release_all(self) -> None:
+        """Say that no row uses an adapter any more."""
+        self._users.clear()
+        self._evict()
 
     def detach(self) -> None:
         """Take all hooks off the model."""
@@ -112,7 +119,8 @@ class AdapterBank:
         """Stack the adapters in use, and others of late as far as there is room."""
         idle = [key for key in reversed(self._loaded) if key not in self._users]
         keys = [*self._users, *idle[: max(0, STACKED - len(self._users))]]
-        self._stacked = {key: slot for slot, key in enumerate(keys)}
+        # Memory may run out in the middle: nothing counts as stacked before all of it is.
+        self._stacked, self._gated = {}, ()
         stacked = [self._loaded[key] for key in keys]
         self._rank = max(factors.rank for factors in stacked)
         for name in {name for factors in stacked for name in factors.modules} - set(self._sites):
@@ -124,6 +132,7 @@ class AdapterBank:
                 for slot, factors in enumerate(stacked)
                 if name in factors.gates
             }
+        self._stacked = {key: slot for slot, key in enumerate(keys)}
 
     def _evict(self) -> None:
         idle = [key for key in self._loaded if key not in self._users]
@@ -147,7 +156,7 @@ class AdapterBank:
 class _Gate:
     """Shared by all sites: (rows, 1, S r), or None where all rows use the base model."""
 
-    rows: Any = None
+    others: Any = None
 
 
 class _Site:
@@ -173,12 +182,13 @@ class _Site:
         self.rank, self.ranks = rank, [len(pair[0]) if pair else 0 for pair in pairs]
 
     def _add(self, module: Any, args: tuple[Any, ...], output: Any) -> None:
-        if self.gate.rows is None or self.down is None:
+        if self.gate.others is None or self.down is None:
             return
         inputs = args[0].to(self.down.dtype)
-        hidden = F.linear(inputs, self.down) * self.gate.rows
+        hidden = F.linear(inputs, self.down)
         for slot, gate in self.gates.items():
             self._mix(hidden, F.linear(inputs, gate).softmax(-1), slot=slot)
+        hidden.masked_fill_(self.gate.others, 0)
         # In place: the output belongs to the layer's own product, and nobody else has seen it.
         rows = output.view(-1, output.shape[-1])
         if rows.dtype == hidden.dtype:

@@ -55,24 +55,46 @@ def read_factors(folder: Path, *, dtype: Any, device: Any) -> Factors:
         module, kind, _ = name.removeprefix(PREFIX).rpartition(".lora_A.weight")
         if kind:
             down, up = tensors[name], tensors.get(f"{PREFIX}{module}.lora_B.weight")
-            if up is None or down.ndim != 2:
+            if up is None or down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1]:
                 raise StoreError(f"{path}: {module} is not a pair of LoRA matrices.")
             scaled = up.float().T * scaling(config, module, rank=len(down))
             modules[module] = tuple(
                 t.to(device=device, dtype=dtype).contiguous() for t in (down, scaled)
             )
+    if not modules:
+        raise StoreError(f"{path}: holds no LoRA matrices; expected those of at least one layer.")
     if 2 * len(modules) != len(tensors):
         extra = next(n for n in tensors if ".lora_A.weight" not in n and ".lora_B." not in n)
         raise StoreError(f"{path}: holds {extra}, which is no LoRA matrix; it is not served.")
-    gates = _read(folder / GATES) if (folder / GATES).is_file() else {}
+    gates = {
+        name.removeprefix(PREFIX): gate.to(device=device, dtype=dtype)
+        for name, gate in (_read(folder / GATES) if (folder / GATES).is_file() else {}).items()
+    }
+    _check(folder, modules, gates)
     return Factors(
         modules=modules,
         rank=max(len(down) for down, _ in modules.values()),
-        gates={
-            name.removeprefix(PREFIX): gate.to(device=device, dtype=dtype)
-            for name, gate in gates.items()
-        },
+        gates=gates,
     )
+
+
+def _check(folder: Path, modules: Mapping[str, tuple[Any, Any]], gates: Mapping[str, Any]) -> None:
+    """Refuse what would fail, or reach other rows, only in the middle of a batch."""
+    for name, gate in gates.items():
+        down = modules[name][0] if name in modules else None
+        if down is None or gate.ndim != 2 or gate.shape[1] != down.shape[1]:
+            raise StoreError(f"{folder / GATES}: {name} is no gate of one of the adapter's layers.")
+        if len(down) % len(gate):
+            raise StoreError(
+                f"{folder / GATES}: {name} has {len(gate)} experts, but rank {len(down)}."
+            )
+    named = [(name, factor) for name, pair in modules.items() for factor in pair]
+    for name, factor in [*named, *gates.items()]:
+        if not bool(factor.isfinite().all()):
+            raise StoreError(
+                f"{folder}: {name} holds values that are not finite. Roll back to a version before "
+                "it, or learn the task again."
+            )
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from peft import LoraConfig
 
 from lcia.data import Message
 from lcia.models import AdapterHost, load_model
+from lcia.models.host import RecentAnswers
 
 
 def user(text: str):
@@ -80,3 +81,15 @@ def test_clearing_gives_the_base_model_back(host, adapters, tiny_model):
     names = [name for name, _ in host.base.model.named_parameters()]
     assert not any("lora" in name for name in names)
     assert ask(host, ["one"], [None]) == ask(fresh, ["one"], [None])
+
+
+def test_the_base_models_answers_are_kept_up_to_a_bound():
+    kept = RecentAnswers(3)
+    for request in range(10):
+        kept.keep(request, str(request))
+        assert len(kept) == min(3, request + 1)
+        assert kept.get(request) == str(request)
+    assert kept.get(7) == "7"
+    kept.keep(10, "10")
+    assert kept.get(8) is None, "the one that was not used for longest left"
+    assert [kept.get(request) for request in (7, 9, 10)] == ["7", "9", "10"]

@@ -166,3 +166,79 @@ def test_factors_hold_the_scaling(adapters):
     up = stored[f"base_model.model.{name}.lora_B.weight"]
     torch.testing.assert_close(factors.modules[name][1], up.T * 5 / 3**0.5)
     assert factors.rank == 3
+
+
+def altered(folder, target, change):
+    """A copy of an adapter whose tensors were changed."""
+    shutil.copytree(folder, target)
+    weights = target / "adapter_model.safetensors"
+    save_file({name: change(name, t) for name, t in load_file(weights).items()}, weights)
+    return target
+
+
+def test_an_adapter_with_values_that_are_not_finite_is_refused(bank, adapters, tmp_path):
+    def spoil(name, tensor):
+        if "layers.1.mlp.down_proj.lora_B" in name:
+            tensor[0, 0] = float("nan")
+        return tensor
+
+    folder = altered(adapters[0][1], tmp_path / "nan", spoil)
+    with pytest.raises(StoreError, match=r"layers\.1\.mlp\.down_proj holds values that are not"):
+        bank.acquire("nan@0001", folder)
+
+
+def test_an_adapter_without_matrices_is_refused(bank, adapters, tmp_path):
+    folder = tmp_path / "empty"
+    shutil.copytree(adapters[0][1], folder)
+    save_file({}, folder / "adapter_model.safetensors")
+    with pytest.raises(StoreError, match="holds no LoRA matrices"):
+        bank.acquire("empty@0001", folder)
+    (folder / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(StoreError, match="cannot be read"):
+        bank.acquire("empty@0001", folder)
+
+
+@pytest.mark.parametrize(
+    ("gates", "named"),
+    [
+        ({"model.layers.0.mlp.up_proj": torch.zeros(2, 31)}, "no gate"),
+        ({"model.layers.0.mlp.up_proj": torch.zeros(3, 32)}, "3 experts, but rank 4"),
+        ({"lm_head_of_another": torch.zeros(2, 32)}, "no gate"),
+    ],
+)
+def test_gates_that_fit_no_layer_are_refused(bank, adapters, tmp_path, gates, named):
+    folder = tmp_path / "gated"
+    shutil.copytree(adapters[0][1], folder)
+    save_file({f"base_model.model.{n}": t for n, t in gates.items()}, folder / GATES)
+    with pytest.raises(StoreError, match=named):
+        bank.acquire("gated@0001", folder)
+
+
+def test_what_one_adapter_overflows_to_stays_in_its_own_rows(bank, base, adapters, tmp_path):
+    ids = torch.randint(4, 250, (3, 9), generator=torch.Generator().manual_seed(0))
+    rows = [None, adapters[1], adapters[0]]
+    for adapter in adapters[:2]:
+        bank.acquire(*adapter)
+    bank.select([adapter and adapter[0] for adapter in rows])
+    expected = logits(base.model, ids)
+    huge = altered(adapters[0][1], tmp_path / "huge", lambda _, t: t.sign() * 1e38)
+    bank.acquire("huge@0001", huge)
+    bank.select([adapter and adapter[0] for adapter in rows[:2]] + ["huge@0001"])
+    found = logits(base.model, ids)
+    assert not found[2].isfinite().all()
+    torch.testing.assert_close(found[:2], expected[:2])
+
+
+def test_a_stack_that_failed_in_the_middle_is_made_again(bank, base, adapters, monkeypatch):
+    ids = torch.arange(4, 13)[None]
+    bank.acquire(*adapters[0])
+    bank.select([adapters[0][0]])
+    expected = logits(base.model, ids)
+    bank.acquire(*adapters[1])
+    site = list(bank._sites.values())[3]
+    with monkeypatch.context() as patch:
+        patch.setattr(site, "stack", lambda *_, **__: torch.empty(1 << 60))
+        with pytest.raises(RuntimeError, match="memory"):
+            bank.select([adapters[1][0]])
+    bank.select([adapters[0][0]])
+    torch.testing.assert_close(logits(base.model, ids), expected)
