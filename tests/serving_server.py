@@ -8,11 +8,11 @@ from pathlib import Path
 from conftest import make_task
 from lcia.config import AssistantConfig
 from lcia.learner import ContinualLearner, Store, load_host
-from lcia.serving.app import build_app
 from lcia.serving.config import AccessConfig, ServeConfig
+from lcia.serving.http.app import build_app
+from lcia.serving.http.server import listen, make_server
+from lcia.serving.http.service import Service
 from lcia.serving.live import LiveStore
-from lcia.serving.server import listen, make_server
-from lcia.serving.service import Service
 
 COLOUR = "Say the letter of the colour.\n\ngreen 7"
 NUMBER = "Write this number as a digit.\n\ntwo 7"

@@ -14,9 +14,9 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from lcia.errors import ConfigError
 from lcia.serving.config import AccessConfig
-from lcia.serving.gateway import Gateway, GatewayConfig, build_gateway
+from lcia.serving.gateway.app import Gateway, GatewayConfig, build_gateway
+from lcia.serving.gateway.upstreams import Upstream, check_url
 from lcia.serving.live import LiveStore
-from lcia.serving.upstreams import Upstream, check_url
 from serving_server import COLOUR, NUMBER, running, serving, unhurried
 
 KEY, UPSTREAM_KEY = "the-gateways-own-key", "the-key-of-the-servers"

@@ -15,7 +15,7 @@ import pytest
 
 from conftest import make_task
 from lcia.learner import ContinualLearner, Store
-from lcia.serving.limits import EngineLimits
+from lcia.serving.engine.limits import EngineLimits
 from serving_server import COLOUR, NUMBER, serving
 
 LETTER = "Write the next letter of the alphabet.\n\na 7"

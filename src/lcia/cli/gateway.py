@@ -44,10 +44,10 @@ def gateway(
 
     check_installed()
     from lcia.serving.config import AccessConfig, read_api_keys
-    from lcia.serving.gateway import Gateway, GatewayConfig, build_gateway
+    from lcia.serving.gateway.app import Gateway, GatewayConfig, build_gateway
+    from lcia.serving.gateway.upstreams import check_url
+    from lcia.serving.http.server import run
     from lcia.serving.live import LiveStore
-    from lcia.serving.server import run
-    from lcia.serving.upstreams import check_url
 
     config = GatewayConfig(
         upstreams=[check_url(url) for url in upstreams],

@@ -58,12 +58,12 @@ def serve(
 
     check_installed()
     from lcia.learner import ContinualLearner
-    from lcia.serving.app import build_app
     from lcia.serving.config import AccessConfig, ServeConfig, read_api_keys
-    from lcia.serving.limits import EngineLimits
+    from lcia.serving.engine.limits import EngineLimits
+    from lcia.serving.http.app import build_app
+    from lcia.serving.http.server import run
+    from lcia.serving.http.service import Service
     from lcia.serving.live import LiveStore
-    from lcia.serving.server import run
-    from lcia.serving.service import Service
 
     config = ServeConfig(
         access=AccessConfig(

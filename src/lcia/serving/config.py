@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lcia.errors import ConfigError
-from lcia.serving.limits import EngineLimits
+from lcia.serving.engine.limits import EngineLimits
 
 
 @dataclass(frozen=True, kw_only=True)

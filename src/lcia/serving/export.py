@@ -16,7 +16,7 @@ from lcia.models.embedded import EMBEDDED, prepare
 from lcia.models.gates import GATES
 from lcia.models.lora import read_config
 from lcia.models.projector import FILE as PROJECTOR
-from lcia.serving.factors import PREFIX, read_factors
+from lcia.serving.engine.factors import PREFIX, read_factors
 from lcia.serving.live import BASE
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)

@@ -12,7 +12,7 @@ from lcia.data import Message
 from lcia.errors import ConfigError, StoreError
 from lcia.models import AdapterHost, load_model
 from lcia.models.lora import RECORDS, SETTINGS, read_config
-from lcia.serving.bank import AdapterBank
+from lcia.serving.engine.bank import AdapterBank
 
 FIELDS = [field.name for field in dataclasses.fields(LoraConfig)]
 OTHERS = [name for name in FIELDS if name not in SETTINGS]

@@ -8,9 +8,9 @@ from peft import LoraConfig
 
 from lcia.data import Message
 from lcia.models import AdapterHost, load_model
-from lcia.serving.engine import Engine
-from lcia.serving.job import Job, Prompt
-from lcia.serving.limits import EngineLimits
+from lcia.serving.engine.engine import Engine
+from lcia.serving.engine.job import Job, Prompt
+from lcia.serving.engine.limits import EngineLimits
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import DynamicCache
 
-from lcia.serving import arena as arena_module
-from lcia.serving.arena import Arena
+from lcia.serving.engine import arena as arena_module
+from lcia.serving.engine.arena import Arena
 
 HEADS, SIZE, LAYERS = 2, 3, 2
 

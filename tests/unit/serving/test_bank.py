@@ -14,8 +14,8 @@ from lcia.models import load_model
 from lcia.models.gates import GATES, add_gates, save_gates
 from lcia.models.host import TRAINED
 from lcia.models.lora import read_config
-from lcia.serving.bank import AdapterBank
-from lcia.serving.factors import read_factors
+from lcia.serving.engine.bank import AdapterBank
+from lcia.serving.engine.factors import read_factors
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ from transformers import (
 from lcia.data import Message
 from lcia.errors import ModelError, StoreError
 from lcia.models import AdapterHost, BaseModel
-from lcia.serving import engine as engine_module
-from lcia.serving.engine import check_model
-from lcia.serving.limits import GenerationTimeoutError, QueueFullError
-from lcia.serving.sampling import Sampling
+from lcia.serving.engine import engine as engine_module
+from lcia.serving.engine.engine import check_model
+from lcia.serving.engine.limits import GenerationTimeoutError, QueueFullError
+from lcia.serving.engine.sampling import Sampling
 
 PROMPTS = ["one", "a much longer prompt, so that rows are padded", "two words", "x" * 50, "é€ 語"]
 

@@ -9,9 +9,9 @@ import httpx
 import pytest
 from PIL import Image
 
-from lcia.serving import images
-from lcia.serving.api_error import ApiError
-from lcia.serving.images import decode_data_url, is_public, load_images, open_pictures
+from lcia.serving.http import images
+from lcia.serving.http.api_error import ApiError
+from lcia.serving.http.images import decode_data_url, is_public, load_images, open_pictures
 
 
 def picture(form="PNG", size=(4, 3), **options):

@@ -9,9 +9,9 @@ from lcia.errors import StoreError
 from lcia.grouping import InstructionCodebook
 from lcia.learner import Store
 from lcia.learner.files import write_json
-from lcia.serving.api_error import ApiError
+from lcia.serving.http.api_error import ApiError
+from lcia.serving.http.routing import choose_adapter, route_turns
 from lcia.serving.live import LiveStore
-from lcia.serving.routing import choose_adapter, route_turns
 from serving_server import COLOUR, make_store
 
 

@@ -12,11 +12,11 @@ from PIL import Image as Pictures
 
 from lcia.data import Image, Message
 from lcia.models import AdapterHost, load_model
-from lcia.serving.api_error import ApiError
 from lcia.serving.config import ServeConfig
-from lcia.serving.limits import EngineLimits
-from lcia.serving.schemas import ChatRequest, parse
-from lcia.serving.service import Service
+from lcia.serving.engine.limits import EngineLimits
+from lcia.serving.http.api_error import ApiError
+from lcia.serving.http.schemas import ChatRequest, parse
+from lcia.serving.http.service import Service
 from tiny_visual import FAMILIES, save
 
 

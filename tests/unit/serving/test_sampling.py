@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from lcia.serving import sampling
-from lcia.serving.sampling import Sampling, choose
+from lcia.serving.engine import sampling
+from lcia.serving.engine.sampling import Sampling, choose
 
 
 def frequencies(logits, setting, draws=4000):

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from lcia.serving.text import UNFINISHED, TextStream
+from lcia.serving.engine.text import UNFINISHED, TextStream
 
 
 @pytest.fixture(scope="module")

@@ -12,17 +12,23 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 from lcia.errors import LciaError
-from lcia.serving.api_error import ApiError, api_error
-from lcia.serving.body import read_body
 from lcia.serving.config import AccessConfig
-from lcia.serving.guard import Guard
+from lcia.serving.http.api_error import ApiError, api_error
+from lcia.serving.http.body import read_body
+from lcia.serving.http.guard import Guard
+from lcia.serving.http.metrics import Metrics
+from lcia.serving.http.respond import respond
+from lcia.serving.http.schemas import (
+    ChatRequest,
+    CompletionRequest,
+    RouteRequest,
+    parse,
+    user_turns,
+)
+from lcia.serving.http.service import Service
+from lcia.serving.http.shapes import ChatShape, CompletionShape, Shape
 from lcia.serving.live import ASSISTANT, BASE
-from lcia.serving.metrics import Metrics
-from lcia.serving.pages import add_page
-from lcia.serving.respond import respond
-from lcia.serving.schemas import ChatRequest, CompletionRequest, RouteRequest, parse, user_turns
-from lcia.serving.service import Service
-from lcia.serving.shapes import ChatShape, CompletionShape, Shape
+from lcia.serving.page.endpoints import add_page
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from typing import Any
 from fastapi.responses import JSONResponse
 
 from lcia.errors import LciaError
-from lcia.serving.limits import GenerationTimeoutError, QueueFullError, ShuttingDownError
+from lcia.serving.engine.limits import GenerationTimeoutError, QueueFullError, ShuttingDownError
 
 
 class ApiError(Exception):

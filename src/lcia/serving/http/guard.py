@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 
-from lcia.serving.api_error import ApiError
+from lcia.serving.http.api_error import ApiError
 
 logger = logging.getLogger(__name__)
 

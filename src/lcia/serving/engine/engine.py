@@ -15,18 +15,18 @@ from lcia.errors import LciaError, ModelError
 from lcia.models import BaseModel, ChatFormat
 from lcia.models.prefix import cache_argument
 from lcia.models.projector import Projector
-from lcia.serving.arena import Arena
-from lcia.serving.bank import AdapterBank
-from lcia.serving.job import Delta, Job
-from lcia.serving.limits import (
+from lcia.serving.engine.arena import Arena
+from lcia.serving.engine.bank import AdapterBank
+from lcia.serving.engine.job import Delta, Job
+from lcia.serving.engine.limits import (
     EngineLimits,
     GenerationFailedError,
     GenerationTimeoutError,
     QueueFullError,
     ShuttingDownError,
 )
-from lcia.serving.prefill import Prefill
-from lcia.serving.sampling import choose
+from lcia.serving.engine.prefill import Prefill
+from lcia.serving.engine.sampling import choose
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 from lcia.grouping import RouteDecision, Router
-from lcia.serving.api_error import ApiError
+from lcia.serving.http.api_error import ApiError
 from lcia.serving.live import ASSISTANT, BASE, Snapshot
 
 TURNS = 8

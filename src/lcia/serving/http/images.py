@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from lcia.serving.api_error import ApiError
+from lcia.serving.http.api_error import ApiError
 
 FORMATS = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP", "image/gif": "GIF"}
 MAX_BYTES = 10 << 20

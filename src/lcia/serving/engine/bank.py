@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from lcia.errors import StoreError
-from lcia.serving.factors import Factors, read_factors
+from lcia.serving.engine.factors import Factors, read_factors
 
 STACKED = 8
 """Adapters kept stacked at least, so that a usual mix of them never stacks again."""

@@ -14,17 +14,17 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from lcia.serving.api_error import ApiError
-from lcia.serving.app import add_errors, add_guard
-from lcia.serving.body import read_body
 from lcia.serving.config import AccessConfig
-from lcia.serving.connection import CLIENT_GONE, ClientGoneError, while_connected
-from lcia.serving.forward import forward
+from lcia.serving.engine.forward import forward
+from lcia.serving.gateway.upstreams import Upstreams
+from lcia.serving.http.api_error import ApiError
+from lcia.serving.http.app import add_errors, add_guard
+from lcia.serving.http.body import read_body
+from lcia.serving.http.connection import CLIENT_GONE, ClientGoneError, while_connected
+from lcia.serving.http.metrics import Metrics
+from lcia.serving.http.routing import choose_adapter, explain
+from lcia.serving.http.schemas import RouteRequest, parse, read_object, user_turns
 from lcia.serving.live import ASSISTANT, BASE, LiveStore
-from lcia.serving.metrics import Metrics
-from lcia.serving.routing import choose_adapter, explain
-from lcia.serving.schemas import RouteRequest, parse, read_object, user_turns
-from lcia.serving.upstreams import Upstreams
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,9 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
 
-from lcia.serving.api_error import ApiError
+from lcia.serving.http.api_error import ApiError
 from lcia.serving.live import LiveStore
-from lcia.serving.overview import overview
+from lcia.serving.page.overview import overview
 
 TYPES = {
     "css": "text/css; charset=utf-8",
@@ -32,6 +32,7 @@ def add_page(app: FastAPI, live: LiveStore) -> None:
             headers={"Cache-Control": "no-cache"},
         )
         for file in folder.iterdir()
+        if file.name.rpartition(".")[2] in TYPES
     }
     shown: dict[int, dict[str, Any]] = {}
 

@@ -4,7 +4,7 @@ import asyncio
 
 from fastapi import Request
 
-from lcia.serving.api_error import ApiError
+from lcia.serving.http.api_error import ApiError
 
 DISCARDED_BYTES = 64 << 20
 """Read and thrown away beyond the limit: a connection reset while a client still sends would

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 import httpx
 from fastapi.responses import StreamingResponse
 
-from lcia.serving.api_error import ApiError
-from lcia.serving.shapes import event
-from lcia.serving.upstreams import Upstream, Upstreams
+from lcia.serving.gateway.upstreams import Upstream, Upstreams
+from lcia.serving.http.api_error import ApiError
+from lcia.serving.http.shapes import event
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any
 
-from lcia.serving.routing import Choice
+from lcia.serving.http.routing import Choice
 
 DONE = b"data: [DONE]\n\n"
 

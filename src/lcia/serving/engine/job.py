@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lcia.errors import LciaError
-from lcia.serving.sampling import Sampling
-from lcia.serving.text import TextStream
+from lcia.serving.engine.sampling import Sampling
+from lcia.serving.engine.text import TextStream
 
 
 @dataclass(frozen=True, kw_only=True)

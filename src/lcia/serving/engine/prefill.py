@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from lcia.serving.job import Job
+from lcia.serving.engine.job import Job
 
 
 class Prefill:

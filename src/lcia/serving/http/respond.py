@@ -8,11 +8,11 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from lcia.errors import LciaError
-from lcia.serving.api_error import api_error
-from lcia.serving.connection import CLIENT_GONE, ClientGoneError, while_connected
-from lcia.serving.job import Delta
-from lcia.serving.service import Prepared, Service
-from lcia.serving.shapes import DONE, Shape, event
+from lcia.serving.engine.job import Delta
+from lcia.serving.http.api_error import api_error
+from lcia.serving.http.connection import CLIENT_GONE, ClientGoneError, while_connected
+from lcia.serving.http.service import Prepared, Service
+from lcia.serving.http.shapes import DONE, Shape, event
 
 logger = logging.getLogger(__name__)
 

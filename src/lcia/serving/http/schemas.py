@@ -7,7 +7,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import from_json
 
 from lcia.registry import nearest
-from lcia.serving.api_error import ApiError
+from lcia.serving.http.api_error import ApiError
 
 # Fields that would change the answer in a way lcia does not offer, and values that ask for nothing.
 REFUSED: Mapping[str, tuple[Any, ...]] = {

@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import AsyncGenerator
 
 from lcia.models import AdapterHost
-from lcia.serving.engine import Engine, News
-from lcia.serving.job import Delta, Job, Prompt
-from lcia.serving.limits import EngineLimits
+from lcia.serving.engine.engine import Engine, News
+from lcia.serving.engine.job import Delta, Job, Prompt
+from lcia.serving.engine.limits import EngineLimits
 
 
 class Answers:

@@ -17,16 +17,16 @@ from lcia.data import Image, Message
 from lcia.errors import ConfigError
 from lcia.models import AdapterHost
 from lcia.models.visual import VisualFormat
-from lcia.serving.answers import Answers
-from lcia.serving.api_error import ApiError, api_error
 from lcia.serving.config import ServeConfig
-from lcia.serving.images import load_images, open_pictures
-from lcia.serving.job import Delta, Prompt
+from lcia.serving.engine.answers import Answers
+from lcia.serving.engine.job import Delta, Prompt
+from lcia.serving.engine.sampling import Sampling
+from lcia.serving.http.api_error import ApiError, api_error
+from lcia.serving.http.images import load_images, open_pictures
+from lcia.serving.http.metrics import Metrics
+from lcia.serving.http.routing import Choice, choose_adapter, explain
+from lcia.serving.http.schemas import ChatMessage, ChatRequest, CompletionRequest, user_turns
 from lcia.serving.live import BASE, LiveStore
-from lcia.serving.metrics import Metrics
-from lcia.serving.routing import Choice, choose_adapter, explain
-from lcia.serving.sampling import Sampling
-from lcia.serving.schemas import ChatMessage, ChatRequest, CompletionRequest, user_turns
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Continuous batching over mixed adapters: no HTTP in it, usable from Python."""
