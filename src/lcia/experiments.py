@@ -16,9 +16,10 @@ from lcia.data import Task
 from lcia.data.paths import resolve
 from lcia.data.task import NAME
 from lcia.errors import ConfigError, GateError, LciaError, TrainingError
-from lcia.learner import ContinualLearner, Listener, Store, check_task
+from lcia.learner import ContinualLearner, Listener, Store, check_task, load_host
 from lcia.learner.environment import environment
 from lcia.learner.files import write_text
+from lcia.learner.preflight import preflight
 from lcia.learner.processes import claimed, is_main, on_main
 from lcia.models.host import AdapterHost
 from lcia.models.loading import check_model, reads_pictures
@@ -196,7 +197,7 @@ def run_experiment(
             results of other settings.
     """
     planned = check_experiment(config, base=base)
-    host: AdapterHost | None = None
+    host = _prove(planned)
     results: list[Result] = []
     failures: dict[str, LciaError] = {}
     elsewhere: list[str] = []
@@ -216,6 +217,25 @@ def run_experiment(
                 finished(read_result(sub.folder))
         results.append(read_result(sub.folder))
     return Experiment(results=tuple(results), failures=failures, elsewhere=tuple(elsewhere))
+
+
+def _prove(planned: Sequence[SubRun]) -> AdapterHost | None:
+    """Check that what is left to learn can be trained; return the model, if it was loaded.
+
+    Raises:
+        ConfigError: a sub-run's settings cannot train the model on one of its tasks.
+    """
+    left = [sub for sub in planned if not (sub.folder / "metrics.json").is_file()]
+    if not left:
+        return None
+    host = load_host(left[0].config)
+    for sub in left:
+        for task in sub.tasks:
+            try:
+                preflight(host, task, sub.config)
+            except ConfigError as error:
+                raise ConfigError(f"{sub.label}: {error}") from error
+    return host
 
 
 def _checked(tasks: tuple[Task, ...]) -> tuple[Task, ...]:

@@ -69,7 +69,7 @@ def learn(
             config = parse_config(
                 AssistantConfig, {"model": model}, where="lcia learn", overrides=overrides
             )
-            learner = ContinualLearner.create(store, config, listener=progress)
+            learner = ContinualLearner.create(store, config, first=task, listener=progress)
         outcome = learner.learn(task)
     if as_json:
         print_json(asdict(outcome))

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from lcia.config.training import CANNOT_BE_MADE, check_fields, check_parts, one_line
 from lcia.errors import ConfigError
 from lcia.grouping.config import GroupingConfig
 from lcia.registry import METHODS, RULES, nearest
@@ -217,19 +218,17 @@ def check_training(settings: Mapping[str, Any]) -> None:
     """Check settings of ``transformers.TrainingArguments``.
 
     Raises:
-        ConfigError: an unknown field, one that lcia sets itself, or a value that is refused.
+        ConfigError: an unknown field, one that lcia sets itself or that is not known to work, or
+            a value that is refused.
     """
+    import torch
     from transformers import TrainingArguments
 
     _check_fields(TrainingArguments, settings, "training")
-    for key in ("output_dir", "seed", "data_seed", "save_strategy", "remove_unused_columns"):
-        if key in settings:
-            raise ConfigError(f"training.{key} is set by lcia. Remove it.")
-    for key, kind in {"num_train_epochs": float, "learning_rate": float, "max_steps": int}.items():
-        value = settings.get(key, 0)
-        if isinstance(value, bool) or not isinstance(value, (int, kind)):
-            raise ConfigError(f"training.{key} is {value!r}; expected a number.")
-    _construct(TrainingArguments, {**TRAINING_DEFAULTS, **settings}, "training")
+    check_fields(settings)
+    use_cpu = not torch.accelerator.is_available()
+    merged = {"report_to": "none", "use_cpu": use_cpu, **TRAINING_DEFAULTS, **settings}
+    check_parts(_construct(TrainingArguments, merged, "training"))
 
 
 def _check_fields(kind: Any, settings: Mapping[str, Any], where: str) -> None:
@@ -245,6 +244,5 @@ def _construct(kind: Any, settings: Mapping[str, Any], where: str) -> Any:
         return kind(**settings)
     except ConfigError:
         raise
-    except (TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{where}: {reason}") from error
+    except CANNOT_BE_MADE as error:
+        raise ConfigError(f"{where}: {one_line(error)}") from error

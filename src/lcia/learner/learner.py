@@ -36,6 +36,7 @@ from lcia.learner.finite import check_finite
 from lcia.learner.gate import check_gate
 from lcia.learner.journal import Journal, Listener
 from lcia.learner.memory import release_memory
+from lcia.learner.preflight import preflight
 from lcia.learner.processes import everyone, is_main, on_main
 from lcia.learner.projectors import share_projector, shared_projector
 from lcia.learner.store import Run, Store, Version
@@ -93,9 +94,22 @@ class ContinualLearner:
 
     @classmethod
     def create(
-        cls, root: str | Path, config: AssistantConfig, **options: Any
+        cls,
+        root: str | Path,
+        config: AssistantConfig,
+        *,
+        first: Task | None = None,
+        host: AdapterHost | None = None,
+        listener: Listener | None = None,
     ) -> "ContinualLearner":
         """Make an empty assistant at ``root`` after checking its configuration and model.
+
+        Args:
+            root: a new or empty folder.
+            config: its settings.
+            first: the task it learns first: whether it can be trained is checked, too.
+            host: its base model in memory; None loads it when first needed.
+            listener: told every event.
 
         Raises:
             ConfigError: an unknown setting.
@@ -105,8 +119,11 @@ class ContinualLearner:
         config.check()
         check_model(config.model)
         stored = config.resolved()
+        if first is not None:
+            host = host or load_host(stored)
+            preflight(host, first, stored)
         on_main(lambda: Store.create(root, stored, content_hash=content_hash(config.model)))
-        return cls(Store.open(root), **options)
+        return cls(Store.open(root), host=host, listener=listener)
 
     @property
     def host(self) -> AdapterHost:
@@ -193,6 +210,7 @@ class ContinualLearner:
             current = self.store.current
             if task.name in current.manifest["tasks"]:
                 return self._outcome(task)
+            preflight(self.host, task, self.config)
             on_main(lambda: self.store.begin(task.name, self._fingerprint(task)))
             run = self.store.begin(task.name, self._fingerprint(task))
             journal = self._journal(run)

@@ -85,27 +85,17 @@ def train_adapter(
     if projector is not None:
         assert host.projector is not None, "a store with projectors, a model without"
         host.projector.load(projector)
-    context = TaskContext(
-        task=task,
-        task_index=task_index,
-        group=group,
-        reused=own is not None,
-        parameters={n: p for n, p in model.named_parameters() if p.requires_grad},
-        encode=lambda samples: send_to_device(
-            host.chat.collate([host.chat.encode_example(sample) for sample in samples]),
-            host.base.model.device,
-        ),
-        carried=load_file(own / CARRIED) if own and (own / CARRIED).is_file() else {},
-        memory=memory_of(own) if own else (),
-        seed=seed,
-    )
+    context = context_of(host, model, task, task_index=task_index, group=group, own=own, seed=seed)
     target = folder / (TRAINED if train else UNTRAINED)
     if not train:
         on_main(lambda: model.save_pretrained(_draft(target)))
         return _publish(target, host, model, state={}, memory=method.remember(context))
     checkpoint = last_checkpoint(folder / "checkpoints")
     journal.rewind(checkpoint_step(checkpoint) if checkpoint else 0)
-    trainer = _trainer(host, model, method, context, config=config, folder=folder)
+    examples = _examples(host, method.samples(context), task=task.name)
+    trainer = build_trainer(
+        host, model, method, context, config=config, folder=folder, examples=examples
+    )
     method.attach(trainer, context)
     if host.projector is not None and checkpoint is not None:
         host.projector.load(checkpoint)
@@ -125,7 +115,34 @@ def memory_of(folder: Path) -> tuple[Sample, ...]:
     return read_samples(folder / MEMORY) if (folder / MEMORY).is_file() else ()
 
 
-def _trainer(
+def context_of(
+    host: AdapterHost,
+    model: Any,
+    task: Task,
+    *,
+    task_index: int,
+    group: str,
+    own: Path | None = None,
+    seed: int,
+) -> TaskContext:
+    """Return what a method sees of a task: see ``train_adapter`` for the arguments."""
+    return TaskContext(
+        task=task,
+        task_index=task_index,
+        group=group,
+        reused=own is not None,
+        parameters={n: p for n, p in model.named_parameters() if p.requires_grad},
+        encode=lambda samples: send_to_device(
+            host.chat.collate([host.chat.encode_example(sample) for sample in samples]),
+            host.base.model.device,
+        ),
+        carried=load_file(own / CARRIED) if own and (own / CARRIED).is_file() else {},
+        memory=memory_of(own) if own else (),
+        seed=seed,
+    )
+
+
+def build_trainer(
     host: AdapterHost,
     model: Any,
     method: Method,
@@ -133,12 +150,27 @@ def _trainer(
     *,
     config: AssistantConfig,
     folder: Path,
+    examples: Any,
 ) -> MethodTrainer:
+    """Return the Trainer of a task, without the method's callbacks.
+
+    Args:
+        host: holds the base model.
+        model: with the adapter to train.
+        method: adds its loss.
+        context: what the method sees of the task.
+        config: training settings.
+        folder: gets ``checkpoints/``.
+        examples: encoded examples, as ``ChatFormat.collate`` takes them.
+
+    Raises:
+        ConfigError: the method cannot work where parameters are spread over ranks.
+    """
     trainer = MethodTrainer(
         method=method,
         model=model,
         args=_arguments(host, config, seed=context.seed, folder=folder),
-        train_dataset=_examples(host, method.samples(context), task=context.task.name),
+        train_dataset=examples,
         data_collator=host.chat.collate,
         projector=host.projector,
         projector_learning_rate=config.projector.learning_rate,
@@ -178,15 +210,16 @@ def _arguments(
         **TRAINING_DEFAULTS,
         **config.training,
     }
-    return TrainingArguments(
-        output_dir=str(folder / "checkpoints"),
-        seed=seed,
-        data_seed=seed,
-        save_strategy="steps",
-        save_only_model=True,
-        remove_unused_columns=False,
-        **{**settings, **EVERY_STEP},
-    )
+    fixed = {
+        "output_dir": str(folder / "checkpoints"),
+        "seed": seed,
+        "data_seed": seed,
+        "save_strategy": "steps",
+        "save_only_model": True,
+        "remove_unused_columns": False,
+        **EVERY_STEP,
+    }
+    return TrainingArguments(**{**settings, **fixed})
 
 
 def _check_sharding(trainer: MethodTrainer, method: Method) -> None:

@@ -77,6 +77,7 @@ class AdapterHost:
         projector: what is trained and swapped besides adapters; None where nothing is.
         base_answers: what the base model answered to a request, kept by those who ask it twice;
             the last ``BASE_ANSWERS`` used.
+        proven: settings that took a training step with this model.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class AdapterHost:
         self.projector = Projector(base.model) if base.processor and projector else None
         self.max_loaded = max_loaded
         self.base_answers = RecentAnswers(BASE_ANSWERS)
+        self.proven: set[str] = set()
         self._peft: Any | None = None
         self._loaded: dict[str, Path] = {}
 
