@@ -6,6 +6,14 @@ from typing import Annotated
 
 import typer
 
+Format = Annotated[
+    str | None, typer.Option("--format", help="See 'lcia ls readers'; default: recognised.")
+]
+Role = Annotated[list[str] | None, typer.Option("--role", help="Map a role: bot=assistant.")]
+Images = Annotated[
+    Path | None, typer.Option("--images", help="Folder of the pictures; default: the file's.")
+]
+
 data = typer.Typer(help="Check data files.", no_args_is_help=True)
 
 
@@ -22,15 +30,9 @@ def _group() -> None:
 @data.command()
 def check(
     file: Annotated[Path, typer.Argument(help="A data file.")],
-    reader: Annotated[
-        str | None, typer.Option("--format", help="See 'lcia ls readers'; default: recognised.")
-    ] = None,
-    role: Annotated[
-        list[str] | None, typer.Option("--role", help="Map a role: bot=assistant.")
-    ] = None,
-    images: Annotated[
-        Path | None, typer.Option("--images", help="Folder of the pictures; default: FILE's.")
-    ] = None,
+    reader: Format = None,
+    role: Role = None,
+    images: Images = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """Report what a data file holds, and every record that cannot be used.
@@ -45,8 +47,7 @@ def check(
     from lcia.data import check as check_file
     from lcia.errors import DataError
 
-    roles = dict(_pair(mapping) for mapping in role or [])
-    report = check_file(file, format=reader, roles=roles, images=images)
+    report = check_file(file, format=reader, roles=roles_of(role), images=images)
     if as_json:
         print_json(asdict(report))
     else:
@@ -60,6 +61,7 @@ def check(
             ["repeated prompts", str(report.duplicate_prompts)],
             ["of these with another answer", str(report.conflicting_prompts)],
             ["records that cannot be used", str(len(report.bad))],
+            *([f"field not read: {name}", str(n)] for name, n in report.unread.items()),
         ]
         print_table(str(file), ["", "characters or count"], rows)
     if not report.ok:
@@ -69,10 +71,18 @@ def check(
         raise DataError("\n".join([*shown, *more]))
 
 
-def _pair(mapping: str) -> tuple[str, str]:
+def roles_of(mappings: list[str] | None) -> dict[str, str]:
+    """Return role in the file to role, as ``--role`` names them.
+
+    Raises:
+        ConfigError: not of the form OLD=NEW.
+    """
     from lcia.errors import ConfigError
 
-    old, sign, new = mapping.partition("=")
-    if not sign:
-        raise ConfigError(f"--role {mapping}: expected OLD=NEW, for example bot=assistant.")
-    return old, new
+    roles = {}
+    for mapping in mappings or []:
+        old, sign, new = mapping.partition("=")
+        if not sign or not old or not new:
+            raise ConfigError(f"--role {mapping}: expected OLD=NEW, for example bot=assistant.")
+        roles[old] = new
+    return roles

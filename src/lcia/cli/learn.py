@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lcia.cli.data import Format, Images, Role, roles_of
 from lcia.cli.run import AsJson, Overrides
 
 
@@ -28,9 +29,9 @@ def learn(
     instruction: Annotated[
         str | None, typer.Option("--instruction", help="Where prompts say what to do.")
     ] = None,
-    images: Annotated[
-        Path | None, typer.Option("--images", help="Folder of the pictures; default: DATA's.")
-    ] = None,
+    reader: Format = None,
+    role: Role = None,
+    images: Images = None,
     overrides: Overrides = [],  # noqa: B006  typer's form of a repeated option
     as_json: AsJson = False,
 ) -> None:
@@ -43,6 +44,8 @@ def learn(
       lcia learn assistant tickets.jsonl --name tickets --model smollm2-135m
 
       lcia learn assistant refunds.jsonl --name refunds --test refunds-test.jsonl
+
+      lcia learn assistant chats.jsonl --name chats --role bot=assistant
     """
     from lcia.cli.console import LearningProgress, console, number, print_json, print_table
     from lcia.config import AssistantConfig, parse_config
@@ -53,6 +56,7 @@ def learn(
 
     tree: dict[str, Any] = {"name": name, "train": data, "test": test, "scorer": scorer}
     tree |= {"instruction": instruction, "images": images}
+    tree |= {"format": reader, "roles": roles_of(role)}
     task = load_task(parse_config(TaskConfig, tree, where="lcia learn"))
     check_task(task)
     with LearningProgress(quiet=as_json) as progress:

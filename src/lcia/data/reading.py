@@ -1,22 +1,28 @@
 """Read a file of samples: every bad record is reported, none is dropped."""
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 from lcia.data.images import below
-from lcia.data.readers.base import Problem, Reader, Record, RecordError
-from lcia.data.readers.fields import ROLES, found
+from lcia.data.readers.base import Problem, Reader, Record, RecordError, found
+from lcia.data.readers.fields import ROLES, TURN
+from lcia.data.readers.meaning import refuse, unread
 from lcia.data.readers.source import load_bytes, load_records
 from lcia.data.sample import Sample
 from lcia.errors import ConfigError, DataError
 from lcia.registry import READERS
 
+logger = logging.getLogger(__name__)
+
 SHOWN = 20
 LOOKED_AT = 100
 KEYS_SHOWN = 8
+TURNS = (*TURN, "from", "value", "type", "text", "path")
+"""Fields of a turn in any format, and of a part of its content."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +34,14 @@ class Reading:
         format: the name of the reader.
         samples: the usable records, in the order of the file.
         problems: the others, in the order of the file.
+        unread: field to the number of records in which it says something that nobody reads.
     """
 
     path: Path
     format: str
     samples: tuple[Sample, ...]
     problems: tuple[Problem, ...]
+    unread: Mapping[str, int]
 
     def messages(self) -> list[str]:
         """Return one line per problem, with the path and the place in it."""
@@ -64,6 +72,9 @@ def read(
         ConfigError: no such format, or a role is mapped to something else.
     """
     reading = read_all(path, format=format, roles=roles, images=images)
+    if reading.unread:
+        listed = ", ".join(f"{name} ({count})" for name, count in reading.unread.items())
+        logger.warning("%s: fields that lcia does not read, with their records: %s", path, listed)
     lines = reading.messages()
     if len(lines) == 1:
         raise DataError(lines[0])
@@ -104,26 +115,32 @@ def read_all(
     format = format or _recognise(path, values)
     reader: Reader = READERS.get(format)(roles=roles)
     located = below(images or path.parent)
+    unread_fields: Counter[str] = Counter()
     results = [
         located(result) if isinstance(result, Sample) else result
-        for result in _samples(values, reader)
+        for result in _samples(values, reader, unread_fields)
     ]
     return Reading(
         path=path,
         format=format,
         samples=tuple(result for result in results if isinstance(result, Sample)),
         problems=tuple(result for result in results if isinstance(result, Problem)),
+        unread=dict(sorted(unread_fields.items())),
     )
 
 
-def _samples(values: list[Record | Problem], reader: Reader) -> Iterator[Sample | Problem]:
+def _samples(
+    values: list[Record | Problem], reader: Reader, unread_fields: Counter[str]
+) -> Iterator[Sample | Problem]:
     seen: dict[str, str] = {}
     for record in _expanded(values, reader):
         if isinstance(record, Problem):
             yield record
             continue
         try:
-            sample = _sample(record, reader)
+            sample = _sample(record, reader, unread_fields)
+            if sample.id in seen and reader.repeats_ids:
+                sample = replace(sample, id=f"{sample.id}@{record.number}")
             if sample.id in seen:
                 first = seen[sample.id].lstrip(": ")
                 raise RecordError(f"id '{sample.id}' is also that of {first}; expected another.")
@@ -145,10 +162,22 @@ def _expanded(values: list[Record | Problem], reader: Reader) -> Iterator[Record
             yield Problem(where=value.where, text=str(error))
 
 
-def _sample(record: Record, reader: Reader) -> Sample:
-    if not isinstance(record.value, Mapping):
-        raise RecordError(f"found {found(record.value)}; expected {reader.expected}.")
-    return reader.sample(record)
+def _sample(record: Record, reader: Reader, unread_fields: Counter[str]) -> Sample:
+    value = record.value
+    if not isinstance(value, Mapping):
+        raise RecordError(f"found {found(value)}; expected {reader.expected}.")
+    if reader.fields is None:
+        return reader.sample(record)
+    refuse(value, used=reader.fields)
+    sample = reader.sample(record)
+    names = dict.fromkeys(unread(value, used=reader.fields))
+    for field in reader.fields & value.keys():
+        turns = value[field] if isinstance(value[field], list) else []
+        for turn in turns:
+            if isinstance(turn, Mapping):
+                names |= dict.fromkeys(f"{field}[].{key}" for key in unread(turn, used=TURNS))
+    unread_fields.update(names.keys())
+    return sample
 
 
 def _recognise(path: Path, values: list[Record | Problem]) -> str:

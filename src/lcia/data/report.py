@@ -44,6 +44,7 @@ class DataReport:
         instructions: the number of different instructions that the data name.
         duplicate_prompts: samples whose whole conversation an earlier sample has.
         conflicting_prompts: those of them whose first answer differs from the earlier one's.
+        unread: field to the number of records in which it says something that nobody reads.
     """
 
     path: str
@@ -57,6 +58,7 @@ class DataReport:
     instructions: int
     duplicate_prompts: int
     conflicting_prompts: int
+    unread: Mapping[str, int]
 
     @property
     def ok(self) -> bool:
@@ -101,4 +103,5 @@ def check(
         instructions=len({sample.instruction for sample in samples} - {None}),
         duplicate_prompts=len(samples) - len(prompts),
         conflicting_prompts=len(answered) - len(prompts),
+        unread=reading.unread,
     )

@@ -1,6 +1,6 @@
 """The one in-memory form of a training or test instance."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +42,15 @@ class Sample:
         messages: the conversation up to the answer; the last turn is the user's.
         answers: every acceptable answer, at least one; the first is the one trained on.
         instruction: the part of the prompt that says what to do, where the data name it.
+        conversation: what samples of one conversation share, where it holds several; they are
+            trained on or held out together.
     """
 
     id: str
     messages: tuple[Message, ...]
     answers: tuple[str, ...]
     instruction: str | None = None
+    conversation: str | None = field(default=None, compare=False)
 
     @property
     def prompt(self) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 import random
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -154,18 +155,52 @@ def hold_out(
         of each drawn conversation.
     """
     size = min(at_most, len(samples) // HELD_OUT_SHARE)
-    repeats: dict[object, int] = {}
-    for sample in samples:
-        repeats[sample.messages] = repeats.get(sample.messages, 0) + 1
+    belongs = _conversations(samples)
+    repeats = Counter(belongs)  # in the order of first appearance
     conversations = list(repeats)
     random.Random(seed).shuffle(conversations)
-    drawn: set[object] = set()
+    drawn: set[int] = set()
     for conversation in conversations:
         if repeats[conversation] <= size:
             size -= repeats[conversation]
             drawn.add(conversation)
-    train = tuple(sample for sample in samples if sample.messages not in drawn)
-    return train, tuple(sample for sample in samples if sample.messages in drawn)
+    parts: tuple[list[Sample], list[Sample]] = ([], [])
+    for sample, conversation in zip(samples, belongs, strict=True):
+        parts[conversation in drawn].append(sample)
+    return tuple(parts[0]), tuple(parts[1])
+
+
+def _conversations(samples: Sequence[Sample]) -> list[int]:
+    """Return for each sample the number of its conversation: its first sample's place.
+
+    Of one conversation are samples with the same turns, those of one record, and those whose turns
+    begin with another's turns and answer: a conversation written out anew after every answer.
+    """
+    first: dict[object, int] = {}
+    parent = list(range(len(samples)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    def join(i: int, key: object) -> None:
+        other = root(first.setdefault(key, i))
+        low, high = sorted((root(i), other))
+        parent[high] = low
+
+    for i, sample in enumerate(samples):
+        join(i, sample.messages)
+        join(i, (sample.messages, sample.answers[0]))
+        if sample.conversation is not None:
+            join(i, sample.conversation)
+    for i, sample in enumerate(samples):
+        for k, turn in enumerate(sample.messages):
+            begun = (sample.messages[:k], turn.content)
+            if turn.role == "assistant" and begun in first:
+                join(i, begun)
+    return [root(i) for i in range(len(samples))]
 
 
 def is_classification(samples: Sequence[Sample]) -> bool:

@@ -127,9 +127,9 @@ WRONG = [
         "Map it with --role bot=assistant.",
     ),
     (
-        {"messages": [{"role": "tool", "content": "x"}]},
-        "messages[0].role is 'tool'; expected 'system', 'user' or 'assistant'. "
-        "Map it with --role tool=ROLE.",
+        {"messages": [{"role": "critic", "content": "x"}]},
+        "messages[0].role is 'critic'; expected 'system', 'user' or 'assistant'. "
+        "Map it with --role critic=ROLE.",
     ),
     (
         {"messages": [{"content": "x"}]},

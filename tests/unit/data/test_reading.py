@@ -68,7 +68,10 @@ def test_line_separators_inside_a_text_do_not_end_a_line(path):
         (b"", ": is empty; expected at least one record."),
         (b"\n \n", ": is empty; expected at least one record."),
         (b"\xef\xbb\xbf", ": is empty; expected at least one record."),
-        (dump(record()).decode().encode("utf-16"), ": is UTF-16; expected UTF-8."),
+        (
+            dump(record()).decode().encode("utf-16"),
+            ": is UTF-16; expected JSON or JSON Lines. Save it as UTF-8.",
+        ),
         (
             dump(record("a")) + b'{"prompt": "\xe9", "completion": "x"}\n',
             ":2: byte 13 is not UTF-8; expected UTF-8. Save the file as UTF-8.",

@@ -4,17 +4,21 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from lcia.data.readers.base import Reader, Record
-from lcia.data.readers.fields import text, texts
+from lcia.data.readers.fields import earlier, text, texts
 from lcia.data.sample import Message, Sample
 
 
 class AlpacaReader(Reader):
     """Alpaca, {"instruction", "input", "output"}: instruction and input become the prompt.
 
-    A blank line stands between them; the instruction is also kept by itself.
+    A blank line stands between them; the instruction is also kept by itself. Optional: "system", a
+    text; "history", a list of earlier [prompt, answer] pairs.
     """
 
     expected: ClassVar[str] = '{"instruction": ..., "input": ..., "output": ...}'
+    fields: ClassVar[frozenset[str]] = frozenset(
+        {"instruction", "input", "output", "system", "history"}
+    )
 
     def recognises(self, record: Mapping[str, Any]) -> bool:
         """Whether the record has ``instruction`` and ``output``."""
@@ -29,7 +33,7 @@ class AlpacaReader(Reader):
         prompt = f"{instruction}\n\n{text(given, 'input')}" if has_input else instruction
         return Sample(
             id=record.id,
-            messages=(Message(role="user", content=prompt),),
+            messages=(*earlier(value), Message(role="user", content=prompt)),
             answers=texts(value.get("output"), "output"),
             instruction=instruction,
         )

@@ -12,6 +12,25 @@ class RecordError(ValueError):
     """A record cannot be used; the text says what was found, expected and what to do."""
 
 
+def found(value: Any) -> str:
+    """Name a JSON value in a message: short scalars as they are, the rest by kind."""
+    if value is None:
+        return "missing or null"
+    if isinstance(value, Mapping):
+        return "an object"
+    if isinstance(value, list):
+        return "a list" if value else "an empty list"
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def says_nothing(value: Any) -> bool:
+    """Whether a field might as well be absent: null, blank or empty, also written as a text."""
+    if isinstance(value, str):
+        return value.strip() in ("", "[]", "{}", "null")
+    return value is None or value in ([], {})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Problem:
     """A record that cannot be used.
@@ -59,9 +78,15 @@ class Reader(ABC):
 
     Attributes:
         expected: the shape of a record, in one line; shown when no format fits a file.
+        fields: the fields of a record that it takes. Others that change what a model must say are
+            refused, the rest is counted; None: the reader looks after that itself.
+        repeats_ids: whether files of the format give several records one id; it is then made
+            unique by the record's number.
     """
 
     expected: ClassVar[str]
+    fields: ClassVar[frozenset[str] | None] = None
+    repeats_ids: ClassVar[bool] = False
 
     def __init__(self, *, roles: Mapping[str, str] | None = None) -> None:
         """Keep the roles to rename.

@@ -3,10 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lcia.data.readers.base import RecordError
+from lcia.data.readers.base import RecordError, found, says_nothing
+from lcia.data.readers.meaning import is_off, refuse
 from lcia.data.sample import Image, Message
 
 ROLES = ("system", "user", "assistant")
+TOOL_ROLES = ("tool", "function", "function_call", "observation", "ipython")
+TURN = ("role", "content", "weight", "train", "loss")
+"""Fields of a turn; the last three say whether an answer is learned, and nothing of other turns."""
 LIKELY_ROLE = {
     "human": "user",
     "prompter": "user",
@@ -18,18 +22,6 @@ LIKELY_ROLE = {
     "agent": "assistant",
     "developer": "system",
 }
-
-
-def found(value: Any) -> str:
-    """Name a JSON value in a message: short scalars as they are, the rest by kind."""
-    if value is None:
-        return "missing or null"
-    if isinstance(value, Mapping):
-        return "an object"
-    if isinstance(value, list):
-        return "a list" if value else "an empty list"
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def text(value: Any, name: str) -> str:
@@ -70,6 +62,53 @@ def texts(value: Any, name: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text(item, f"{name}[{i}]") for i, item in enumerate(value)))
 
 
+def earlier(record: Mapping[str, Any]) -> tuple[Message, ...]:
+    """Return the turns that ``system`` and ``history`` of a record put before its prompt.
+
+    Raises:
+        RecordError: a system text beside a prompt that has its own, a history that is no list of
+            pairs, or one of the two beside a list of messages.
+    """
+    turns_before: list[Message] = []
+    if not says_nothing(system := record.get("system")):
+        turns_before.append(Message(role="system", content=text(system, "system")))
+    history = record.get("history")
+    if not says_nothing(history):
+        pairs = history if isinstance(history, list) else [history]
+        for i, pair in enumerate(pairs):
+            if not isinstance(pair, list) or len(pair) != 2:
+                raise RecordError(
+                    f"history[{i}] is {found(pair)}; expected a pair of prompt and answer."
+                )
+            for role, said in zip(("user", "assistant"), pair, strict=True):
+                turns_before.append(Message(role=role, content=text(said, f"history[{i}]")))
+    if turns_before and isinstance(record.get("prompt"), list):
+        raise RecordError("prompt is a list of messages; expected system and history among them.")
+    return tuple(turns_before)
+
+
+def speaker(turn: Any, roles: Mapping[str, str], *, key: str = "role") -> str | None:
+    """Return the role of a turn after renaming; None if it names none."""
+    role = turn.get(key) if isinstance(turn, Mapping) else None
+    return roles.get(role, role) if isinstance(role, str) else None
+
+
+def with_system(messages: tuple[Message, ...], record: Mapping[str, Any]) -> tuple[Message, ...]:
+    """Return the turns of a record, its ``system`` text the first of them.
+
+    Raises:
+        RecordError: there is a system turn, too, and it says something else.
+    """
+    if says_nothing(record.get("system")):
+        return messages
+    first = Message(role="system", content=text(record["system"], "system"))
+    if messages[0].role != "system":
+        return (first, *messages)
+    if messages[0].content != first.content:
+        raise RecordError("system differs from the first turn's; expected one of the two.")
+    return messages
+
+
 def turns(value: Any, name: str, *, roles: Mapping[str, str]) -> tuple[Message, ...]:
     """Return a list of ``{"role", "content"}`` objects as messages.
 
@@ -88,10 +127,16 @@ def turns(value: Any, name: str, *, roles: Mapping[str, str]) -> tuple[Message, 
 def _turn(value: Any, name: str, *, roles: Mapping[str, str]) -> Message:
     if not isinstance(value, Mapping):
         raise RecordError(f"{name} is {found(value)}; expected an object of role and content.")
-    role = value.get("role")
-    role = roles.get(role, role) if isinstance(role, str) else role
-    if not isinstance(role, str):
-        raise RecordError(f"{name}.role is {found(role)}; expected {ROLES_TEXT}.")
+    role = speaker(value, roles)
+    refuse(value, used=TURN, where=f"{name}.")
+    if role is None:
+        given = found(value.get("role"))
+        raise RecordError(f"{name}.role is {given}; expected {ROLES_TEXT}.")
+    if role in TOOL_ROLES:
+        raise RecordError(
+            f"{name}.role is {found(role)}; lcia does not train the use of tools. Leave the record "
+            "out."
+        )
     if role not in ROLES:
         to = LIKELY_ROLE.get(role.lower(), "ROLE")
         raise RecordError(
@@ -133,6 +178,17 @@ def image_path(value: Any, name: str) -> str:
 
 
 ROLES_TEXT = "'system', 'user' or 'assistant'"
+
+
+def is_learned(turn: Any, name: str) -> bool:
+    """Whether an answer's own ``weight``, ``train`` or ``loss`` lets it be learned.
+
+    Raises:
+        RecordError: a weight other than 0 and 1.
+    """
+    if not isinstance(turn, Mapping):
+        return True
+    return not any(is_off(turn[k], f"{name}.{k}") for k in TURN[2:] if turn.get(k) is not None)
 
 
 def ends_with_user(messages: tuple[Message, ...], name: str) -> tuple[Message, ...]:

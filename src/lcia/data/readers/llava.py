@@ -3,13 +3,21 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
-from lcia.data.readers.base import Reader, Record, RecordError
-from lcia.data.readers.fields import ends_with_user, found, image_path, text, turns
+from lcia.data.readers.base import Reader, Record, RecordError, found
+from lcia.data.readers.fields import (
+    ends_with_user,
+    image_path,
+    is_learned,
+    speaker,
+    text,
+    turns,
+    with_system,
+)
 from lcia.data.sample import Image, Message, Sample
 
 MARK = "<image>"
 _ANSWERS = frozenset({"answer", "answer_bbox"})
-SPEAKERS = {"human": "user", "gpt": "assistant"}
+SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant"}
 
 
 class LlavaReader(Reader):
@@ -17,11 +25,15 @@ class LlavaReader(Reader):
 
     Every answer of a conversation is trained on, each with the turns before it. ``image`` is a
     path or a list of paths, one for each ``<image>`` in the text; a sample may have none.
+    Speakers of other names are mapped by ``roles``. An answer with "weight": 0 is not learned;
+    "system" may stand beside the conversation. Ids may come again, as they do in LLaVA's own files.
 
     Source: LLaVA (Liu et al. 2023, arXiv:2304.08485), and CoIN in its form.
     """
 
     expected: ClassVar[str] = '{"image": ..., "conversations": [{"from": "human", "value": ...}]}'
+    fields: ClassVar[frozenset[str]] = frozenset({"image", "conversations", "system"})
+    repeats_ids: ClassVar[bool] = True
 
     def recognises(self, record: Mapping[str, Any]) -> bool:
         """Whether the record has ``conversations``."""
@@ -33,15 +45,21 @@ class LlavaReader(Reader):
         said = value.get("conversations") if isinstance(value, Mapping) else None
         if not isinstance(said, list) or not said:
             raise RecordError(f"conversations is {found(said)}; expected a list of from and value.")
-        answers = [i for i, turn in enumerate(said) if _speaker(turn) in {"gpt", "assistant"}]
-        for i in answers or [len(said) - 1]:
+        roles = {**SPEAKERS, **self.roles}
+        answers = [i for i, turn in enumerate(said) if _speaker(turn, roles) == "assistant"]
+        learned = [i for i in answers if is_learned(said[i], f"conversations[{i}]")]
+        if answers and not learned:
+            raise RecordError("conversations: no answer is to be learned. Leave the record out.")
+        for i in learned or [len(said) - 1]:
             own = {"id": f"{record.id}-{i // 2 + 1}"} if len(answers) > 1 else {}
             cut = {**value, "conversations": said[: i + 1], **own}
             yield Record(where=record.where, number=record.number, value=cut)
 
     def sample(self, record: Record) -> Sample:
         """Return the sample of one answer."""
-        *said, answer = _messages(record.value["conversations"], roles=self.roles)
+        *said, answer = with_system(
+            _messages(record.value["conversations"], roles=self.roles), record.value
+        )
         if answer.role != "assistant":
             raise RecordError("conversations: has no turn from 'gpt'; expected an answer.")
         return Sample(
@@ -50,6 +68,7 @@ class LlavaReader(Reader):
                 ends_with_user(tuple(said), "conversations"), record.value.get("image")
             ),
             answers=(answer.content,),
+            conversation=record.where,
         )
 
 
@@ -61,6 +80,10 @@ class LlavaTestReader(Reader):
     """
 
     expected: ClassVar[str] = '{"question_id": ..., "image": ..., "text": ..., "answer": ...}'
+    fields: ClassVar[frozenset[str]] = frozenset(
+        {"question_id", "image", "text", "answer", "answer_bbox"}
+    )
+    repeats_ids: ClassVar[bool] = True
 
     def recognises(self, record: Mapping[str, Any]) -> bool:
         """Whether the record has ``question_id``, ``text`` and an answer."""
@@ -112,14 +135,23 @@ def _marked(message: Message, content: str, paths: Iterator[str]) -> Message:
     return Message(role=message.role, content=text(words, "text"), images=tuple(images))
 
 
-def _speaker(turn: Any) -> Any:
-    return turn.get("from") if isinstance(turn, Mapping) else None
+def _speaker(turn: Any, roles: Mapping[str, str]) -> str | None:
+    """Return who says a turn: ``from`` and ``value``, or ``role`` and ``content``, name it."""
+    return speaker(turn, roles, key="role" if _is_chat(turn) else "from")
+
+
+def _is_chat(turn: Any) -> bool:
+    return isinstance(turn, Mapping) and "from" not in turn and "role" in turn
 
 
 def _messages(said: list[Any], *, roles: Mapping[str, str]) -> tuple[Message, ...]:
     renamed = [
-        {"role": _speaker(turn), "content": turn.get("value")}
-        if isinstance(turn, Mapping)
+        {
+            **{key: value for key, value in turn.items() if key not in {"from", "value"}},
+            "role": turn.get("from"),
+            "content": turn.get("value"),
+        }
+        if isinstance(turn, Mapping) and not _is_chat(turn)
         else turn
         for turn in said
     ]

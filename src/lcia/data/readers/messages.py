@@ -4,7 +4,15 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from lcia.data.readers.base import Reader, Record, RecordError
-from lcia.data.readers.fields import ends_with_user, optional_text, texts, turns
+from lcia.data.readers.fields import (
+    ends_with_user,
+    is_learned,
+    optional_text,
+    speaker,
+    texts,
+    turns,
+    with_system,
+)
 from lcia.data.sample import Sample
 
 
@@ -12,10 +20,12 @@ class MessagesReader(Reader):
     """Chat messages, {"messages": [{"role", "content"}, ...]}; optional "instruction", "answers".
 
     ``answers`` lists further acceptable answers; with it the conversation may end with the
-    user's turn.
+    user's turn. An answer with "weight": 0 is not learned: the one before it is, without what
+    follows. "system" may stand beside the messages, if no system turn is among them.
     """
 
     expected: ClassVar[str] = '{"messages": [{"role": ..., "content": ...}, ...]}'
+    fields: ClassVar[frozenset[str]] = frozenset({"messages", "answers", "instruction", "system"})
 
     def recognises(self, record: Mapping[str, Any]) -> bool:
         """Whether the record has ``messages``."""
@@ -24,7 +34,9 @@ class MessagesReader(Reader):
     def sample(self, record: Record) -> Sample:
         """Return the sample; the last assistant turn is the answer trained on."""
         value = record.value
-        messages = turns(value.get("messages"), "messages", roles=self.roles)
+        messages = with_system(
+            turns(self._learned(value.get("messages")), "messages", roles=self.roles), value
+        )
         answers = texts(value["answers"], "answers") if value.get("answers") is not None else ()
         if messages[-1].role == "assistant":
             answers = tuple(dict.fromkeys((messages[-1].content, *answers)))
@@ -41,3 +53,15 @@ class MessagesReader(Reader):
             answers=answers,
             instruction=optional_text(value.get("instruction"), "instruction"),
         )
+
+    def _learned(self, said: Any) -> Any:
+        """Return the turns up to the last answer that is to be learned."""
+        if not isinstance(said, list):
+            return said
+        answers = [i for i, turn in enumerate(said) if speaker(turn, self.roles) == "assistant"]
+        learned = [i for i in answers if is_learned(said[i], f"messages[{i}]")]
+        if answers and not learned:
+            raise RecordError("messages: no answer is to be learned. Leave the record out.")
+        if learned != answers and learned[-1] != answers[-1]:
+            return said[: learned[-1] + 1]
+        return said

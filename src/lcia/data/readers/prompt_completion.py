@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from lcia.data.readers.base import Reader, Record, RecordError
-from lcia.data.readers.fields import ends_with_user, optional_text, text, texts, turns
+from lcia.data.readers.fields import earlier, ends_with_user, optional_text, text, texts, turns
 from lcia.data.sample import Message, Sample
 
 
 class PromptCompletionReader(Reader):
     """Prompt and completion, texts or message lists; optional "answers" and "instruction".
+
+    Beside a prompt that is a text, "system" and "history" may stand, as in Alpaca's form.
 
     ``completion`` may also be a list of acceptable texts; ``answers`` may stand beside it or
     alone (test files). The first answer is the one trained on.
@@ -17,6 +19,9 @@ class PromptCompletionReader(Reader):
 
     expected: ClassVar[str] = (
         '{"prompt": ..., "completion": ...} or {"prompt": ..., "answers": [...]}'
+    )
+    fields: ClassVar[frozenset[str]] = frozenset(
+        {"prompt", "completion", "answers", "instruction", "system", "history"}
     )
 
     def recognises(self, record: Mapping[str, Any]) -> bool:
@@ -28,7 +33,7 @@ class PromptCompletionReader(Reader):
         value = record.value
         return Sample(
             id=record.id,
-            messages=self._prompt(value.get("prompt")),
+            messages=(*earlier(value), *self._prompt(value.get("prompt"))),
             answers=self._answers(value),
             instruction=optional_text(value.get("instruction"), "instruction"),
         )

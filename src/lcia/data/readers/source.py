@@ -6,17 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from lcia.data.readers.base import Problem, Record, RecordError
+from lcia.data.readers.kind import foreign
 from lcia.errors import DataError
 
 BOM = b"\xef\xbb\xbf"
-UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 
 
 def load_bytes(path: Path) -> bytes:
     """Return the file's content without a UTF-8 byte order mark.
 
     Raises:
-        DataError: no file, a directory, unreadable, empty, or UTF-16.
+        DataError: no file, a directory, unreadable, empty, or something else than JSON: the
+            message names it.
     """
     try:
         content = path.read_bytes()
@@ -26,9 +27,11 @@ def load_bytes(path: Path) -> bytes:
         raise DataError(f"{path}: is a directory; expected a file.") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
-    if content.startswith(UTF16_BOMS):
-        raise DataError(f"{path}: is UTF-16; expected UTF-8. Save it as UTF-8.")
     content = content.removeprefix(BOM)
+    if (other := foreign(content)) is not None:
+        raise DataError(f"{path}: {other}")
+    if b"\r" in content and b"\n" not in content:
+        content = content.replace(b"\r", b"\n")  # lines of an old Mac
     if not content.strip():
         raise DataError(f"{path}: is empty; expected at least one record.")
     return content
@@ -49,7 +52,9 @@ def parse(content: bytes) -> Any:
         BrokenJSONError: not UTF-8 or not JSON.
     """
     try:
-        return json.loads(content.decode())
+        return json.loads(content.decode(), object_pairs_hook=_object, parse_constant=_no_constant)
+    except _RefusedError as error:
+        line, problem = 1, str(error)
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         column = error.start - content.rfind(b"\n", 0, error.start)
@@ -60,6 +65,23 @@ def parse(content: bytes) -> Any:
     except (ValueError, RecursionError) as error:
         line, problem = 1, f"not valid JSON: {error}."
     raise BrokenJSONError(line, problem)
+
+
+class _RefusedError(ValueError):
+    """JSON that Python's parser takes and that means something else, or nothing, elsewhere."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _RefusedError(f"the key '{twice[:40]}' stands twice in one object; expected it once.")
+    return value
+
+
+def _no_constant(name: str) -> Any:
+    raise _RefusedError(f"not valid JSON: {name} is no number of JSON; expected null or a text.")
 
 
 def load_records(content: bytes) -> Iterator[Record | Problem]:

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
-from lcia.data.readers.base import Reader, Record, RecordError
-from lcia.data.readers.fields import found, text, texts
+from lcia.data.readers.base import Reader, Record, RecordError, found
+from lcia.data.readers.fields import text, texts
 from lcia.data.sample import Message, Sample
 
 
@@ -16,6 +16,7 @@ class SuperNIReader(Reader):
     """
 
     expected: ClassVar[str] = '{"Definition": ..., "Instances": [{"input": ..., "output": [...]}]}'
+    fields: ClassVar[frozenset[str]] = frozenset({"Definition", "input", "output"})
 
     def recognises(self, record: Mapping[str, Any]) -> bool:
         """Whether the object has ``Definition`` and ``Instances``."""
