@@ -6,6 +6,7 @@ import pytest
 
 from lcia.data import Message, Sample, read
 from lcia.errors import DataError
+from lcia.evaluation.scorers_visual import vqa_accuracy
 from lcia.registry import READERS
 
 USER = {"role": "user", "content": "Say hello."}
@@ -66,7 +67,31 @@ def test_the_same_sample_in_many_shapes(tmp_path, record, sample):
     assert read(write(tmp_path, record)) == [sample]
 
 
-def test_answers_keep_their_order_without_repeats(tmp_path):
+VOTES = ["red"] * 8 + ["blue"] * 2
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"prompt": "Colour?", "answers": VOTES},
+        {"prompt": "Colour?", "completion": VOTES},
+        {"prompt": "Colour?", "completion": "red", "answers": VOTES},
+        {"prompt": "Colour?", "completion": [{"role": "assistant", "content": "red"}],
+         "answers": VOTES},
+        {"messages": [USER, {"role": "assistant", "content": "red"}], "answers": VOTES},
+        {"messages": [USER], "answers": VOTES},
+        {"instruction": "Colour?", "output": VOTES},
+    ],
+)  # fmt: skip
+def test_repeated_answers_are_votes(tmp_path, record):
+    answers = read(write(tmp_path, record))[0].answers
+    assert sorted(answers) == sorted(VOTES)
+    assert answers[0] == "red"
+    assert vqa_accuracy("red", answers) == 1.0
+    assert vqa_accuracy("blue", answers) == pytest.approx(0.6)
+
+
+def test_what_is_trained_on_stands_first_and_once_among_the_answers(tmp_path):
     record = {"prompt": "Say hello.", "completion": ["Hi", "Hello!"], "answers": ["Hi", "Hey"]}
     assert read(write(tmp_path, record))[0].answers == ("Hi", "Hello!", "Hey")
     record = {"messages": [USER, ANSWER], "answers": ["Hi", "Hello!"]}

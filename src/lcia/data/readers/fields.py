@@ -50,7 +50,7 @@ def optional_text(value: Any, name: str) -> str | None:
 
 
 def texts(value: Any, name: str) -> tuple[str, ...]:
-    """Return one text or a list of texts as a tuple of different texts, in order.
+    """Return one text or a list of texts as a tuple, in order; repeated ones are votes and stay.
 
     Raises:
         RecordError: an empty list, or an entry that is not a text that says something.
@@ -59,7 +59,16 @@ def texts(value: Any, name: str) -> tuple[str, ...]:
         return (text(value, name),)
     if not value:
         raise RecordError(f"{name} is an empty list; expected at least one text.")
-    return tuple(dict.fromkeys(text(item, f"{name}[{i}]") for i, item in enumerate(value)))
+    return tuple(text(item, f"{name}[{i}]") for i, item in enumerate(value))
+
+
+def with_answers(trained: tuple[str, ...], answers: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the answer that is trained on, first, and the acceptable ones, as often as given."""
+    further = list(answers)
+    for answer in trained:
+        if answer in further:
+            further.remove(answer)
+    return (*trained, *further)
 
 
 def earlier(record: Mapping[str, Any]) -> tuple[Message, ...]:

@@ -11,6 +11,7 @@ from lcia.data.readers.fields import (
     speaker,
     texts,
     turns,
+    with_answers,
     with_system,
 )
 from lcia.data.sample import Sample
@@ -39,7 +40,7 @@ class MessagesReader(Reader):
         )
         answers = texts(value["answers"], "answers") if value.get("answers") is not None else ()
         if messages[-1].role == "assistant":
-            answers = tuple(dict.fromkeys((messages[-1].content, *answers)))
+            answers = with_answers((messages[-1].content,), answers)
             messages = messages[:-1]
         elif not answers:
             last = len(messages) - 1

@@ -4,7 +4,15 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from lcia.data.readers.base import Reader, Record, RecordError
-from lcia.data.readers.fields import earlier, ends_with_user, optional_text, text, texts, turns
+from lcia.data.readers.fields import (
+    earlier,
+    ends_with_user,
+    optional_text,
+    text,
+    texts,
+    turns,
+    with_answers,
+)
 from lcia.data.sample import Message, Sample
 
 
@@ -47,7 +55,7 @@ class PromptCompletionReader(Reader):
         completion, answers = value.get("completion"), value.get("answers")
         given = texts(answers, "answers") if answers is not None else ()
         if completion is not None or not given:
-            given = tuple(dict.fromkeys((*self._completion(completion), *given)))
+            given = with_answers(self._completion(completion), given)
         return given
 
     def _completion(self, value: Any) -> tuple[str, ...]:

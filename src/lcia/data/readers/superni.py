@@ -47,6 +47,7 @@ class SuperNIReader(Reader):
         return Sample(
             id=record.id,
             messages=(Message(role="user", content=prompt),),
-            answers=texts(record.value.get("output"), "output"),
+            # Repeated references are the collection's noise, not votes.
+            answers=tuple(dict.fromkeys(texts(record.value.get("output"), "output"))),
             instruction=definition,
         )
