@@ -79,10 +79,8 @@ def learn(
         print_json(asdict(outcome))
         return
     rows = [
-        [other, number(score if other != name else outcome.score_before), number(after)]
-        for (other, after), score in zip(
-            outcome.scores.items(), _before(learner, outcome.scores), strict=True
-        )
+        [other, number(outcome.before[other]), number(after)]
+        for other, after in outcome.scores.items()
     ]
     print_table("Scores in percent", ["task", "before", "after"], rows)
     console.print(
@@ -90,9 +88,3 @@ def learn(
         f"({outcome.reason}), {duration(outcome.seconds)}.\nTry: lcia chat {store}",
         markup=False,
     )
-
-
-def _before(learner: Any, tasks: Any) -> list[float | None]:
-    matrix = learner.store.current.matrix()
-    row = matrix.row(matrix.learned - 1)
-    return [row[task] for task in tasks]

@@ -60,6 +60,7 @@ class Outcome:
         similarity: of the most similar group before, in [0, 1].
         score_base: the base model's score on the task, in percent.
         score_before: the assistant's score on it before learning, in percent.
+        before: task to score before learning, in percent, the same tasks as in ``scores``.
         scores: task to score after learning, in percent, all tasks learned so far.
         seconds: time it took.
     """
@@ -71,6 +72,7 @@ class Outcome:
     similarity: float
     score_base: float | None
     score_before: float | None
+    before: Mapping[str, float | None]
     scores: Mapping[str, float | None]
     seconds: float
 
@@ -291,6 +293,7 @@ class ContinualLearner:
                 f"{made.number}. Give the new data another name."
             )
         matrix = made.matrix()
+        before = matrix.row(matrix.learned - 1)
         return Outcome(
             task=task.name,
             version=made.number,
@@ -298,7 +301,8 @@ class ContinualLearner:
             reason=made.manifest["reason"],
             similarity=made.manifest["similarity"],
             score_base=matrix.row(0)[task.name],
-            score_before=matrix.row(matrix.learned - 1)[task.name],
+            score_before=before[task.name],
+            before=before,
             scores=matrix.row(matrix.learned),
             seconds=made.manifest["seconds"],
         )
@@ -323,7 +327,11 @@ class ContinualLearner:
         return codebook, decision, group
 
     def _start(self, decision: GroupDecision, current: Version) -> Path | None:
-        """Return the adapter that training starts from; None for a fresh one."""
+        """Return the adapter that training starts from; None for a fresh one.
+
+        The latest is that of the last task. Folders do not tell: with a shared projector every
+        group gets one with each task.
+        """
         adapters = {group: folder for group, (_, folder) in current.adapters.items()}
         start = self.config.resolve_grouping().start
         if decision.group is not None:
@@ -332,7 +340,11 @@ class ContinualLearner:
             return None
         if start == "nearest" and decision.nearest is not None:
             return adapters[decision.nearest]
-        return max(adapters.values(), key=lambda folder: folder.name)
+        trained = [version.manifest["group"] for version in self.store.history()]
+        latest = next((group for group in reversed(trained) if group in adapters), None)
+        if latest is not None:
+            return adapters[latest]
+        return max(adapters.values(), key=lambda folder: folder.name)  # all made by hand
 
     def _train(
         self,

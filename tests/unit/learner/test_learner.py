@@ -77,6 +77,16 @@ def test_a_new_group_starts_from_a_copy_of_another(
     assert adapters_of(store)[f"g3/{weights}"] == before[f"{source}/{weights}"]
 
 
+def test_learning_a_task_again_tells_what_it_led_to_then(tiny_model, tmp_path, colours, shades):
+    learner = ContinualLearner.create(tmp_path / "a", configure(tiny_model))
+    first, second = learner.run([colours, shades])
+    assert learner.run([colours, shades]) == [first, second]
+    matrix = learner.store.current.matrix()
+    assert (list(first.before), list(second.before)) == (["colours"], ["colours", "shades"])
+    assert first.before["colours"] == first.score_before == matrix[0, 1]
+    assert second.before == {"colours": matrix[1, 1], "shades": matrix[1, 2]}
+
+
 def test_every_learned_task_is_scored_after_every_task(learned):
     matrix = learned.current.matrix()
     assert matrix.tasks == ("colours", "shades", "numbers")

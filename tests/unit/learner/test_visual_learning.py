@@ -122,6 +122,24 @@ def test_a_shared_projector_answers_for_every_group(model, tmp_path, tasks):
     assert store.verify() == []
 
 
+def test_the_latest_adapter_is_the_last_task_s_where_all_share_a_projector(model, tmp_path, tasks):
+    learner = ContinualLearner.create(
+        tmp_path / "a", configure(model, "shared", grouping={"start": "latest"})
+    )
+    learner.run([tasks[0], tasks[2]])  # g1, g2: both have a folder of version 2
+    still = {"training": {**TRAINING, "learning_rate": 0.0}}
+    learner.config = learner.config.model_copy(update=still)
+    other = picture_task(tmp_path, "other", instruction="Which is it?", answers={"red": "x"})
+    assert learner.learn(other).group == "g3"
+    weights = {
+        group: load_file(folder / "adapter_model.safetensors")
+        for group, (_, folder) in learner.store.current.adapters.items()
+    }
+    for name, values in weights["g3"].items():
+        assert torch.equal(values, weights["g2"][name])
+    assert any(not torch.equal(v, weights["g1"][n]) for n, v in weights["g3"].items())
+
+
 def test_a_frozen_projector_is_not_saved(model, tmp_path, tasks):
     store = learn(tmp_path / "a", configure(model, "frozen"), tasks[:1])
     assert not (store.current.adapters["g1"][1] / FILE).exists()
