@@ -80,7 +80,15 @@ class DynamicEMA:
         self._join()
         if not self.shadow:
             raise TrainingError("DynamicEMA: no parameter requires a gradient; nothing to average.")
-        for name, values in (initial or {}).items():
+        self.assign(initial or {})
+
+    def assign(self, theta_ema: Mapping[str, Tensor]) -> None:
+        """Give theta* the values of full tensors, by name; those not named stay.
+
+        Raises:
+            TrainingError: names or shapes do not fit the parameters.
+        """
+        for name, values in theta_ema.items():
             self._set(name, values)
 
     @torch.no_grad()
@@ -205,8 +213,7 @@ class DynamicEMA:
         for name in self.shadow:
             if name not in state["shadow"]:
                 raise TrainingError(f"DynamicEMA.load_state_dict: the state has no '{name}'.")
-        for name, values in state["shadow"].items():
-            self._set(name, values)
+        self.assign(state["shadow"])
         self._grad_prev.load({n: self._part(n, v) for n, v in state["grad_prev"].items()})
         for group, own in (("theta_prev", self._theta_prev), ("theta_before", self._theta_before)):
             own.clear()

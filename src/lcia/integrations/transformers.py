@@ -2,13 +2,14 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from torch import Tensor
-from transformers import Trainer, TrainerCallback
+from transformers import DefaultFlowCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from lcia.ema import DynamicEMA, EMAStats, Rule, build_rule
@@ -27,6 +28,10 @@ class DynamicEMACallback(TrainerCallback):
     step with the gradients that step used (accumulated, unscaled, clipped), travels with the
     Trainer's checkpoints as ``dynamic_ema.safetensors``, and becomes the parameters at the end.
     A step that fp16 loss scaling skipped does not move it.
+
+    What training ends with is also what is evaluated while it goes on: Trainer's evaluations see
+    the average. With ``load_best_model_at_end`` the parameters become the average of the
+    checkpoint that scored best. (Both unless ``copy_at_end`` is False.)
 
     Trainer's logs get ``ema/beta_mean``, ``ema/beta_min``, ``ema/beta_max``,
     ``ema/horizon_steps``, ``ema/drift`` and ``ema/fallback/<reason>`` (shares) over the steps
@@ -63,13 +68,20 @@ class DynamicEMACallback(TrainerCallback):
         self._on_step = on_step
         self._resume_from = resume_from
         self._is_first = False
+        self._swap = ExitStack()
+        self._is_average = self._trains = False
 
     def attach(self, trainer: Trainer) -> "DynamicEMACallback":
-        """Put the callback before all others of a Trainer, so that every reporter gets its logs."""
+        """Put the callback before all reporters of a Trainer, so that they get its logs.
+
+        Only what decides when Trainer logs, evaluates and saves stays before it.
+        """
         handler = trainer.callback_handler
         if self not in handler.callbacks:
             trainer.add_callback(self)
-        handler.callbacks.sort(key=lambda callback: callback is not self)
+        handler.callbacks.sort(
+            key=lambda c: 0 if isinstance(c, DefaultFlowCallback) else 1 if c is self else 2
+        )
         self._is_first = True
         return self
 
@@ -89,6 +101,9 @@ class DynamicEMACallback(TrainerCallback):
         if state.global_step:
             folder = self._resume_from or checkpoint_folder(args, state)
             self.ema.load_state_dict(load_state(Path(folder) / FILE_NAME, rule=self.ema.rule))
+        self._trains = True
+        if args.eval_on_start:
+            self._show_average()
         if args.report_to and not self._is_first:
             logger.warning(
                 "DynamicEMACallback: %s will not get the ema/* figures; call "
@@ -108,6 +123,38 @@ class DynamicEMACallback(TrainerCallback):
         if self._on_step is not None:
             self._on_step({**self.ema.last_step().as_dict(), "step": state.global_step + 1})
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Make sure that the parameters are trained, not the average."""
+        self._put_back()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Let the average be evaluated, where Trainer will evaluate after this step."""
+        if control.should_evaluate:
+            self._show_average()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Let the average be evaluated, where Trainer will evaluate after this epoch."""
+        self.on_step_end(args, state, control, **kwargs)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Put the parameters back after an evaluation."""
+        if self._trains and self._copy_at_end and not self._is_average:
+            logger.warning(
+                "DynamicEMACallback: the evaluation at step %d saw the parameters, not the "
+                "average: another callback asked for it after this one was told of the step.",
+                state.global_step,
+            )
+        self._put_back()
+
+    def _show_average(self) -> None:
+        if self._copy_at_end and not self._is_average:
+            self._swap.enter_context(self.ema.swapped())
+            self._is_average = True
+
+    def _put_back(self) -> None:
+        self._swap.close()
+        self._is_average = False
+
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Add the figures since the last log to the Trainer's logs and history."""
         logs = kwargs.get("logs")
@@ -123,6 +170,7 @@ class DynamicEMACallback(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the average's state into the checkpoint just saved."""
+        self._put_back()
         averages = self.ema.state_dict()  # collective where parameters are sharded
         if state.is_world_process_zero:
             folder = checkpoint_folder(args, state)
@@ -131,9 +179,15 @@ class DynamicEMACallback(TrainerCallback):
             save_state(folder / FILE_NAME, averages, rule=self.ema.rule)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Make the parameters the average."""
-        if self._copy_at_end:
-            self.ema.copy_to_parameters()
+        """Make the parameters the average, or that of the best checkpoint if Trainer loads it."""
+        self._put_back()
+        self._trains = False
+        if not self._copy_at_end:
+            return
+        if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            best = Path(state.best_model_checkpoint) / FILE_NAME
+            self.ema.assign(load_state(best, rule=self.ema.rule)["shadow"])
+        self.ema.copy_to_parameters()
 
 
 def checkpoint_folder(args: Any, state: Any) -> Path:

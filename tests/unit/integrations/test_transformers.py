@@ -1,6 +1,7 @@
 """DynamicEMACallback inside a real Trainer: parity with a hand-written loop, resume, logs."""
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,7 +56,11 @@ def trainer(folder, callback, *, network=None, **settings):
         **{"max_steps": 10, "learning_rate": 0.05, "save_strategy": "no", **settings},
     )
     return Trainer(
-        model=network or model(), args=args, train_dataset=Points(), callbacks=[callback]
+        model=network or model(),
+        args=args,
+        train_dataset=Points(),
+        eval_dataset=Points(16),
+        callbacks=[callback],
     )
 
 
@@ -279,6 +284,85 @@ def test_evaluating_before_and_after_training_adds_nothing(tmp_path):
     after = run.evaluate(Points(8))
     assert not any(key.startswith("ema/") for key in [*before, *after])
     assert "ema/beta_mean" in run.state.log_history[-3]
+
+
+BEST = {
+    "eval_strategy": "steps",
+    "eval_steps": 4,
+    "save_strategy": "steps",
+    "save_steps": 4,
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "eval_loss",
+}
+
+
+def trained_and_evaluated(folder, *, attach=True, copy_at_end=True, **settings):
+    callback = DynamicEMACallback(copy_at_end=copy_at_end)
+    run = trainer(folder, callback, **{"max_steps": 12, **settings})
+    if attach:
+        callback.attach(run)
+    run.train()
+    return run
+
+
+@pytest.mark.parametrize("attach", [True, False])
+@pytest.mark.parametrize("rate", [0.05, 8.0])  # the last step is best; the first ones are
+def test_the_best_model_is_the_average_that_scored_best(tmp_path, rate, attach):
+    run = trained_and_evaluated(tmp_path, attach=attach, learning_rate=rate, **BEST)
+    scores = {log["step"]: log["eval_loss"] for log in run.state.log_history if "eval_loss" in log}
+    assert list(scores) == [4, 8, 12]
+    best = min(scores, key=scores.get)
+    assert (best == 12) == (rate < 1)
+    assert run.state.best_model_checkpoint.endswith(f"checkpoint-{best}")
+    assert run.evaluate()["eval_loss"] == scores[best]
+    averages = load_file(tmp_path / f"checkpoint-{best}" / "dynamic_ema.safetensors")
+    for name, parameter in run.model.named_parameters():
+        assert torch.equal(parameter.detach(), averages[f"shadow/{name}"])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"eval_strategy": "steps", "eval_steps": 3},
+        {"eval_strategy": "epoch"},
+        {"eval_strategy": "steps", "eval_steps": 5, "eval_on_start": True},
+    ],
+)
+def test_evaluating_the_average_does_not_change_training(tmp_path, settings, caplog):
+    plain = trained_and_evaluated(tmp_path / "a")
+    often = trained_and_evaluated(tmp_path / "b", **settings)
+    assert any("eval_loss" in log for log in often.state.log_history)
+    for a, b in zip(plain.model.parameters(), often.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert "saw the parameters" not in caplog.text
+
+
+def test_an_interrupted_search_for_the_best_model_ends_with_the_same(tmp_path):
+    whole = trained_and_evaluated(tmp_path / "a", learning_rate=8.0, **BEST)
+    callback = DynamicEMACallback()
+    again = trainer(tmp_path / "a", callback, max_steps=12, learning_rate=8.0, **BEST)
+    again.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-8"))
+    for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_without_copy_at_end_the_parameters_are_evaluated_and_the_best_kept(tmp_path):
+    run = trained_and_evaluated(tmp_path, copy_at_end=False, learning_rate=8.0, **BEST)
+    best = Path(run.state.best_model_checkpoint)
+    assert run.evaluate()["eval_loss"] == run.state.best_metric
+    stored = load_file(best / "model.safetensors")
+    assert all(torch.equal(p, stored[n]) for n, p in run.model.named_parameters())
+
+
+def test_an_evaluation_that_misses_the_average_is_told(tmp_path, caplog):
+    class Late(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_evaluate = state.global_step == 3
+
+    run = trainer(tmp_path, DynamicEMACallback())
+    run.add_callback(Late())
+    run.train()
+    assert "evaluation at step 3 saw the parameters" in caplog.text
 
 
 def test_gradients_cleared_too_early_are_an_error(tmp_path):
