@@ -5,7 +5,6 @@ import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from lcia.learner.finite import check_finite
 from lcia.learner.gate import check_gate
 from lcia.learner.journal import Journal, Listener
 from lcia.learner.memory import release_memory
+from lcia.learner.outcome import Outcome
 from lcia.learner.preflight import preflight
 from lcia.learner.processes import everyone, is_main, on_main
 from lcia.learner.projectors import share_projector, shared_projector
@@ -46,35 +46,6 @@ from lcia.models.host import AdapterHost
 from lcia.models.loading import check_model, content_hash, load_model
 from lcia.models.memory import keep_freed_memory
 from lcia.registry import SCORERS
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What learning a task led to.
-
-    Attributes:
-        task: its name.
-        version: the version that holds it, now current.
-        group: the adapter group that learned it.
-        reason: ``reuse``, ``expand`` or ``first_group``.
-        similarity: of the most similar group before, in [0, 1].
-        score_base: the base model's score on the task, in percent.
-        score_before: the assistant's score on it before learning, in percent.
-        before: task to score before learning, in percent, the same tasks as in ``scores``.
-        scores: task to score after learning, in percent, all tasks learned so far.
-        seconds: time it took.
-    """
-
-    task: str
-    version: int
-    group: str
-    reason: str
-    similarity: float
-    score_base: float | None
-    score_before: float | None
-    before: Mapping[str, float | None]
-    scores: Mapping[str, float | None]
-    seconds: float
 
 
 class ContinualLearner:
@@ -292,20 +263,7 @@ class ContinualLearner:
                 f"{self.store.root}: task '{task.name}' was learned from other data in version "
                 f"{made.number}. Give the new data another name."
             )
-        matrix = made.matrix()
-        before = matrix.row(matrix.learned - 1)
-        return Outcome(
-            task=task.name,
-            version=made.number,
-            group=made.manifest["group"],
-            reason=made.manifest["reason"],
-            similarity=made.manifest["similarity"],
-            score_base=matrix.row(0)[task.name],
-            score_before=before[task.name],
-            before=before,
-            scores=matrix.row(matrix.learned),
-            seconds=made.manifest["seconds"],
-        )
+        return Outcome.of(made)
 
     def _group(
         self, task: Task, current: Version, *, journal: Journal
