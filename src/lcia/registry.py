@@ -137,6 +137,8 @@ METHODS = Registry(
         "multitask": "lcia.methods.multitask:Multitask",
         "single": "lcia.methods.single:Single",
         "lcia": "lcia.methods.lcia:Lcia",
+        "lcia_paper": "lcia.methods.published:LciaPaper",
+        "lcia_release": "lcia.methods.published:LciaRelease",
         "fixed_ema": "lcia.methods.fixed_ema:FixedEMA",
         "merge": "lcia.methods.merge:Merge",
         "ewc": "lcia.methods.ewc:EWC",

@@ -142,7 +142,7 @@ def test_all_orders_and_kinds_of_instructions_are_one_recipe(coin, lcia, monkeyp
     runs = [run["run"] for run in json.loads(done.stdout)["runs"]]
     assert runs == [
         f"{method}-seed0-{order}"
-        for method in ("sequential", "paper", "lcia")
+        for method in ("sequential", "lcia_paper", "lcia_release", "lcia")
         for order in ("original", "reverse", "alphabetical")
     ]
 

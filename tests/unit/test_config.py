@@ -169,7 +169,7 @@ def test_an_entry_of_methods_carries_settings_of_its_own(tmp_path):
         ("methods: [lcia, lcia]", "the label 'lcia' stands twice"),
         ("methods: [lcia]\nrules: [paper, paper]", "the label 'lcia-paper' stands twice"),
         ("methods: [{name: lcia, label: a/b}]", "label 'a/b': expected letters"),
-        ("methods: [{name: sequential, rule: paper}]", "sequential does not average"),
+        ("methods: [{name: sequential, rule: paper}]", "sequential does not use the rule"),
         ("methods: [{name: lcia, training: {learning_rat: 1}}]", "lcia: training.learning_rat is"),
         ("methods: [{name: lcia, training: 3}]", "lcia: training is 3"),
         ("methods: [{name: lcia, grouping: {treshold: 1}}]", "lcia: grouping.treshold is not"),

@@ -146,7 +146,8 @@ class AssistantConfig(_Frozen):
             ConfigError: the method cannot work with the configured groups.
         """
         name = str(self.method.get("name"))
-        possible = METHODS.get(name).groupings
+        method = METHODS.get(name)
+        possible = method.groupings
         grouping = self.grouping or GroupingConfig()
         groups = grouping.groups or possible[0]
         if groups not in possible:
@@ -155,7 +156,7 @@ class AssistantConfig(_Frozen):
                 f"{' or '.join(map(repr, possible))} only. Remove it, or say it for this method "
                 f"alone: {{name: {name}, grouping: {{groups: {possible[0]}}}}}."
             )
-        return dataclasses.replace(grouping, groups=groups)
+        return dataclasses.replace(grouping, groups=groups, **method.fixed_grouping)
 
     def resolved(self) -> "AssistantConfig":
         """Return the same settings with every default of lcia's spelled out.

@@ -143,7 +143,7 @@ def _crossed(entry: Mapping[str, Any]) -> set[str]:
     method = METHODS.get(str(entry.get("name")))
     if "rule" in entry and not method.averages:
         raise ConfigError(
-            f"methods: {entry['name']} does not average, so its rule would change nothing. "
+            f"methods: {entry['name']} does not use the rule, which would change nothing. "
             "Remove it."
         )
     applies = {"rule": method.averages, "grouping": len(method.groupings) > 1}

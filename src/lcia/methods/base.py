@@ -56,6 +56,9 @@ class Method:
     groupings: ClassVar[tuple[str, ...]] = ("one", "similar", "per_task")
     """The ``groups`` of ``GroupingConfig`` it works with; the first is what it prefers."""
 
+    fixed_grouping: ClassVar[Mapping[str, Any]] = {}
+    """Fields of ``GroupingConfig`` that are the method's own, whatever is configured."""
+
     averages: ClassVar[bool] = False
     """Whether the configured balance rule is used."""
 

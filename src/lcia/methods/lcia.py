@@ -13,18 +13,17 @@ from lcia.methods.replay import quota, with_memory
 
 
 class Lcia(Merge):
-    """The paper's method: tasks grouped by instruction, reused adapters averaged by dynamic EMA.
+    """Tasks grouped by instruction, reused adapters averaged by dynamic EMA, merged, replayed.
 
     A group that a task opens has nothing to protect and is trained plainly. A group that is
     retrained starts with the average at its stored parameters, and ends as the average. With an
     ``old_weight`` above 0 that average is then merged into the stored parameters by precision, as
     ``merge`` does with the trained ones. ``memory`` is the share of every task's samples that stay
-    with its group, and are shuffled among the new ones when it is retrained. Both 0, and rule
-    ``paper`` or ``release``, is the paper's method. docs/study.md has the measurements behind the
-    defaults.
+    with its group, and are shuffled among the new ones when it is retrained. docs/study.md has the
+    measurements behind the defaults.
 
-    Source: arXiv:2410.10868. Differs: the released code starts the average after the first step
-    of every task.
+    Source: arXiv:2410.10868, taken further. ``lcia_paper`` and ``lcia_release`` are what was
+    published.
     """
 
     averages: ClassVar[bool] = True

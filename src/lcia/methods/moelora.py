@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 
 from transformers import TrainerCallback
 
+from lcia.errors import ConfigError
 from lcia.integrations.transformers import checkpoint_folder
 from lcia.methods.base import Method, TaskContext
-from lcia.methods.stacking import stacked
 from lcia.models.gates import add_gates, restore_gates, save_gates
 from lcia.models.host import TRAINED
 
@@ -16,9 +16,10 @@ from lcia.models.host import TRAINED
 class MoELoRA(Method):
     """Every adapted module has ``experts`` LoRAs, mixed by softmax(W x); all tasks train all.
 
-    Each expert has the configured rank. Stored as a plain adapter of rank experts * r with W in
-    ``gates.safetensors`` beside it: loaded by stock peft alone, the experts are summed, which is
-    ``experts`` times their mean.
+    The configured rank r is that of all experts together: each has r / experts, scaled by
+    lora_alpha / r, so that the method has as many parameters as a LoRA of rank r. Stored as a plain
+    adapter with W in ``gates.safetensors`` beside it: loaded by stock peft alone, the experts are
+    summed, which is ``experts`` times their mean.
 
     Source: the MoELoRA baseline of CoIN, arXiv:2403.08350. Differs: W starts at 0.
     """
@@ -27,17 +28,36 @@ class MoELoRA(Method):
     settings: ClassVar[dict[str, Any]] = {"experts": 4}
 
     def open(self, host: Any, start: Path | None, adapter: Mapping[str, Any]) -> Any:
-        """Put the experts and their gates on the model."""
+        """Put the experts and their gates on the model.
+
+        Raises:
+            ConfigError: a rank is no multiple of the number of experts.
+        """
         if start is not None:
             return host.adapter_to_train(start)
+        from peft import LoraConfig
+
         experts = self.config["experts"]
-        model = host.new_adapter(stacked(adapter, experts))
+        _check_ranks(adapter, experts)
+        model = host.new_adapter(LoraConfig(**adapter))
         add_gates(model, experts=experts, adapter=TRAINED)
         return model
 
     def attach(self, trainer: Any, context: TaskContext) -> None:
         """Let the gates travel with Trainer's checkpoints."""
         trainer.add_callback(_Gates(trainer.model))
+
+
+def _check_ranks(adapter: Mapping[str, Any], experts: int) -> None:
+    ranks = {"adapter.r": adapter["r"]}
+    patterns = adapter.get("rank_pattern") or {}
+    ranks |= {f"adapter.rank_pattern.{name}": rank for name, rank in patterns.items()}
+    for key, rank in ranks.items():
+        if rank % experts:
+            raise ConfigError(
+                f"{key} is {rank}; moelora shares it among {experts} experts. Make it a multiple "
+                f"of {experts}, such as {rank + -rank % experts}, or change method.experts."
+            )
 
 
 class _Gates(TrainerCallback):

@@ -22,8 +22,8 @@ def stacked(adapter: Mapping[str, Any], times: int) -> Any:
 
     if adapter.get("use_rslora"):
         raise ConfigError(
-            "adapter.use_rslora is set; olora and moelora stack LoRAs whose scale is "
-            "lora_alpha / r. Remove it."
+            "adapter.use_rslora is set; olora stacks LoRAs whose scale is lora_alpha / r. "
+            "Remove it."
         )
     patterns = {
         key: {name: times * value for name, value in adapter[key].items()}

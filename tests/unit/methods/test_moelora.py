@@ -18,7 +18,10 @@ IDS = torch.arange(4, 24).reshape(2, 10)
 @pytest.fixture(scope="module")
 def store(create, colours, numbers):
     learner = create(
-        {"name": "moelora", "experts": 3}, grouping="on", training={"num_train_epochs": 4}
+        {"name": "moelora", "experts": 3},
+        grouping="on",
+        training={"num_train_epochs": 4},
+        adapter={"r": 12, "lora_alpha": 24},
     )
     learner.run([colours, numbers])
     return learner.store
@@ -105,6 +108,16 @@ def test_in_a_batch_of_mixed_adapters_each_prompt_has_its_own_gates(store, host,
         alone += host.generate([prompt], [adapter], max_new_tokens=6)
     assert together == alone
     assert len(set(together)) > 2
+
+
+def test_the_experts_share_the_rank(store, built):
+    _, folder = store.current.adapters["g1"]
+    downs = [v for name, v in load_file(folder / WEIGHTS).items() if "lora_A" in name]
+    assert {len(down) for down in downs} == {12}, "as many parameters as a LoRA of rank 12"
+    with pytest.raises(ConfigError, match=r"adapter\.r is 6; .* 4 experts.*such as 8"):
+        built("moelora", adapter={"r": 6})
+    with pytest.raises(ConfigError, match=r"adapter\.rank_pattern\.q_proj is 3"):
+        built("moelora", adapter={"r": 8, "rank_pattern": {"q_proj": 3}})
 
 
 def test_gated_adapters_are_not_merged_by_hand(store, host):
