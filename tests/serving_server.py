@@ -4,6 +4,7 @@ import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from conftest import make_task
 from lcia.config import AssistantConfig
@@ -38,6 +39,14 @@ def make_service(store: Store, **settings) -> Service:
     return Service(load_host(store.config), LiveStore(store.root), config=config)
 
 
+_servers: dict[str, Any] = {}
+
+
+def stop(url: str) -> None:
+    """Do what SIGTERM does to a server."""
+    _servers[url].should_exit = True
+
+
 @contextmanager
 def running(app, access: AccessConfig):
     """Serve an application; yield its address."""
@@ -48,9 +57,12 @@ def running(app, access: AccessConfig):
     while not server.started:
         assert thread.is_alive()
         time.sleep(0.005)
+    url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    _servers[url] = server
     try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        yield url
     finally:
+        del _servers[url]
         server.should_exit = True
         thread.join(timeout=60)
         assert not thread.is_alive()

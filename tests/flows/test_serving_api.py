@@ -186,7 +186,7 @@ def test_route_explains_without_generating(url):
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "should be a list"),
         ({"messages": user("x" * 600)}, "messages", "at most 512"),
         ({"messages": user("x" * 100_000)}, "messages", "more than"),
-        ({"model": None}, "model", "valid string"),
+        ({"model": None}, "model", "is missing"),
     ],
 )
 def test_what_cannot_be_done_is_said_clearly(url, change, param, message):

@@ -21,6 +21,7 @@ from serving_server import COLOUR, NUMBER, running, serving, unhurried
 
 KEY, UPSTREAM_KEY = "the-gateways-own-key", "the-key-of-the-servers"
 OPEN = AccessConfig(port=0)
+ADAPTERS = {"g1": "g1@0001", "g2": "g2@0002"}
 
 
 def user(text):
@@ -76,7 +77,7 @@ def test_chat_streaming_and_listing_through_the_gateway(client, servers):
             raw = client.chat.completions.with_raw_response.create(model="assistant", **asked)
             answer = raw.parse()
             assert answer.choices[0].message.content == expected.choices[0].message.content
-            assert answer.model == group, "what the server was asked for"
+            assert answer.model == ADAPTERS[group], "what the server was asked for"
             assert raw.headers["x-lcia-group"] == group
             assert raw.headers["x-lcia-reason"] == "reached"
             assert raw.headers["x-lcia-version"] == "2"
@@ -141,7 +142,7 @@ def test_a_client_that_leaves_frees_the_servers_place(served_store, servers):
             assert gateway.upstreams.all[0].running == 1
         wait_for(lambda: engine.running == 0)
         wait_for(lambda: gateway.upstreams.all[0].running == 0)
-    assert service.metrics.cancelled._value.get() >= 1
+    wait_for(lambda: service.metrics.cancelled._value.get() >= 1)
 
 
 def wait_for(condition, seconds=20):
@@ -162,8 +163,14 @@ class Odd:
     def __init__(self, models):
         self.asked, self.behaviour = [], "well"
         self.app = FastAPI()
-        records = [{"id": m, "parent": None if m == models[0] else models[0]} for m in models]
-        self.app.get("/v1/models")(lambda: {"data": records})
+        self.app.state.end = lambda: None
+        self.records = [
+            {"id": m, "root": f"adapters/{ADAPTERS[m]}", "parent": models[0]}
+            if m in ADAPTERS
+            else {"id": m, "root": m, "parent": None}
+            for m in models
+        ]
+        self.app.get("/v1/models")(lambda: {"data": self.records})
         self.app.post("/v1/chat/completions")(self.chat)
 
     async def chat(self, request: Request):
@@ -263,10 +270,10 @@ def test_the_least_busy_server_is_asked_first(served_store, odd):
         running(Odd(["org/model", "g1", "g2"]).app, OPEN) as second,
         gateway_to(served_store, upstream, second) as (_, gateway),
     ):
-        first = {gateway.upstreams.serving("g1")[0][0].url for _ in range(4)}
+        first = {gateway.upstreams.serving("g1@0001")[0][0].url for _ in range(4)}
         assert first == {upstream, second}, "in turn"
         gateway.upstreams.all[0].running = 3
-        assert {gateway.upstreams.serving("g1")[0][0].url for _ in range(4)} == {second}
+        assert {gateway.upstreams.serving("g1@0001")[0][0].url for _ in range(4)} == {second}
 
 
 def test_addresses_are_checked():

@@ -189,7 +189,7 @@ def test_bodies_that_never_arrive_are_given_up(url, length, status):
         "../../etc/passwd",
         "/etc/passwd",
         "groups/g1/0001",
-        "g1@0001",
+        "g1@0009",
         "..%2f..%2fassistant.json",
         "g1\0",
         "x" * 5000,

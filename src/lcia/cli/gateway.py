@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lcia.cli.serve import ApiKeyFile, Drain, Host, Megabytes, Port, log_with_times
+from lcia.cli.serve import ApiKeyFile, CorsOrigin, Drain, Host, Megabytes, Port, log_with_times
 
 
 def register(app: typer.Typer) -> None:
@@ -30,6 +30,7 @@ def gateway(
     max_body_mb: Megabytes = 32.0,
     timeout: Annotated[float, typer.Option(help="Longest silence of a server in seconds.")] = 300.0,
     drain: Drain = 60.0,
+    cors_origin: CorsOrigin = None,
 ) -> None:
     """Route by content before vLLM or other servers.
 
@@ -46,7 +47,7 @@ def gateway(
     from lcia.serving.config import AccessConfig, read_api_keys
     from lcia.serving.gateway.app import Gateway, GatewayConfig, build_gateway
     from lcia.serving.gateway.upstreams import check_url
-    from lcia.serving.http.server import run
+    from lcia.serving.http.server import listen, run
     from lcia.serving.live import LiveStore
 
     config = GatewayConfig(
@@ -57,11 +58,13 @@ def gateway(
             api_keys=read_api_keys(api_key_file) if api_key_file else (),
             max_body_bytes=int(max_body_mb * 1e6),
             drain_s=drain,
+            cors_origins=tuple(cors_origin or ()),
         ),
         upstream_key=read_api_keys(upstream_key_file)[0] if upstream_key_file else None,
         base_model=base_model,
         timeout_s=timeout,
     )
     log_with_times()
+    listening = listen(config.access)
     live = LiveStore(store, served_here=False)
-    run(build_gateway(Gateway(live, config=config)), config.access)
+    run(build_gateway(Gateway(live, config=config)), config.access, listening)

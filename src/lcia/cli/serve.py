@@ -11,6 +11,10 @@ ApiKeyFile = Annotated[
     Path | None, typer.Option(help="File of API keys, one a line; clients need one of them.")
 ]
 Megabytes = Annotated[float, typer.Option(help="Longest request body in megabytes.")]
+CorsOrigin = Annotated[
+    list[str] | None,
+    typer.Option("--cors-origin", help="Origin whose web pages may ask, or '*'; repeatable."),
+]
 Drain = Annotated[float, typer.Option(help="Seconds that running answers have after SIGTERM.")]
 
 
@@ -36,6 +40,7 @@ def serve(
     max_body_mb: Megabytes = 8.0,
     timeout: Annotated[float, typer.Option(help="Seconds until an answer is given up.")] = 300.0,
     drain: Drain = 60.0,
+    cors_origin: CorsOrigin = None,
     fetch_images: Annotated[
         bool, typer.Option("--fetch-images", help="Fetch pictures from public web addresses.")
     ] = False,
@@ -61,7 +66,7 @@ def serve(
     from lcia.serving.config import AccessConfig, ServeConfig, read_api_keys
     from lcia.serving.engine.limits import EngineLimits
     from lcia.serving.http.app import build_app
-    from lcia.serving.http.server import run
+    from lcia.serving.http.server import listen, run
     from lcia.serving.http.service import Service
     from lcia.serving.live import LiveStore
 
@@ -72,6 +77,7 @@ def serve(
             api_keys=read_api_keys(api_key_file) if api_key_file else (),
             max_body_bytes=int(max_body_mb * 1e6),
             drain_s=drain,
+            cors_origins=tuple(cors_origin or ()),
         ),
         limits=EngineLimits(
             max_batch=max_batch,
@@ -85,9 +91,10 @@ def serve(
         log_prompts=log_prompts,
     )
     log_with_times()
+    listening = listen(config.access)
     live = LiveStore(store)
     service = Service(ContinualLearner(live.store).host, live, config=config)
-    run(build_app(service), config.access)
+    run(build_app(service), config.access, listening)
 
 
 def log_with_times() -> None:

@@ -19,6 +19,8 @@ class AccessConfig:
         max_body_bytes: longest request body; a picture is a third longer in a data URL.
         body_timeout_s: longest time a body may take to arrive, in seconds.
         drain_s: how long running answers may go on after SIGTERM, in seconds.
+        cors_origins: web pages of these origins may ask from a browser, ``*`` those of all; none:
+            only the server's own page.
     """
 
     host: str = "127.0.0.1"
@@ -27,6 +29,7 @@ class AccessConfig:
     max_body_bytes: int = 8 << 20
     body_timeout_s: float = 30.0
     drain_s: float = 60.0
+    cors_origins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.api_keys and not is_loopback(self.host):

@@ -29,6 +29,9 @@ MAX_LORAS = 8
 def export_vllm(store: Store, folder: Path) -> dict[str, Any]:
     """Write the current version's adapters and ``serve.sh``; they appear by one rename.
 
+    Each adapter lies in a folder of its group and version, ``g1@0002``: vLLM tells clients where it
+    read an adapter, and so the gateway knows which version a server has.
+
     vLLM gives all of an adapter's modules one rank and one scaling: where a module differs, its
     factors are padded with zeros and hold the scaling, which changes no answer.
 
@@ -54,8 +57,8 @@ def export_vllm(store: Store, folder: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=scratch_root) as scratch:
         draft = Path(scratch) / "export"
         ranks = {
-            group: _write_adapter(adapter, draft / "adapters" / group)
-            for group, (_, adapter) in version.adapters.items()
+            group: _write_adapter(adapter, draft / "adapters" / key)
+            for group, (key, adapter) in version.adapters.items()
         }
         model = store.config.model
         if model in EMBEDDED:
@@ -63,6 +66,7 @@ def export_vllm(store: Store, folder: Path) -> dict[str, Any]:
         elif Path(model).expanduser().is_dir():
             model = str(Path(model).expanduser().absolute())
         about = {"assistant": store.root.resolve().name, "version": version.number}
+        about |= {"adapters": {group: key for group, (key, _) in version.adapters.items()}}
         about |= {"model": model, "ranks": ranks, "max_lora_rank": _served_rank(ranks)}
         (draft / "lcia.json").write_text(json.dumps(about, indent=2) + "\n")
         script = draft / "serve.sh"
@@ -131,7 +135,7 @@ def _script(about: Mapping[str, Any]) -> str:
         f"--max-loras {min(MAX_LORAS, len(groups))}",
         f"--max-cpu-loras {2 ** math.ceil(math.log2(len(groups)))}",
         f"--max-lora-rank {about['max_lora_rank']}",
-        f"--lora-modules {' '.join(f'{group}=adapters/{group}' for group in groups)}",
+        f"--lora-modules {' '.join(f'{g}=adapters/{key}' for g, key in about['adapters'].items())}",
     ]
     return (
         "#!/usr/bin/env bash\n"

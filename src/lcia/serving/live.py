@@ -29,6 +29,8 @@ class Snapshot:
         adapters: group to key and folder of its adapter.
         names: what clients may write as ``model`` to the group that answers; of a renamed group
             its name and its id.
+        pinned: adapter key, ``g1@0002``, to its group: a client that names it gets this very
+            adapter or an error.
         created: when the version was made, in seconds since 1970.
     """
 
@@ -36,6 +38,7 @@ class Snapshot:
     router: Router
     adapters: Adapters
     names: Mapping[str, str]
+    pinned: Mapping[str, str]
     created: int
 
     @classmethod
@@ -67,6 +70,7 @@ class Snapshot:
             router=router,
             adapters=version.adapters,
             names={**names, **ids},
+            pinned={version.adapters[group][0]: group for group in ids},
             created=int((version.path / "manifest.json").stat().st_mtime),
         )
 

@@ -50,14 +50,14 @@ def test_a_store_becomes_adapters_and_a_script(store, tmp_path, tiny_model):
         "--enable-lora",
         "--max-loras 2",
         "--max-lora-rank 8",
-        "--lora-modules g1=adapters/g1 g2=adapters/g2",
+        "--lora-modules g1=adapters/g1@0001 g2=adapters/g2@0002",
     ):
         assert option in script
     subprocess.run(["bash", "-n", out / "serve.sh"], check=True)
     assert (out / "serve.sh").stat().st_mode & 0o100
     assert json.loads((out / "lcia.json").read_text())["ranks"] == {"g1": 8, "g2": 8}
-    for group, (_, folder) in store.current.adapters.items():
-        exported = out / "adapters" / group
+    for key, folder in store.current.adapters.values():
+        exported = out / "adapters" / key
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             assert (exported / name).read_bytes() == (folder / name).read_bytes()
 

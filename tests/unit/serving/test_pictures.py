@@ -3,7 +3,6 @@
 import asyncio
 import base64
 from dataclasses import replace
-from json import dumps
 
 import pytest
 import torch
@@ -74,7 +73,7 @@ class Unrouted:
     """Stands for a store: nothing is routed here."""
 
     class current:
-        number, names, adapters = 0, {}, {}
+        number, names, pinned, adapters = 0, {}, {}, {}
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -105,7 +104,7 @@ def test_answers_equal_those_given_one_by_one(folder, pictures, tmp_path):
         service.answers.start()
 
         async def one(i, adapter):
-            asked = parse(ChatRequest, dumps(request(pictures, *CASES[i])).encode())
+            asked = parse(ChatRequest, request(pictures, *CASES[i]))
             prepared = await service.prepare(asked)
             prompt = replace(prepared.prompt, adapter=adapter)
             return "".join(
@@ -122,7 +121,7 @@ def test_answers_equal_those_given_one_by_one(folder, pictures, tmp_path):
 def test_a_text_model_says_that_it_reads_no_pictures(tiny_model, pictures):
     host = AdapterHost(load_model(str(tiny_model), dtype="float32"))
     service = Service(host, Unrouted, config=ServeConfig(limits=EngineLimits(max_context=512)))
-    asked = parse(ChatRequest, dumps(request(pictures, "@a", "What is it?")).encode())
+    asked = parse(ChatRequest, request(pictures, "@a", "What is it?"))
     with pytest.raises(ApiError, match="reads no pictures") as refused:
         asyncio.run(service.prepare(asked))
     assert refused.value.status == 400

@@ -15,16 +15,19 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from lcia.serving.config import AccessConfig
-from lcia.serving.engine.forward import forward
+from lcia.serving.gateway.relay import StaleModelError, forward
 from lcia.serving.gateway.upstreams import Upstreams
 from lcia.serving.http.api_error import ApiError
-from lcia.serving.http.app import add_errors, add_guard
-from lcia.serving.http.body import read_body
+from lcia.serving.http.app import READ, add_errors, add_guard, add_models
+from lcia.serving.http.body import read_tree
 from lcia.serving.http.connection import CLIENT_GONE, ClientGoneError, while_connected
 from lcia.serving.http.metrics import Metrics
-from lcia.serving.http.routing import choose_adapter, explain
-from lcia.serving.http.schemas import RouteRequest, parse, read_object, user_turns
+from lcia.serving.http.routing import check_length, choose_adapter, explain
+from lcia.serving.http.schemas import RouteRequest, parse, user_turns
 from lcia.serving.live import ASSISTANT, BASE, LiveStore
+
+FIRST_CHECK_S = 10.0
+"""How long the start waits for servers to say what they have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +73,7 @@ class Gateway:
             trust_env=False,
         )
         self.upstreams = Upstreams(config.upstreams, self.client, base_model=config.base_model)
+        self.ending = asyncio.Event()
         self._routing = ThreadPoolExecutor(1, thread_name_prefix="lcia-route")
         self.metrics.watch(
             "upstreams_healthy",
@@ -90,16 +94,19 @@ class Gateway:
         """
         access = self.config.access
         limit, timeout_s = access.max_body_bytes, access.body_timeout_s
-        asked = read_object(await read_body(request, limit=limit, timeout_s=timeout_s))
-        turns, model = _turns(asked), asked.get("model")
+        asked = await read_tree(request, limit=limit, timeout_s=timeout_s)
+        model = asked.get("model")
         if not isinstance(model, str):
             raise ApiError(400, "'model' is missing.", code="missing_parameter", param="model")
+        turns = _turns(asked) if model == ASSISTANT else []
+        check_length(turns)
         started = time.perf_counter()
         choice = await self.in_thread(choose_adapter, self.live.current, model, turns)
         self.metrics.routing_seconds.observe(time.perf_counter() - started)
-        choices = self.upstreams.serving(choice.group)
+        adapter = choice.adapter[0] if choice.adapter else None
+        choices = self.upstreams.serving(adapter)
         if not choices:
-            raise self._nowhere(choice.group)
+            raise self._nowhere(adapter)
         self.metrics.routed.labels(choice.group or BASE, choice.reason).inc()
         requests = [
             self.client.build_request(
@@ -119,31 +126,36 @@ class Gateway:
                     requests,
                     client=self.client,
                     headers=choice.headers(),
+                    ending=self.ending,
                 ),
             )
         except ClientGoneError:
             return Response(status_code=CLIENT_GONE)
+        except StaleModelError as error:
+            raise self._nowhere(adapter) from error
 
     def model_names(self) -> list[str]:
         """Return the models that some server has, and the routed assistant."""
-        groups = [n for n, group in self.live.current.names.items() if self._served(group)]
-        return [ASSISTANT, *groups, *([BASE] if self._served(None) else [])]
+        current = self.live.current
+        groups = [
+            name
+            for name, group in current.names.items()
+            if self.upstreams.serving(current.adapters[group][0])
+        ]
+        return [ASSISTANT, *groups, *([BASE] if self.upstreams.serving(None) else [])]
 
     async def stop(self) -> None:
         """Close connections and threads."""
         await self.client.aclose()
         self._routing.shutdown()
 
-    def _served(self, group: str | None) -> bool:
-        return bool(self.upstreams.serving(group))
-
-    def _nowhere(self, group: str | None) -> ApiError:
+    def _nowhere(self, adapter: str | None) -> ApiError:
         if not any(upstream.healthy for upstream in self.upstreams.all):
             text = "No server behind this gateway is well; try again later."
         else:
             text = (
-                f"No server behind this gateway has '{group or BASE}' of version "
-                f"{self.live.current.number}; export that version and load it there."
+                f"No server behind this gateway has '{adapter or BASE}', which version "
+                f"{self.live.current.number} wants; export that version and load it there."
             )
         return ApiError(503, text, code="no_upstream", headers={"Retry-After": "5"})
 
@@ -153,7 +165,10 @@ def build_gateway(gateway: Gateway) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await gateway.upstreams.check()
+        await asyncio.wait(
+            [asyncio.ensure_future(gateway.upstreams.check(u)) for u in gateway.upstreams.all],
+            timeout=FIRST_CHECK_S,
+        )
         following = [
             asyncio.create_task(gateway.upstreams.follow(gateway.config.check_s)),
             asyncio.create_task(gateway.live.follow(gateway.config.poll_s)),
@@ -174,26 +189,27 @@ def build_gateway(gateway: Gateway) -> FastAPI:
     @app.post("/v1/route")
     async def route(request: Request) -> Response:
         access = gateway.config.access
-        body = await read_body(
+        tree = await read_tree(
             request, limit=access.max_body_bytes, timeout_s=access.body_timeout_s
         )
-        turns = user_turns(parse(RouteRequest, body).messages)
+        turns = user_turns(parse(RouteRequest, tree).messages)
+        check_length(turns)
         return JSONResponse(await gateway.in_thread(explain, gateway.live.current, turns))
 
-    @app.get("/v1/models")
-    async def models() -> Response:
+    def records() -> list[dict[str, Any]]:
         created = gateway.live.current.created
-        data = [
+        return [
             {"id": name, "object": "model", "created": created, "owned_by": "lcia"}
             for name in gateway.model_names()
         ]
-        return JSONResponse({"object": "list", "data": data})
 
-    @app.get("/healthz")
+    add_models(app, records)
+
+    @app.api_route("/healthz", methods=READ)
     async def healthz() -> Response:
         return JSONResponse({"status": "ok"})
 
-    @app.get("/readyz")
+    @app.api_route("/readyz", methods=READ)
     async def readyz() -> Response:
         healthy = [upstream.url for upstream in gateway.upstreams.all if upstream.healthy]
         if not healthy:
@@ -205,6 +221,7 @@ def build_gateway(gateway: Gateway) -> FastAPI:
         return Response(gateway.metrics.page(), media_type=CONTENT_TYPE_LATEST)
 
     add_guard(app, gateway.config.access, gateway.metrics)
+    app.state.end = gateway.ending.set
     return app
 
 
@@ -214,8 +231,18 @@ def _turns(asked: Mapping[str, Any]) -> list[str]:
     Raises:
         ApiError: 400, there is no text of a user.
     """
-    if isinstance(asked.get("prompt"), str):
-        return [asked["prompt"]]
+    prompt = asked.get("prompt")
+    prompts = [prompt] if isinstance(prompt, str) else prompt if isinstance(prompt, list) else []
+    if prompts and all(isinstance(text, str) for text in prompts):
+        if len(prompts) > 1:
+            raise ApiError(
+                400,
+                "'prompt' has several texts, which may belong to different groups; send them one "
+                "by one, or name a group.",
+                code="invalid_value",
+                param="prompt",
+            )
+        return prompts
     messages = asked.get("messages")
     turns = [
         _text(message.get("content"))

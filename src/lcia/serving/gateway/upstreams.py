@@ -5,6 +5,7 @@ import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any
 
 import httpx
@@ -14,7 +15,11 @@ from lcia.serving.live import BASE
 
 logger = logging.getLogger(__name__)
 
-CHECK_TIMEOUT_S = 5.0
+CHECK_TIMEOUT_S = 30.0
+"""A server that is busy lists its models late; that alone makes it no worse."""
+
+FAILURES = 3
+"""Checks or connections in a row that have to fail before a server counts as not well."""
 
 
 @dataclass(eq=False)
@@ -23,31 +28,58 @@ class Upstream:
 
     Attributes:
         url: without ``/v1``.
-        models: what it served when it was last asked, name to record; empty while it is not well.
+        models: what it served when it last said so, name to record.
+        failures: checks and connections in a row that failed.
         running: requests on their way through this gateway.
     """
 
     url: str
     models: Mapping[str, Any] = field(default_factory=dict)
+    failures: int = 0
     running: int = 0
 
     @property
     def healthy(self) -> bool:
-        """Whether it answered when it was last asked."""
-        return bool(self.models)
+        """Whether it is worth asking: it has models, and was not silent several times in a row."""
+        return bool(self.models) and self.failures < FAILURES
 
-    def name_of(self, group: str | None, *, base_model: str | None) -> str | None:
-        """Return what it calls a group, or the base model; None if it does not serve it.
+    def name_of(self, adapter: str | None, *, base_model: str | None) -> str | None:
+        """Return what it calls an adapter, or the base model; None if it does not serve it.
 
-        The base model is called ``base_model``, else ``base``, else it is the first one that is
-        no adapter: vLLM lists an adapter's base model as its ``parent``.
+        A name alone does not say which version is behind it. So the adapter is the model called
+        ``g1@0002``, or one whose ``root``, where vLLM read it, ends in that.
+
+        Args:
+            adapter: group and version, ``g1@0002``; None for the base model, which is called
+                ``base_model``, else ``base``, else it is the first one that is no adapter: vLLM
+                lists an adapter's base model as its ``parent``.
+            base_model: see there.
         """
-        if group is None and base_model is None and BASE not in self.models:
-            return next(
-                (name for name, record in self.models.items() if not record.get("parent")), None
-            )
-        name = group or base_model or BASE
-        return name if name in self.models else None
+        if adapter is None:
+            if base_model is None and BASE not in self.models:
+                plain = (name for name, record in self.models.items() if not record.get("parent"))
+                return next(plain, None)
+            name = base_model or BASE
+            return name if name in self.models else None
+        if adapter in self.models:
+            return adapter
+        for name, record in self.models.items():
+            if PurePosixPath(str(record.get("root"))).name == adapter:
+                # lcia's servers know the pinned name as well, and refuse it after a change.
+                return adapter if record.get("owned_by") == "lcia" else name
+        return None
+
+    def well(self) -> None:
+        """Note that it answered."""
+        if self.failures >= FAILURES:
+            logger.info("%s is well again", self.url)
+        self.failures = 0
+
+    def failed(self, problem: str) -> None:
+        """Note that it did not answer."""
+        self.failures += 1
+        if self.failures == FAILURES:
+            logger.warning("%s is not well: %s", self.url, problem)
 
 
 class Upstreams:
@@ -67,16 +99,20 @@ class Upstreams:
         self._client = client
         self._next = 0
 
-    def serving(self, group: str | None) -> list[tuple[Upstream, str]]:
-        """Return the servers that have a group, the least busy first, and its name there."""
+    def serving(self, adapter: str | None) -> list[tuple[Upstream, str]]:
+        """Return the healthy servers of an adapter, the least busy first, and its name there.
+
+        One that just failed comes last.
+        """
         self._next += 1  # of equally busy ones, each is first in turn
         turn = self._next % len(self.all)
         found = [
             (upstream, name)
             for upstream in (*self.all[turn:], *self.all[:turn])
-            if (name := upstream.name_of(group, base_model=self.base_model)) is not None
+            if upstream.healthy
+            and (name := upstream.name_of(adapter, base_model=self.base_model)) is not None
         ]
-        return sorted(found, key=lambda pair: pair[0].running)
+        return sorted(found, key=lambda pair: (pair[0].failures, pair[0].running))
 
     @contextlib.contextmanager
     def busy(self, upstream: Upstream) -> Iterator[None]:
@@ -88,31 +124,28 @@ class Upstreams:
             upstream.running -= 1
 
     async def follow(self, interval_s: float) -> None:
-        """Ask every server again and again, until cancelled."""
-        while True:
-            await self.check()
-            await asyncio.sleep(interval_s)
+        """Ask every server again and again, until cancelled; none waits for another."""
 
-    async def check(self) -> None:
-        """Ask every server which models it has."""
-        await asyncio.gather(*map(self._check, self.all))
+        async def ask(upstream: Upstream) -> None:
+            while True:
+                await asyncio.sleep(interval_s)
+                await self.check(upstream)
 
-    async def _check(self, upstream: Upstream) -> None:
-        was = upstream.healthy
-        problem = "it lists no models"
+        await asyncio.gather(*map(ask, self.all))
+
+    async def check(self, upstream: Upstream) -> None:
+        """Ask a server which models it has."""
+        before = list(upstream.models)
         try:
             answer = await self._client.get(f"{upstream.url}/v1/models", timeout=CHECK_TIMEOUT_S)
             answer.raise_for_status()
-            records = answer.json()["data"]
-            upstream.models = {str(record["id"]): record for record in records}
+            upstream.models = {str(record["id"]): record for record in answer.json()["data"]}
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
-            upstream.models = {}
-            problem = f"{type(error).__name__}: {error}"
-        if upstream.healthy != was:
-            if was:
-                logger.warning("%s is not well: %s", upstream.url, problem)
-            else:
-                logger.info("%s serves %s", upstream.url, ", ".join(upstream.models))
+            upstream.failed(f"{type(error).__name__}: {error}")
+            return
+        upstream.well()
+        if list(upstream.models) != before:
+            logger.info("%s serves %s", upstream.url, ", ".join(upstream.models) or "no models")
 
 
 def check_url(url: str) -> str:

@@ -3,18 +3,20 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from lcia.errors import LciaError
 from lcia.serving.config import AccessConfig
 from lcia.serving.http.api_error import ApiError, api_error
-from lcia.serving.http.body import read_body
+from lcia.serving.http.body import read_tree
 from lcia.serving.http.guard import Guard
 from lcia.serving.http.metrics import Metrics
 from lcia.serving.http.respond import respond
@@ -23,6 +25,7 @@ from lcia.serving.http.schemas import (
     CompletionRequest,
     RouteRequest,
     parse,
+    parse_completions,
     user_turns,
 )
 from lcia.serving.http.service import Service
@@ -31,6 +34,9 @@ from lcia.serving.live import ASSISTANT, BASE
 from lcia.serving.page.endpoints import add_page
 
 logger = logging.getLogger(__name__)
+
+READ = ["GET", "HEAD"]
+"""Methods of what only tells something; probes often ask with HEAD."""
 
 
 def build_app(service: Service) -> FastAPI:
@@ -51,6 +57,7 @@ def build_app(service: Service) -> FastAPI:
     _add_operations(app, service)
     add_page(app, service.live)
     add_guard(app, service.config.access, service.metrics)
+    app.state.end = lambda: asyncio.ensure_future(service.answers.stop())
     return app
 
 
@@ -64,6 +71,15 @@ def add_guard(app: FastAPI, access: AccessConfig, metrics: Metrics) -> None:
         metrics.request_seconds.labels(label).observe(seconds)
 
     app.add_middleware(Guard, api_keys=access.api_keys, observe=observe)
+    if access.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=access.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["*"],
+            max_age=600,
+        )
 
 
 def add_errors(app: FastAPI) -> None:
@@ -92,71 +108,87 @@ def add_errors(app: FastAPI) -> None:
 
 
 def _add_openai(app: FastAPI, service: Service) -> None:
-    async def body(request: Request) -> bytes:
+    async def tree(request: Request) -> dict[str, Any]:
         access = service.config.access
-        return await read_body(
+        return await read_tree(
             request, limit=access.max_body_bytes, timeout_s=access.body_timeout_s
         )
 
     async def answer(
-        request: Request, asked: ChatRequest | CompletionRequest, kind: type[Shape]
+        request: Request, asked: Sequence[ChatRequest | CompletionRequest], kind: type[Shape]
     ) -> Response:
-        prepared = await service.prepare(asked)
-        tokens = len(prepared.prompt.ids)
-        shape = kind(model=asked.model, choice=prepared.choice, prompt_tokens=tokens)
+        prepared = [await service.prepare(one) for one in asked]
+        identity = uuid.uuid4().hex
+        shapes = [
+            kind(
+                id=identity,
+                model=asked[0].model,
+                choice=one.choice,
+                prompt_tokens=len(one.prompt.ids),
+                index=index,
+            )
+            for index, one in enumerate(prepared)
+        ]
         return await respond(
             request,
             service,
-            prepared,
-            shape=shape,
-            stream=bool(asked.stream),
-            usage=asked.include_usage,
+            list(zip(prepared, shapes, strict=True)),
+            stream=bool(asked[0].stream),
+            usage=asked[0].include_usage,
         )
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
-        return await answer(request, parse(ChatRequest, await body(request)), ChatShape)
+        return await answer(request, [parse(ChatRequest, await tree(request))], ChatShape)
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
-        asked = parse(CompletionRequest, await body(request))
-        return await answer(request, asked, CompletionShape)
+        return await answer(request, parse_completions(await tree(request)), CompletionShape)
 
     @app.post("/v1/route")
     async def route(request: Request) -> Response:
-        asked = parse(RouteRequest, await body(request))
+        asked = parse(RouteRequest, await tree(request))
         return JSONResponse(await service.explain(user_turns(asked.messages)))
 
     def model_record(name: str) -> dict[str, Any]:
-        created = service.live.current.created
-        return {"id": name, "object": "model", "created": created, "owned_by": "lcia"}
+        current = service.live.current
+        record = {"id": name, "object": "model", "created": current.created, "owned_by": "lcia"}
+        group = current.names.get(name)
+        return {**record, "root": current.adapters[group][0]} if group else record
 
     def model_names() -> list[str]:
         return [ASSISTANT, *service.live.current.names, BASE]
 
-    @app.get("/v1/models")
-    async def models() -> Response:
-        return JSONResponse({"object": "list", "data": [model_record(n) for n in model_names()]})
+    add_models(app, lambda: [model_record(name) for name in model_names()])
 
-    @app.get("/v1/models/{name}")
+
+def add_models(app: FastAPI, records: Callable[[], list[dict[str, Any]]]) -> None:
+    """List models, and show each of them by its name, which may hold slashes."""
+
+    @app.api_route("/v1/models", methods=READ)
+    async def models() -> Response:
+        return JSONResponse({"object": "list", "data": records()})
+
+    @app.api_route("/v1/models/{name:path}", methods=READ)
     async def model(name: str) -> Response:
-        if name not in model_names():
+        found = [record for record in records() if record["id"] == name]
+        if not found:
             raise ApiError(
                 404,
                 f"The model {name[:100]!r} does not exist.",
                 code="model_not_found",
                 param="model",
             )
-        return JSONResponse(model_record(name))
+        return JSONResponse(found[0])
 
 
 def _add_operations(app: FastAPI, service: Service) -> None:
-    @app.get("/healthz")
+    @app.api_route("/healthz", methods=READ)
     async def healthz() -> Response:
         """Whether the process should live."""
         return JSONResponse({"status": "ok"})
 
-    @app.get("/readyz")
+    @app.api_route("/readyz", methods=READ)
     async def readyz() -> Response:
         """Whether requests should be sent here."""
         if not service.answers.engine.alive:

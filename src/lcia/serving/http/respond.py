@@ -1,8 +1,10 @@
-"""An answer as an HTTP response, whole or streamed; given up when its client is gone."""
+"""Answers as an HTTP response, whole or streamed; given up when their client is gone."""
 
+import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -16,42 +18,61 @@ from lcia.serving.http.shapes import DONE, Shape, event
 
 logger = logging.getLogger(__name__)
 
+Asked = Sequence[tuple[Prepared, Shape]]
+"""The prompts of one request, each with how its answer is written."""
+
 
 async def respond(
-    request: Request,
-    service: Service,
-    prepared: Prepared,
-    *,
-    shape: Shape,
-    stream: bool,
-    usage: bool,
+    request: Request, service: Service, asked: Asked, *, stream: bool, usage: bool
 ) -> Response:
-    """Generate an answer and return the response.
+    """Generate the answers of a request and return the response.
 
     Args:
         request: whose connection is watched.
         service: generates.
-        prepared: what.
-        shape: how the endpoint writes answers.
-        stream: whether the answer is sent as it grows.
+        asked: one prompt, or several of a completion request.
+        stream: whether answers are sent as they grow; several come one after another.
         usage: whether a stream ends with the number of tokens.
 
     Raises:
         LciaError: nothing was generated; see ``Answers.generate``.
     """
-    deltas = service.generate(prepared)
-    headers = prepared.choice.headers()
+    headers = asked[0][0].choice.headers()
     try:
         if not stream:
-            text, last = await while_connected(request, _whole(deltas))
-            body = shape.whole(text, tokens=last.tokens, finish_reason=last.finish_reason)
+            body = await while_connected(request, _all(service, asked))
             return JSONResponse(body, headers=headers)
         # What fails before the first token is told by a status, not within a stream.
+        deltas = service.generate(asked[0][0])
         first = await while_connected(request, anext(deltas))
     except ClientGoneError:
         return Response(status_code=CLIENT_GONE)
-    events = _events(first, deltas, shape=shape, usage=usage)
+    events = _events(first, deltas, service, asked, usage=usage)
     return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+
+
+async def _all(service: Service, asked: Asked) -> dict[str, Any]:
+    """Return the body of all answers together; they are generated side by side."""
+    working = [asyncio.ensure_future(_whole(service.generate(p))) for p, _ in asked]
+    try:
+        answers = await asyncio.gather(*working)
+    finally:
+        for task in working:
+            task.cancel()
+    bodies = [
+        shape.whole(text, tokens=last.tokens, finish_reason=last.finish_reason)
+        for (_, shape), (text, last) in zip(asked, answers, strict=True)
+    ]
+    return {
+        **bodies[0],
+        "choices": [choice for body in bodies for choice in body["choices"]],
+        "usage": _sum(body["usage"] for body in bodies),
+    }
+
+
+def _sum(usages: Any) -> dict[str, int]:
+    listed = list(usages)
+    return {name: sum(usage[name] for usage in listed) for name in listed[0]}
 
 
 async def _whole(deltas: AsyncGenerator[Delta, None]) -> tuple[str, Delta]:
@@ -63,23 +84,33 @@ async def _whole(deltas: AsyncGenerator[Delta, None]) -> tuple[str, Delta]:
 
 
 async def _events(
-    first: Delta, deltas: AsyncGenerator[Delta, None], *, shape: Shape, usage: bool
+    first: Delta,
+    deltas: AsyncGenerator[Delta, None],
+    service: Service,
+    asked: Asked,
+    *,
+    usage: bool,
 ) -> AsyncIterator[bytes]:
-    async with contextlib.aclosing(deltas):
-        yield event(shape.first())
-        delta = first
-        try:
-            while True:
-                if delta.text:
-                    yield event(shape.piece(delta.text))
-                if delta.last:
-                    break
-                delta = await anext(deltas)
-        except LciaError as error:  # the response has begun: only the stream can tell it
-            logger.warning("a stream broke off: %s", error)
-            yield event(api_error(error).body())
-            return
-        yield event(shape.piece("", finish_reason=delta.finish_reason))
-        if usage:
-            yield event(shape.last(delta.tokens))
-        yield DONE
+    used, delta = [], first
+    for i, (prepared, shape) in enumerate(asked):
+        if i:
+            deltas = service.generate(prepared)
+        async with contextlib.aclosing(deltas):
+            yield event(shape.first())
+            try:
+                delta = delta if i == 0 else await anext(deltas)
+                while True:
+                    if delta.text:
+                        yield event(shape.piece(delta.text))
+                    if delta.last:
+                        break
+                    delta = await anext(deltas)
+            except LciaError as error:  # the response has begun: only the stream can tell it
+                logger.warning("a stream broke off: %s", error)
+                yield event(api_error(error).body())
+                return
+            yield event(shape.piece("", finish_reason=delta.finish_reason))
+            used.append(shape.usage(delta.tokens))
+    if usage:
+        yield event({**asked[0][1].last(0), "usage": _sum(used)})
+    yield DONE

@@ -10,6 +10,9 @@ from lcia.grouping import RouteDecision, Router
 from lcia.serving.http.api_error import ApiError
 from lcia.serving.live import ASSISTANT, BASE, Snapshot
 
+MAX_CHARACTERS = 1 << 18
+"""Of the user's turns of a request that a gateway routes: it knows no context's length."""
+
 TURNS = 8
 """User turns looked at, from the last one back."""
 
@@ -68,8 +71,8 @@ def choose_adapter(snapshot: Snapshot, model: str, user_turns: Sequence[str]) ->
 
     Args:
         snapshot: the version in service.
-        model: ``assistant``, ``base`` or a group.
-        user_turns: what the user wrote, the last turn last; at least one.
+        model: ``assistant``, ``base``, a group, or a group of a version, ``g1@0002``.
+        user_turns: what the user wrote, the last turn last; ``assistant`` needs at least one.
 
     Raises:
         ApiError: 404, there is no such model.
@@ -77,8 +80,9 @@ def choose_adapter(snapshot: Snapshot, model: str, user_turns: Sequence[str]) ->
     if model == ASSISTANT:
         decision, turns_back = route_turns(snapshot.router, user_turns)
         group = decision.group
-    elif model == BASE or model in snapshot.names:
-        decision, turns_back, group = None, 0, snapshot.names.get(model)
+    elif model == BASE or model in snapshot.names or model in snapshot.pinned:
+        decision, turns_back = None, 0
+        group = snapshot.names.get(model) or snapshot.pinned.get(model)
     else:
         raise ApiError(
             404,
@@ -94,6 +98,21 @@ def choose_adapter(snapshot: Snapshot, model: str, user_turns: Sequence[str]) ->
         decision=decision,
         turns_back=turns_back,
     )
+
+
+def check_length(texts: Sequence[str]) -> None:
+    """Refuse what nobody writes by hand: routing reads every word.
+
+    Raises:
+        ApiError: 400, the texts are too long.
+    """
+    if sum(map(len, texts)) > MAX_CHARACTERS:
+        raise ApiError(
+            400,
+            f"The texts have over {MAX_CHARACTERS} characters, more than is routed; name a group.",
+            code="context_length_exceeded",
+            param="messages",
+        )
 
 
 def explain(snapshot: Snapshot, user_turns: Sequence[str]) -> dict[str, Any]:

@@ -3,30 +3,40 @@
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic_core import from_json
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError
 
 from lcia.registry import nearest
 from lcia.serving.http.api_error import ApiError
 
 # Fields that would change the answer in a way lcia does not offer, and values that ask for nothing.
+# null asks for nothing anywhere.
 REFUSED: Mapping[str, tuple[Any, ...]] = {
+    "allowed_token_ids": ([],),
     "audio": (),
+    "bad_words": ([],),
     "best_of": (1,),
     "echo": (False,),
     "frequency_penalty": (0,),
     "function_call": ("none", "auto"),
     "functions": ([],),
+    "guided_json": (),
+    "guided_regex": (),
+    "ignore_eos": (False,),
     "logit_bias": ({},),
     "logprobs": (False,),
+    "min_p": (0,),
+    "min_tokens": (0,),
     "modalities": (["text"],),
     "n": (1,),
     "prediction": (),
     "presence_penalty": (0,),
+    "prompt_logprobs": (),
+    "repetition_penalty": (1,),
     "response_format": ({"type": "text"},),
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
+    "top_k": (-1, 0),
     "top_logprobs": (0,),
     "web_search_options": (),
 }
@@ -36,11 +46,17 @@ IGNORED = {
     "parallel_tool_calls",
     "prompt_cache_key",
     "prompt_cache_retention",
+    "reasoning_effort",
     "safety_identifier",
     "service_tier",
     "store",
     "user",
+    "verbosity",
 }
+# Fields of a turn that clients send back with an answer's history; they change no answer.
+HISTORY = {"annotations", "audio", "reasoning", "reasoning_content", "refusal"}
+# Fields of a turn that ask for something lcia does not offer, unless they are empty.
+TOOLS = {"function_call", "tool_calls", "tool_call_id"}
 
 
 class _Strict(BaseModel):
@@ -77,7 +93,9 @@ def _as_list(value: Any) -> Any:
 
 
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
-Parts = Annotated[tuple[Part, ...], BeforeValidator(_as_parts), Field(min_length=1, strict=False)]
+Parts = Annotated[
+    tuple[Part, ...], FailFast(), BeforeValidator(_as_parts), Field(min_length=1, strict=False)
+]
 Stop = Annotated[str, Field(min_length=1, max_length=200)]
 Stops = Annotated[tuple[Stop, ...], BeforeValidator(_as_list), Field(max_length=4, strict=False)]
 
@@ -111,7 +129,7 @@ class ChatMessage(_Strict):
         return tuple(places)
 
 
-Messages = Annotated[tuple[ChatMessage, ...], Field(min_length=1, strict=False)]
+Messages = Annotated[tuple[ChatMessage, ...], FailFast(), Field(min_length=1, strict=False)]
 
 
 class StreamOptions(_Strict):
@@ -165,10 +183,15 @@ class ChatRequest(GenerationRequest):
         return self.max_completion_tokens or self.max_tokens
 
 
+def _one(value: Any) -> Any:
+    """Take a list of one prompt for the prompt, as several clients write it."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
 class CompletionRequest(GenerationRequest):
     """``POST /v1/completions``: text that the model continues, without its chat template."""
 
-    prompt: Annotated[str, Field(min_length=1)]
+    prompt: Annotated[str, BeforeValidator(_one), Field(min_length=1)]
 
     @property
     def conversation(self) -> tuple[ChatMessage, ...]:
@@ -204,42 +227,87 @@ def user_turns(messages: Sequence[ChatMessage]) -> list[str]:
 Request = TypeVar("Request", bound=_Strict)
 
 
-def read_object(body: bytes) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        ApiError: 400, it is none.
-    """
-    try:
-        tree = from_json(body, allow_inf_nan=False)
-    except ValueError as error:
-        raise ApiError(400, f"The body is not JSON: {error}.", code="invalid_json") from error
-    if not isinstance(tree, dict):
-        found = type(tree).__name__
-        raise ApiError(400, f"The body is a JSON {found}; expected an object.", code="invalid_json")
-    return tree
+MAX_PROMPTS = 64
+"""Prompts of one completion request."""
 
 
-def parse(kind: type[Request], body: bytes) -> Request:
-    """Read a request.
+def parse_completions(tree: Mapping[str, Any]) -> list[CompletionRequest]:
+    """Read a completion request of one or several prompts: one request for each.
 
     Raises:
         ApiError: 400, and the field that is at fault.
     """
-    tree = read_object(body)
-    fields = {name: value for name, value in tree.items() if name not in IGNORED}
+    prompts = tree.get("prompt")
+    if not isinstance(prompts, list) or len(prompts) < 2:
+        return [parse(CompletionRequest, tree)]
+    if all(isinstance(prompt, int) for prompt in prompts):
+        raise ApiError(
+            400,
+            "'prompt' is a list of token ids; expected text: this server routes by words.",
+            code="invalid_value",
+            param="prompt",
+        )
+    if len(prompts) > MAX_PROMPTS:
+        raise ApiError(
+            400,
+            f"'prompt' has {len(prompts)} prompts; expected at most {MAX_PROMPTS}.",
+            code="invalid_value",
+            param="prompt",
+        )
+    first = parse(CompletionRequest, {**tree, "prompt": prompts[0]})
+    others = [parse(CompletionRequest, {**tree, "prompt": prompt}) for prompt in prompts[1:]]
+    return [first, *others]
+
+
+def parse(kind: type[Request], tree: Mapping[str, Any]) -> Request:
+    """Read a request. A field that is null is absent, whatever it is.
+
+    Raises:
+        ApiError: 400, and the field that is at fault.
+    """
+    fields = {k: v for k, v in tree.items() if k not in IGNORED and v is not None}
     for name, neutral in REFUSED.items():
-        if name in fields and fields.pop(name) not in (None, *neutral):
+        if name in fields and not _asks_nothing(fields.pop(name), neutral):
             raise ApiError(
                 400,
                 f"'{name}' is not supported by this server; leave it out.",
                 code="unsupported_parameter",
                 param=name,
             )
+    if isinstance(messages := fields.get("messages"), list):
+        fields["messages"] = [_turn(turn, i) for i, turn in enumerate(messages)]
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
         raise _explained(kind, error) from error
+
+
+def _asks_nothing(value: Any, neutral: tuple[Any, ...]) -> bool:
+    """Whether a value is one of the neutral ones; 0 and false are two."""
+    return any(value == n and isinstance(value, bool) == isinstance(n, bool) for n in neutral)
+
+
+def _turn(turn: Any, index: int) -> Any:
+    """Return a turn without what is null, and without what a client's history adds to it."""
+    if not isinstance(turn, dict):
+        return turn
+    kept = {k: v for k, v in turn.items() if v is not None and k not in HISTORY}
+    for name in TOOLS & kept.keys():
+        if kept.pop(name) not in ("", [], {}):
+            raise ApiError(
+                400,
+                f"'messages[{index}].{name}' is not supported by this server: it calls no tools.",
+                code="unsupported_parameter",
+                param=f"messages[{index}].{name}",
+            )
+    if kept.get("role") == "assistant" and "content" not in kept:
+        kept["content"] = ""
+    if isinstance(options := kept.get("content"), list):
+        kept["content"] = [
+            {k: v for k, v in part.items() if v is not None} if isinstance(part, dict) else part
+            for part in options
+        ]
+    return kept
 
 
 def _explained(kind: type[BaseModel], error: ValidationError) -> ApiError:

@@ -36,7 +36,7 @@ def add_page(app: FastAPI, live: LiveStore) -> None:
     }
     shown: dict[int, dict[str, Any]] = {}
 
-    @app.get("/")
+    @app.api_route("/", methods=["GET", "HEAD"])
     async def index() -> Response:
         return contents["index.html"]
 
