@@ -49,6 +49,10 @@ class TrainingError(LciaError, RuntimeError):
     """Training could not go on, for example because a method found no gradients."""
 
 
+class OutOfMemoryError(TrainingError):
+    """Memory, of the machine or of a device, ran out; calling again resumes."""
+
+
 class DivergenceError(TrainingError):
     """A loss, gradient or parameter is not finite; nothing of the training is kept."""
 

@@ -15,10 +15,11 @@ from lcia.config import AssistantConfig, StreamConfig, parse_config
 from lcia.data import Task
 from lcia.data.paths import resolve
 from lcia.data.task import NAME
-from lcia.errors import ConfigError, GateError, LciaError, TrainingError
+from lcia.errors import ConfigError, GateError, LciaError, OutOfMemoryError, TrainingError
 from lcia.learner import ContinualLearner, Listener, Store, check_task, load_host
 from lcia.learner.environment import environment
 from lcia.learner.files import write_text
+from lcia.learner.memory import forget, memory_watched
 from lcia.learner.preflight import preflight
 from lcia.learner.processes import claimed, is_main, on_main
 from lcia.models.host import AdapterHost
@@ -182,9 +183,9 @@ def run_experiment(
 ) -> Experiment:
     """Learn a stream with every method, seed and order; what is done is skipped.
 
-    A sub-run whose training fails leaves the others alone: it is reported, and continues where it
-    was when the experiment is run again. Runs of the same experiment side by side share the work:
-    what one is working on, the others leave to it.
+    A sub-run whose training fails, or that runs out of memory, leaves the others alone: it is
+    reported, and continues where it was when the experiment is run again. Runs of the same
+    experiment side by side share the work: what one is working on, the others leave to it.
 
     Args:
         config: the stream.
@@ -211,8 +212,9 @@ def run_experiment(
                 try:
                     host = _learn(sub, planned, host=host, listener=listener)
                 except (TrainingError, GateError) as error:
-                    failures[sub.folder.name] = error
                     host = None  # its adapter is in an unknown state
+                    forget(error)
+                    failures[sub.folder.name] = error
                     continue
                 finished(read_result(sub.folder))
         results.append(read_result(sub.folder))
@@ -228,11 +230,15 @@ def _prove(planned: Sequence[SubRun]) -> AdapterHost | None:
     left = [sub for sub in planned if not (sub.folder / "metrics.json").is_file()]
     if not left:
         return None
-    host = load_host(left[0].config)
+    with memory_watched():
+        host = load_host(left[0].config)
     for sub in left:
         for task in sub.tasks:
             try:
-                preflight(host, task, sub.config)
+                with memory_watched():
+                    preflight(host, task, sub.config)
+            except OutOfMemoryError:
+                break  # it will be told when it is this one's turn
             except ConfigError as error:
                 raise ConfigError(f"{sub.label}: {error}") from error
     return host
@@ -247,6 +253,7 @@ def _checked(tasks: tuple[Task, ...]) -> tuple[Task, ...]:
     return tasks
 
 
+@memory_watched()
 def _learn(
     sub: SubRun,
     planned: Sequence[SubRun],

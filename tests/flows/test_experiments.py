@@ -1,10 +1,12 @@
 """Experiments through the Python API: what they write, what they skip, what they survive."""
 
+import errno
 import json
 import math
 from statistics import fmean
 
 import pytest
+import torch
 import yaml
 from filelock import FileLock
 
@@ -194,6 +196,50 @@ def test_a_run_that_fails_leaves_the_others_and_continues_later(stream, monkeypa
     done = run(stream, finished=told.append)
     assert [result.label for result in done.results] == ["sequential", "lcia"]
     assert [result.label for result in told] == ["sequential"]
+
+
+SHORTAGES = {
+    "of the machine": lambda: bytearray(1 << 60),
+    "of torch on the CPU": lambda: torch.empty(1 << 60),
+    "of a device": lambda: _raise(torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB.\nMore")),
+    "of the system": lambda: _raise(OSError(errno.ENOMEM, "Cannot allocate memory")),
+}
+
+
+def _raise(error):
+    raise error
+
+
+@pytest.mark.parametrize("kind", SHORTAGES)
+@pytest.mark.parametrize("when", ["samples", "remember", "attach"])
+def test_memory_that_runs_out_in_one_run_leaves_the_others(stream, monkeypatch, kind, when):
+    two_tasks(stream, methods=["sequential", "l2"])
+
+    def short(self, *arguments):
+        SHORTAGES[kind]()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sequential, when, short)
+        done = run(stream)
+    assert [result.label for result in done.results] == ["l2"]
+    (line,) = map(str, done.failures.values())
+    assert line.startswith("out of memory: ")
+    assert len(line.splitlines()) == 1
+    assert done.failures["sequential-seed0"].__traceback__ is None, "nothing holds the model"
+    done = run(stream)
+    assert [result.label for result in done.results] == ["sequential", "l2"]
+
+
+def test_memory_that_runs_out_ends_the_command_with_the_run_s_name(lcia, stream, monkeypatch):
+    two_tasks(stream, methods=["sequential", "l2"])
+    short = SHORTAGES["of torch on the CPU"]
+    monkeypatch.setattr(Sequential, "samples", lambda self, context: short())
+    done = lcia("run", stream)
+    assert done.returncode == 1
+    first, last = done.stderr.splitlines()[-2:]
+    assert first.startswith("sequential-seed0: out of memory: ")
+    assert "can't allocate memory" in first
+    assert last.startswith("1 of 2 runs failed")
 
 
 def test_runs_side_by_side_share_the_work(lcia, stream, tmp_path):

@@ -34,7 +34,7 @@ from lcia.learner.files import write_jsonl
 from lcia.learner.finite import check_finite
 from lcia.learner.gate import check_gate
 from lcia.learner.journal import Journal, Listener
-from lcia.learner.memory import release_memory
+from lcia.learner.memory import memory_watched, release_memory
 from lcia.learner.outcome import Outcome
 from lcia.learner.preflight import preflight
 from lcia.learner.processes import everyone, is_main, on_main
@@ -172,10 +172,12 @@ class ContinualLearner:
                 process is learning.
             GateError: the new version lost more than ``gate.max_drop``; nothing was changed.
             DivergenceError: a loss, gradient or parameter was not finite; nothing was changed.
+            OutOfMemoryError: memory ran out; calling again resumes.
             TrainingError: training failed; calling again resumes it.
         """
         return self._learn(task, gather=False)
 
+    @memory_watched()
     def _learn(self, task: Task, *, gather: bool) -> Outcome:
         check_task(task)
         method = self.config.build_method()

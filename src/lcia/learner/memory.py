@@ -1,7 +1,61 @@
-"""Memory that the C library holds on to."""
+"""Memory that runs out, and memory that the C library holds on to."""
 
 import ctypes
+import errno
+import gc
+import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from lcia.errors import LciaError, OutOfMemoryError
+
+logger = logging.getLogger(__name__)
+
+SIGNS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "bad_alloc")
+"""How a RuntimeError of an allocator reads: CUDA, HIP, MPS, torch on a CPU, cuBLAS, C++."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error means that memory, of the machine or of a device, ran out."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    if isinstance(error, RuntimeError) and not isinstance(error, LciaError):
+        return isinstance(error, torch.OutOfMemoryError) or any(s in str(error) for s in SIGNS)
+    return isinstance(error, MemoryError)
+
+
+@contextmanager
+def memory_watched() -> Iterator[None]:
+    """Say in one line that memory ran out; also a decorator.
+
+    Raises:
+        OutOfMemoryError: memory ran out inside.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
+        found = str(error).strip().partition("\n")[0] or "no more of it can be had"
+        raise OutOfMemoryError(
+            f"out of memory: {found.rstrip('.')}. What is done is kept: free memory or use a "
+            "larger machine, and run the same command again. Or make a new assistant (for a stream, "
+            "another output) with a smaller training.per_device_train_batch_size, "
+            "generation.batch_size or generation.max_prompt_tokens."
+        ) from error
+
+
+def forget(error: BaseException) -> None:
+    """Let go of what an error's frames hold, a model among it, so that others have the memory."""
+    logger.debug("what stopped a run", exc_info=error)
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    release_memory()
 
 
 def release_memory() -> None:

@@ -18,6 +18,7 @@ from lcia.config import AssistantConfig
 from lcia.config.training import CANNOT_BE_MADE, one_line
 from lcia.data.task import Task
 from lcia.errors import ConfigError, LciaError, TrainingError
+from lcia.learner.memory import is_out_of_memory
 from lcia.learner.training import build_trainer, context_of
 from lcia.models.host import AdapterHost
 
@@ -49,9 +50,9 @@ def preflight(host: AdapterHost, task: Task, config: AssistantConfig) -> None:
     with _no_trace(host), tempfile.TemporaryDirectory() as scratch:
         try:
             _step(host, task, config, folder=Path(scratch))
-        except torch.OutOfMemoryError:
-            raise
         except CANNOT_BE_MADE as error:
+            if is_out_of_memory(error):
+                raise
             if isinstance(error, LciaError) and not isinstance(error, TrainingError):
                 raise
             raise ConfigError(
