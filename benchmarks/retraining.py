@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import get_scheduler
 
 from lcia.data import Task
-from lcia.learner.files import read_jsonl
+from lcia.files import read_jsonl
 from lcia.models.host import AdapterHost
 
 LAYERS = list(range(20, 30))

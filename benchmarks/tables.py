@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from lcia.learner.files import write_text
+from lcia.files import write_text
 from lcia.reports.compare_files import markdown_table
 from lcia.reports.comparison import Comparison, compare
 from lcia.reports.finished import FinishedRun, find_runs

@@ -39,6 +39,12 @@ class StoreError(LciaError, OSError):
     exit_code = 2
 
 
+class WriteError(StoreError):
+    """A file cannot be written: the disk is full, read-only or somebody else's."""
+
+    exit_code = 1
+
+
 class MissingDependencyError(LciaError, ImportError):
     """An optional package is needed; the message names the extra that installs it."""
 

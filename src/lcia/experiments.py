@@ -16,9 +16,9 @@ from lcia.data import Task
 from lcia.data.paths import resolve
 from lcia.data.task import NAME
 from lcia.errors import ConfigError, GateError, LciaError, OutOfMemoryError, TrainingError
+from lcia.files import write_text
 from lcia.learner import ContinualLearner, Listener, Store, check_task, load_host
 from lcia.learner.environment import environment
-from lcia.learner.files import write_text
 from lcia.learner.memory import forget, memory_watched
 from lcia.learner.preflight import preflight
 from lcia.learner.processes import claimed, is_main, on_main

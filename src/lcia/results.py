@@ -18,9 +18,9 @@ from lcia.evaluation.generate import (
 )
 from lcia.evaluation.measures import MEASURES, averaging, general_ability, routing_accuracy
 from lcia.evaluation.metrics import summarise
+from lcia.files import read_json, read_jsonl, write_json, write_jsonl
 from lcia.grouping import InstructionCodebook, Router
 from lcia.learner import ContinualLearner, Store, Version
-from lcia.learner.files import read_json, read_jsonl, write_json, write_jsonl
 from lcia.learner.training import MEMORY
 from lcia.reports.collect import step_records
 

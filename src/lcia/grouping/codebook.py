@@ -1,6 +1,5 @@
 """The instructions of every adapter group, and the decision which group a task belongs to."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lcia.errors import ConfigError, DataError, LciaError, StoreError
+from lcia.files import read_json, write_json
 from lcia.grouping.backend import Similarity
 from lcia.grouping.config import GroupingConfig
 from lcia.grouping.groups import Group, TaughtTask
@@ -18,6 +18,8 @@ from lcia.grouping.rows import GroupedRows
 from lcia.registry import SIMILARITIES, nearest
 
 SCHEMA = 1
+LIMIT = 1 << 28
+"""Bytes of a codebook that are read at most: embeddings of many instructions are many numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,8 +252,7 @@ class InstructionCodebook:
 
     def save(self, path: str | Path) -> None:
         """Write the codebook as JSON."""
-        text = json.dumps(self.to_dict(), ensure_ascii=False, indent=1)
-        Path(path).write_text(text + "\n", encoding="utf-8", errors="surrogatepass")
+        write_json(Path(path), self.to_dict())
 
     @classmethod
     def load(cls, path: str | Path) -> "InstructionCodebook":
@@ -261,14 +262,11 @@ class InstructionCodebook:
             StoreError: the file is missing, not a codebook, or of another schema.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8", errors="surrogatepass")
-            record = json.loads(text)
+            record = read_json(Path(path), limit=LIMIT)
             if record["schema"] == SCHEMA:
                 return cls.from_dict(record)
         except LciaError:
             raise
-        except OSError as error:
-            raise StoreError(f"{path}: cannot read the codebook: {error.strerror}.") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoreError(f"{path}: not a codebook: {error!r}.") from error
         raise StoreError(f"{path}: codebook schema {record['schema']!r}; this lcia reads {SCHEMA}.")

@@ -1,12 +1,20 @@
 """The journal of a run: every event, one JSON line each, and whoever listens to it."""
 
-import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+from lcia.files import (
+    LINES_LIMIT,
+    append,
+    json_bytes,
+    read_bytes,
+    read_jsonl,
+    write_bytes,
+    write_jsonl,
+)
 
 Listener = Callable[[dict[str, Any]], None]
 
@@ -23,17 +31,16 @@ class Journal:
         self.path = path
         self.listener = listener
         if path is not None and path.exists():
-            text = path.read_bytes()
+            text = read_bytes(path, limit=LINES_LIMIT)
             if not text.endswith(b"\n"):  # a crash cut the last line off
-                path.write_bytes(text[: text.rfind(b"\n") + 1])
+                write_bytes(path, text[: text.rfind(b"\n") + 1])
             self.write("resumed")
 
     def write(self, event: str, **fields: Any) -> None:
         """Append one event with the time of day."""
         record = {"event": event, "time": round(time.time(), 3), **fields}
         if self.path is not None:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+            append(self.path, json_bytes(record) + b"\n")
         self.tell(record)
 
     def tell(self, record: dict[str, Any]) -> None:
@@ -61,12 +68,10 @@ class Journal:
         if self.path is None or not self.path.exists():
             return
         kept = [r for r in read_journal(self.path) if r["event"] != "step" or r["step"] <= step]
-        scratch = self.path.with_suffix(".tmp")
-        scratch.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
-        os.replace(scratch, self.path)
+        write_jsonl(self.path, kept)
 
 
 def read_journal(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the events of a journal; none if there is no such file."""
     if path.exists():
-        yield from map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        yield from read_jsonl(path)

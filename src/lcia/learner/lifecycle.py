@@ -8,7 +8,7 @@ from typing import Any
 from lcia.errors import ConfigError
 from lcia.evaluation.generate import Adapters, evaluate, scores_percent
 from lcia.grouping import InstructionCodebook, Router
-from lcia.learner.learner import ContinualLearner
+from lcia.learner.learning import ContinualLearner
 from lcia.learner.samples import write_samples
 from lcia.learner.store import Version
 from lcia.learner.training import MEMORY, memory_of

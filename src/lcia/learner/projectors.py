@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from lcia.learner.files import publish
+from lcia.files import publish
 from lcia.learner.processes import on_main
 from lcia.models.projector import FILE
 

@@ -1,5 +1,6 @@
 """Samples as JSON Lines: held-out ones with their task, remembered ones with their group."""
 
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -7,7 +8,10 @@ from typing import Any
 
 from lcia.data.images import below
 from lcia.data.sample import Image, Message, Sample
-from lcia.learner.files import read_jsonl, write_jsonl
+from lcia.errors import StoreError
+from lcia.files import read_jsonl, write_jsonl
+
+_COPY = re.compile(r"images/[^/\\]*[^/\\.][^/\\]*")
 
 
 def write_samples(path: Path, samples: Iterable[Sample]) -> None:
@@ -27,7 +31,10 @@ def read_samples(path: Path) -> tuple[Sample, ...]:
         StoreError: the file is missing or damaged.
     """
     located = below(path.parent)
-    return tuple(located(_from_json(record)) for record in read_jsonl(path))
+    try:
+        return tuple(located(_from_json(record)) for record in read_jsonl(path))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise StoreError(f"{path}: expected samples that lcia wrote: {error!r}.") from error
 
 
 def _to_json(sample: Sample) -> dict[str, Any]:
@@ -66,4 +73,10 @@ def _from_json(record: Mapping[str, Any]) -> Sample:
 
 def _turn_from_json(turn: Mapping[str, Any]) -> Message:
     images = tuple(Image(**image) for image in turn.get("images", ()))
+    for image in images:
+        if not _COPY.fullmatch(image.path):
+            raise StoreError(
+                f"a sample's picture is {image.path!r}; expected a copy in images/. The store was "
+                "not written by lcia."
+            )
     return Message(role=turn["role"], content=turn["content"], images=images)

@@ -17,14 +17,14 @@ from lcia.errors import StoreError
 from lcia.evaluation.generate import Adapters, Prediction, read_predictions
 from lcia.evaluation.matrix import AccuracyMatrix
 from lcia.evaluation.metrics import summarise
-from lcia.grouping import InstructionCodebook
-from lcia.learner.files import (
+from lcia.files import (
     checksums,
     publish,
     read_json,
     write_json,
     write_jsonl,
 )
+from lcia.grouping import InstructionCodebook
 from lcia.learner.finite import check_finite
 from lcia.learner.journal import read_journal
 from lcia.learner.samples import read_samples, write_samples

@@ -14,8 +14,8 @@ from lcia.config import ADAPTER_DEFAULTS, TRAINING_DEFAULTS, AssistantConfig
 from lcia.data.sample import Sample
 from lcia.data.task import Task
 from lcia.errors import ConfigError
+from lcia.files import publish
 from lcia.learner.checkpoint import TrainingState, checkpoint_step, last_checkpoint
-from lcia.learner.files import publish
 from lcia.learner.finite import FiniteSteps
 from lcia.learner.journal import Journal
 from lcia.learner.processes import on_main

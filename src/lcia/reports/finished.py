@@ -18,7 +18,8 @@ from lcia.config import AssistantConfig, parse_config
 from lcia.errors import ConfigError
 from lcia.evaluation.matrix import AccuracyMatrix
 from lcia.evaluation.measures import MEASURES
-from lcia.learner.files import read_json, read_jsonl, write_jsonl
+from lcia.files import read_json, read_jsonl, write_jsonl
+from lcia.learner import read_journal
 from lcia.registry import METHODS
 from lcia.reports.collect import step_records
 from lcia.reports.data import StepRecord
@@ -131,8 +132,7 @@ def _read(folder: Path) -> dict[str, Any]:
     """Return the record of a sub-run's folder."""
     found = read_json(folder / "metrics.json")
     resolved = yaml.safe_load((folder / "resolved.yaml").read_text(encoding="utf-8"))
-    with (folder / "journal.jsonl").open(encoding="utf-8") as journal:
-        begun = json.loads(next(journal))["time"]
+    begun = next(read_journal(folder / "journal.jsonl"))["time"]
     return {
         **{key: found[key] for key in KEPT},
         "run": folder.name,

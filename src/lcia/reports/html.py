@@ -12,6 +12,7 @@ from lcia.errors import ConfigError
 from lcia.evaluation.matrix import AccuracyMatrix
 from lcia.evaluation.measures import averaging
 from lcia.evaluation.metrics import METRICS, summarise
+from lcia.files import write_bytes
 from lcia.reports.data import ReportData, RunRecord, StepRecord
 from lcia.reports.numbers import number, size
 
@@ -30,7 +31,7 @@ def write_report(data: ReportData, path: str | Path) -> None:
         ConfigError: there is no run, or two runs have the same method name.
     """
     # A lone surrogate, as JSON may carry it, has no UTF-8 form.
-    Path(path).write_text(render(data), encoding="utf-8", errors="replace")
+    write_bytes(Path(path), render(data).encode("utf-8", "replace"))
 
 
 def render(data: ReportData) -> str:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shlex
 import shutil
 import tempfile
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lcia.errors import StoreError
+from lcia.files import settle, write_json
 from lcia.learner import Store
 from lcia.models.embedded import EMBEDDED, prepare
 from lcia.models.gates import GATES
@@ -68,11 +68,11 @@ def export_vllm(store: Store, folder: Path) -> dict[str, Any]:
         about = {"assistant": store.root.resolve().name, "version": version.number}
         about |= {"adapters": {group: key for group, (key, _) in version.adapters.items()}}
         about |= {"model": model, "ranks": ranks, "max_lora_rank": _served_rank(ranks)}
-        (draft / "lcia.json").write_text(json.dumps(about, indent=2) + "\n")
+        write_json(draft / "lcia.json", about)
         script = draft / "serve.sh"
         script.write_text(_script(about))
         script.chmod(0o755)
-        os.replace(draft, folder)
+        settle(draft, folder.absolute())
     return about
 
 

@@ -11,8 +11,8 @@ from lcia.data import load_stream
 from lcia.data.builtin import pictures
 from lcia.data.builtin.captions import captions
 from lcia.data.builtin.pictures import COLOURS, SHAPES, SIDE, WORDS
-from lcia.data.wheels import sha256_of
 from lcia.errors import DataError
+from lcia.files import sha256_of
 from lcia.registry import SCORERS
 
 

@@ -161,8 +161,8 @@ def test_an_unknown_group_is_an_error_with_the_nearest():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "cannot read the codebook"),
-        ("{", "not a codebook"),
+        (None, "cannot be read"),
+        ("{", "expected JSON that lcia wrote"),
         ("[]", "not a codebook"),
         ("{}", "not a codebook"),
         ('{"schema": 99}', "schema 99; this lcia reads 1"),

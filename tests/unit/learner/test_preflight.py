@@ -102,7 +102,7 @@ def test_ten_steps_are_the_same_to_the_bit_as_without_a_preflight(
         }
 
     checked = files(tmp_path / "checked")
-    monkeypatch.setattr("lcia.learner.learner.preflight", lambda *args: None)
+    monkeypatch.setattr("lcia.learner.learning.preflight", lambda *args: None)
     assert files(tmp_path / "unchecked") == checked
 
 

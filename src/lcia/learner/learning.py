@@ -21,6 +21,7 @@ from lcia.evaluation.generate import (
     scores_percent,
 )
 from lcia.evaluation.metrics import summarise
+from lcia.files import write_jsonl
 from lcia.grouping import (
     Extraction,
     GroupDecision,
@@ -30,7 +31,6 @@ from lcia.grouping import (
     Router,
 )
 from lcia.learner.environment import environment
-from lcia.learner.files import write_jsonl
 from lcia.learner.finite import check_finite
 from lcia.learner.gate import check_gate
 from lcia.learner.journal import Journal, Listener

@@ -1,0 +1,174 @@
+"""Files: whole or not there, read to the letter, within limits, removed as a whole."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from lcia.errors import StoreError, WriteError
+from lcia.files import (
+    checksums,
+    discard,
+    publish,
+    read_json,
+    read_jsonl,
+    read_sealed,
+    sweep,
+    write_json,
+    write_jsonl,
+    write_sealed,
+)
+
+# Whatever str.splitlines takes for the end of a line, and half a surrogate pair.
+SEPARATORS = "\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
+ODD = [*(f"one{mark}two" for mark in SEPARATORS), "\ud83d", "\U0001f600", "\x00", "", '"\\\n']
+
+
+@pytest.mark.parametrize("text", ODD, ids=ascii)
+def test_any_text_comes_back_as_it_was_written(tmp_path, text):
+    records = [{"text": text, text: 1}, text]
+    write_jsonl(tmp_path / "a.jsonl", records)
+    write_json(tmp_path / "a.json", records)
+    write_sealed(tmp_path / "sealed.json", {"text": text})
+    assert read_jsonl(tmp_path / "a.jsonl") == records
+    assert (tmp_path / "a.jsonl").read_bytes().count(b"\n") == 2
+    assert read_json(tmp_path / "a.json") == records
+    assert read_sealed(tmp_path / "sealed.json") == {"text": text}
+    (tmp_path / "a.json").read_bytes().decode("utf-8")
+
+
+def test_any_changed_byte_of_a_sealed_record_is_found(tmp_path):
+    path = tmp_path / "a.json"
+    write_sealed(path, {"schema": 2, "current": 3, "text": "ä", "more": {"list": [1, None]}})
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        for flip in (1, 2, 4, 8, 16, 32, 64, 128, 255):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ flip]) + whole[place + 1 :])
+            with pytest.raises(StoreError, match=r"a\.json"):
+                read_sealed(path)
+    for end in range(len(whole)):
+        path.write_bytes(whole[:end])
+        with pytest.raises(StoreError, match=r"a\.json"):
+            read_sealed(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"[" * 1_000_000, "nested too deeply|expected JSON"),
+        (b'{"a":' * 1_000_000, "nested too deeply|expected JSON"),
+        (b"\xff\xfe", "expected JSON"),
+        (b"1" * 5000, "expected JSON"),
+        (b"", "expected JSON"),
+        (b"{} {}", "expected JSON"),
+    ],
+    ids=["lists", "objects", "not utf-8", "a number", "empty", "two"],
+)
+def test_hostile_json_is_one_line(tmp_path, content, expected):
+    (tmp_path / "a.json").write_bytes(content)
+    for read in (read_json, read_jsonl, read_sealed):
+        if read is read_jsonl and content in (b"",):
+            continue
+        with pytest.raises(StoreError, match=expected) as caught:
+            read(tmp_path / "a.json")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("read", [read_json, read_jsonl, read_sealed])
+def test_an_absurd_size_is_refused_before_it_is_read(tmp_path, read):
+    with (tmp_path / "a.json").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(StoreError, match=r"a.json: has 1,099,511,627,776 bytes; lcia reads at m"):
+        read(tmp_path / "a.json")
+
+
+def test_an_absurd_line_is_refused(tmp_path):
+    with (tmp_path / "a.jsonl").open("wb") as file:
+        file.write(b"{}\n")
+        file.truncate(1 << 28)
+    with pytest.raises(StoreError, match=r"a.jsonl:2: is longer than 16,777,216 bytes"):
+        read_jsonl(tmp_path / "a.jsonl")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_in_place_of_a_file_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "a.json")
+    with pytest.raises(StoreError, match="no regular file"):
+        read_json(tmp_path / "a.json")
+
+
+def test_publishing_leaves_equal_content_untouched(tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    (source / "images").mkdir(parents=True)
+    (source / "a").write_text("a")
+    (source / "images" / "b").write_text("b")
+    publish(source, target)
+    assert checksums(target).keys() == {"a", "images/b"}
+    before = {p: p.stat().st_ino for p in target.rglob("*")}
+    publish(source, target)
+    assert {p: p.stat().st_ino for p in target.rglob("*")} == before
+    (source / "images" / "b").write_text("c")
+    publish(source, target)
+    assert checksums(target) == checksums(source)
+    assert os.listdir(tmp_path) == ["source", "target"] or len(os.listdir(tmp_path)) == 2
+
+
+def test_a_folder_half_removed_is_never_seen_and_swept_later(tmp_path):
+    """Killed at any removal of a file inside, nothing stands at the folder's name."""
+    for killed_at in range(4):
+        folder = tmp_path / "run"
+        folder.mkdir()
+        for name in "abc":
+            (folder / name).write_text(name)
+        code = (
+            "import os, sys\n"
+            "from pathlib import Path\n"
+            "from lcia.files import discard\n"
+            "seen = []\n"
+            "def hook(event, args):\n"
+            "    if event == 'os.remove':\n"
+            f"        if len(seen) == {killed_at}: os._exit(9)\n"
+            "        seen.append(args)\n"
+            "sys.addaudithook(hook)\n"
+            f"discard(Path({str(folder)!r}))\n"
+        )
+        done = subprocess.run([sys.executable, "-c", code])
+        assert done.returncode == (9 if killed_at < 3 else 0)
+        assert not folder.exists()
+    assert len(os.listdir(tmp_path)) == 3
+    sweep(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_removing_what_is_not_there_is_no_error(tmp_path):
+    discard(tmp_path / "nothing")
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_old_content(tmp_path):
+    write_json(tmp_path / "a.json", {"old": True})
+    code = (
+        "import resource, signal, sys\n"
+        "from pathlib import Path\n"
+        "from lcia.errors import WriteError\n"
+        "from lcia.files import write_json\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try:\n"
+        f"    write_json(Path({str(tmp_path / 'a.json')!r}), 'x' * 5000)\n"
+        "except WriteError as error:\n"
+        "    sys.stdout.write(str(error))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "a.json: cannot be written: File too large." in done.stdout
+    assert json.loads((tmp_path / "a.json").read_text()) == {"old": True}
+    assert os.listdir(tmp_path) == ["a.json"]
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 1000
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WriteError, match=r"cannot be written: Not a directory\. Make it writable"):
+        write_json(tmp_path / "file" / "a.json", 1)
