@@ -42,8 +42,8 @@ def memory_watched() -> Iterator[None]:
         found = str(error).strip().partition("\n")[0] or "no more of it can be had"
         raise OutOfMemoryError(
             f"out of memory: {found.rstrip('.')}. What is done is kept: free memory or use a "
-            "larger machine, and run the same command again. Or make a new assistant (of a stream, "
-            "another output) with a smaller training.per_device_train_batch_size, "
+            "larger machine, and run the same command again. Or make a new assistant (for a "
+            "stream, another output) with a smaller training.per_device_train_batch_size, "
             "generation.batch_size or generation.max_prompt_tokens."
         ) from error
 
