@@ -14,7 +14,7 @@ from flows.conftest import write_jsonl
 from lcia.config import load_stream_config
 from lcia.errors import ConfigError, TrainingError
 from lcia.experiments import check_experiment, run_experiment
-from lcia.learner import Store, learner
+from lcia.learner import Store, learning
 from lcia.methods.sequential import Sequential
 
 
@@ -180,7 +180,7 @@ def test_all_tasks_at_once_have_one_order(stream):
 
 def test_a_run_that_fails_leaves_the_others_and_continues_later(stream, monkeypatch):
     two_tasks(stream, methods=["sequential", "lcia"])
-    plain = learner.train_adapter
+    plain = learning.train_adapter
 
     def fails(host, task, *, method, **options):
         if isinstance(method, Sequential) and task.name == "shades":
@@ -188,7 +188,7 @@ def test_a_run_that_fails_leaves_the_others_and_continues_later(stream, monkeypa
         return plain(host, task, method=method, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(learner, "train_adapter", fails)
+        patch.setattr(learning, "train_adapter", fails)
         done = run(stream)
     assert [result.label for result in done.results] == ["lcia"]
     assert str(done.failures["sequential-seed0"]) == "the loss is nan"
