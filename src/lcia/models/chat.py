@@ -1,14 +1,27 @@
 """From messages to token ids, by the model's own chat template where it has one."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from jinja2 import TemplateError
 from torch import Tensor
 
 from lcia.data.sample import Message, Sample
-from lcia.errors import ConfigError
+from lcia.errors import ConfigError, ModelError
+from lcia.models.answering import (
+    Answering,
+    ModelFacts,
+    TemplateSettings,
+    find_ending,
+    find_pad_id,
+)
 from lcia.models.batches import answer_batch, mask_of, padded
+from lcia.models.control import TextEncoder
+
+_ASKED = Message(role="user", content="q-u-e-s")
+_ANSWERED = Message(role="assistant", content="a-n-s")
+_AGAIN = Message(role="user", content="m-o-r-e")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,76 +43,145 @@ class ChatFormat:
     """Makes batches of prompts and answers the way a language model was instruction-tuned.
 
     A prompt longer than allowed loses tokens from its middle: instructions stand at a prompt's
-    beginning or end, and the answer cue at its end.
+    beginning or end, and the answer cue at its end. Control tokens in what a message says are
+    read as the characters they are.
 
     Args:
         tokenizer: a transformers tokenizer; without a chat template, turns are joined by blank
             lines and the answer starts on a new line.
         max_prompt_tokens: longest prompt in tokens.
         keep_logits: whether the model's ``forward`` takes ``logits_to_keep``.
+        facts: of the model; by default nothing is known of it.
+        template: what the chat template is rendered with.
+
+    Attributes:
+        answering: how answers end.
+        encoder: from text to token ids.
+        pad_id: of positions that are masked.
+
+    Raises:
+        ModelError: nothing says where an answer ends, or the chat template writes tokens that the
+            model does not have.
     """
 
     def __init__(
-        self, tokenizer: Any, *, max_prompt_tokens: int, keep_logits: bool = False
+        self,
+        tokenizer: Any,
+        *,
+        max_prompt_tokens: int,
+        keep_logits: bool = False,
+        facts: ModelFacts | None = None,
+        template: TemplateSettings | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.max_prompt_tokens = max_prompt_tokens
         self.keep_logits = keep_logits
-        self._templated = bool(self._template_holder.chat_template)
-        self._turn_end = self._find_turn_end()
+        self.facts = facts or ModelFacts()
+        self.template = template or TemplateSettings()
+        self.pad_id = find_pad_id(tokenizer, self.facts)
+        written = self._template_holder.chat_template
+        self._templated = bool(written)
+        self._dated = self.template.dated(written) if isinstance(written, str) else None
+        self.encoder = TextEncoder(tokenizer)
+        between = self._between() if self._templated else ""
+        cue = self._cue() if self._templated else ""
+        known = {str(token) for token in tokenizer.added_tokens_decoder.values()}
+        known = {token for token in known if token.strip()}
+        cue = cue.lstrip()
+        turns = {token for token in known if token in between or cue.startswith(token)}
+        self.encoder = TextEncoder(tokenizer, vocabulary=self.facts.vocabulary, turns=turns)
+        lead, self._tail = self._around_answer() if self._templated else ("", "")
+        ending = find_ending(
+            self.encoder, self.facts, tail=self._tail, following=between, lead=lead
+        )
+        self.answering = Answering(self.encoder, ending, pad_id=self.pad_id)
+        self._check_template()
 
     @property
     def stop_ids(self) -> list[int]:
-        """Token ids that end an answer: the tokenizer's end and the template's end of turn."""
-        ends = [self.tokenizer.eos_token_id]
-        turn_end = self.tokenizer(self._turn_end, add_special_tokens=False)["input_ids"]
-        if len(turn_end) == 1:
-            ends.append(turn_end[0])
-        return sorted({token for token in ends if token is not None})
+        """Token ids that each end an answer."""
+        return list(self.answering.ending.stop_ids)
 
-    def encode_prompt(self, messages: Sequence[Message]) -> tuple[list[int], bool]:
-        """Return the token ids of a prompt up to where the answer starts, and if it was cut."""
-        text = self._render(messages)
-        ids = self.tokenizer(text, add_special_tokens=not self._templated)["input_ids"]
-        if len(ids) <= self.max_prompt_tokens:
-            return ids, False
-        head = self.max_prompt_tokens // 2
-        tail = self.max_prompt_tokens - head
-        return ids[:head] + ids[-tail:], True
+    def encode_prompt(
+        self, messages: Sequence[Message], *, answer_tokens: int = 0
+    ) -> tuple[list[int], bool]:
+        """Return the token ids of a prompt up to where the answer starts, and if it was cut.
+
+        Args:
+            messages: the conversation.
+            answer_tokens: what has to fit into the model beside it.
+
+        Raises:
+            ConfigError: the model has no room for such an answer, or reads no pictures.
+            ModelError: the chat template refuses the messages.
+        """
+        return self._cut(self._prompt_ids(self._render(messages)), answer_tokens)
 
     def encode_example(self, sample: Sample) -> Example:
         """Return a sample's prompt and first answer as token ids."""
-        prompt_ids, truncated = self.encode_prompt(sample.messages)
-        return Example(
-            prompt_ids=prompt_ids, answer_ids=self._answer_ids(sample), truncated=truncated
-        )
+        text = self._render(sample.messages)
+        whole = self._prompt_ids(text)
+        answer_ids = self._answer_ids(sample, text, whole)
+        prompt_ids, truncated = self._cut(whole, len(answer_ids))
+        return Example(prompt_ids=prompt_ids, answer_ids=answer_ids, truncated=truncated)
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
         """Return the training batch of encoded examples, as ``answer_batch`` describes it."""
         return answer_batch(
             [example.prompt_ids for example in examples],
             [example.answer_ids for example in examples],
-            pad_id=self.tokenizer.pad_token_id,
+            pad_id=self.pad_id,
             keep_logits=self.keep_logits,
         )
 
-    def prompts(self, conversations: Sequence[Sequence[Message]]) -> dict[str, Tensor]:
+    def prompts(
+        self, conversations: Sequence[Sequence[Message]], *, answer_tokens: int = 0
+    ) -> dict[str, Tensor]:
         """Return the batch that ``generate`` of the model takes, padded on the left."""
-        rows = [self.encode_prompt(turns)[0] for turns in conversations]
-        return {
-            "input_ids": padded(rows, value=self.tokenizer.pad_token_id),
-            "attention_mask": mask_of(rows),
-        }
+        rows = [self.encode_prompt(c, answer_tokens=answer_tokens)[0] for c in conversations]
+        return {"input_ids": padded(rows, value=self.pad_id), "attention_mask": mask_of(rows)}
+
+    def answer_start(self, prompts: Mapping[str, Tensor]) -> int:
+        """Return at which position of ``generate``'s output the answers begin."""
+        return int(prompts["input_ids"].shape[1])
 
     def answers(self, output: Tensor, prompts: Mapping[str, Tensor]) -> list[str]:
         """Return the texts generated after a batch of prompts, without surrounding space."""
-        ids = output[:, prompts["input_ids"].shape[1] :]
-        texts = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        return [text.strip() for text in texts]
+        rows = output[:, self.answer_start(prompts) :].tolist()
+        return [self.answering.answer(row) for row in rows]
 
-    def _answer_ids(self, sample: Sample) -> list[int]:
-        text = sample.answers[0] + self._turn_end
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+    def _cut(self, ids: list[int], answer_tokens: int) -> tuple[list[int], bool]:
+        limit = self._limit(answer_tokens)
+        if len(ids) <= limit:
+            return ids, False
+        head = limit // 2
+        return ids[:head] + ids[head - limit :], True
+
+    def _limit(self, answer_tokens: int) -> int:
+        room = self.facts.prompt_tokens(answer_tokens)
+        return self.max_prompt_tokens if room is None else min(room, self.max_prompt_tokens)
+
+    def _prompt_ids(self, text: str) -> list[int]:
+        ids = self.encoder.encode(text)
+        return ids if self._templated else [*self.encoder.before, *ids]
+
+    def _answer_ids(self, sample: Sample, prompt: str, prompt_ids: list[int]) -> list[int]:
+        """Return what is trained behind a prompt: what the template writes there, to its end.
+
+        Where a template renders an answered conversation with another beginning than its prompt,
+        the answer follows the prompt as it will when it is asked for.
+        """
+        answer = Message(role="assistant", content=sample.answers[0])
+        ending = self.answering.ending
+        text = self.encoder.protect(answer.content)
+        if self._templated:
+            whole = self._templated_text([*sample.messages, answer])
+            if whole.startswith(prompt) and whole.endswith(self._tail):
+                text = whole[len(prompt) : len(whole) - len(self._tail)]
+            together = self.encoder.encode(prompt + text + ending.text)
+            if together[: len(prompt_ids)] == prompt_ids and len(together) > len(prompt_ids):
+                return [*together[len(prompt_ids) :], *ending.ids]
+        return [*self.encoder.encode(text + ending.text), *ending.ids]
 
     @property
     def _template_holder(self) -> Any:
@@ -117,23 +199,80 @@ class ChatFormat:
                 f"model: it reads text only, and '{message.images[0].path}' is a picture. Choose "
                 "a vision-language model."
             )
-        return message.content
+        return self.encoder.protect(message.content)
 
     def _render(self, messages: Sequence[Message]) -> str:
         if not self._templated:
             return "\n\n".join(map(self._text, messages)) + "\n"
         return self._templated_text(messages, add_generation_prompt=True)
 
-    def _templated_text(self, messages: Sequence[Message], **options: bool) -> str:
+    def _templated_text(self, messages: Sequence[Message], **options: Any) -> str:
+        messages = folded(messages) if self.template.fold_system else messages
         turns = [{"role": turn.role, "content": self._content(turn)} for turn in messages]
-        text = self._template_holder.apply_chat_template(turns, tokenize=False, **options)
+        options |= self.template.kwargs
+        if self._dated:
+            options["chat_template"] = self._dated
+        try:
+            text = self._template_holder.apply_chat_template(turns, tokenize=False, **options)
+        except TemplateError as error:
+            roles = ", ".join(turn.role for turn in messages)
+            remedy = "Change the data, or the template in the model's folder."
+            if messages[0].role == "system":
+                remedy = (
+                    "If it knows no system turn, set generation.fold_system=true: the system text "
+                    "then begins the first user turn."
+                )
+            raise ModelError(
+                f"model: its chat template refuses the turns {roles}: {error}. {remedy}"
+            ) from error
         return str(text)
 
-    def _find_turn_end(self) -> str:
-        """Return what the template writes after an answer: the text that ends a turn."""
-        eos = self.tokenizer.eos_token or ""
-        if not self._templated:
-            return eos
-        asked = Message(role="user", content="q")
-        answered = Message(role="assistant", content="a-n-s")
-        return self._templated_text([asked, answered]).rpartition("a-n-s")[2].strip() or eos
+    def _around_answer(self) -> tuple[str, str]:
+        """Return what the template writes between a prompt and its answer, and behind the last."""
+        prompt = self._templated_text([_ASKED], add_generation_prompt=True)
+        whole = self._templated_text([_ASKED, _ANSWERED])
+        before, _, tail = whole.rpartition(_ANSWERED.content)
+        return before[len(prompt) :] if before.startswith(prompt) else "", tail
+
+    def _between(self) -> str:
+        """Return what the template writes between an answer and the next turn's content."""
+        try:
+            whole = self._templated_text([_ASKED, _ANSWERED, _AGAIN])
+        except ModelError:
+            return ""
+        return whole.rpartition(_ANSWERED.content)[2].partition(_AGAIN.content)[0]
+
+    def _cue(self) -> str:
+        """Return what the template writes behind a question so that an answer follows."""
+        asked = self._templated_text([_ASKED])
+        return self._templated_text([_ASKED], add_generation_prompt=True).removeprefix(asked)
+
+    def _check_template(self) -> None:
+        """Check that the model has every token of a prompt.
+
+        Raises:
+            ModelError: it does not.
+        """
+        rows = self.facts.vocabulary
+        ids = self._prompt_ids(self._render([_ASKED]))
+        beyond = [number for number in ids if rows is not None and number >= rows]
+        if beyond:
+            token = self.tokenizer.convert_ids_to_tokens(beyond[0])
+            raise ModelError(
+                f"model: a prompt holds the token '{token}' with the id {beyond[0]}, and the "
+                f"model's embedding has {rows} rows. The tokenizer is another model's, or the "
+                "model was saved before resize_token_embeddings."
+            )
+
+
+def folded(messages: Sequence[Message]) -> list[Message]:
+    """Return a conversation whose system turn is the beginning of its first user turn."""
+    if not messages or messages[0].role != "system":
+        return list(messages)
+    system, *rest = messages
+    if not rest or rest[0].role != "user":
+        return [replace(system, role="user"), *rest]
+    before = f"{system.content}\n\n"
+    images = tuple(replace(image, at=image.at + len(before)) for image in rest[0].images)
+    first = replace(rest[0], content=before + rest[0].content, images=(*system.images, *images))
+    return [first, *rest[1:]]

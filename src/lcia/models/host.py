@@ -10,6 +10,7 @@ from typing import Any
 
 from lcia.data.sample import Message
 from lcia.errors import ConfigError
+from lcia.models.answering import TemplateSettings
 from lcia.models.chat import ChatFormat
 from lcia.models.gates import GATES, load_gates
 from lcia.models.loading import BaseModel
@@ -71,6 +72,7 @@ class AdapterHost:
         projector: whether the projector of a vision-language model is trained and saved with
             every adapter.
         pad_images: whether pictures are made square before the processor crops them.
+        template: what the chat template is rendered with.
 
     Attributes:
         chat: makes batches of prompts and answers.
@@ -88,9 +90,12 @@ class AdapterHost:
         max_loaded: int = 64,
         projector: bool = True,
         pad_images: bool = False,
+        template: TemplateSettings | None = None,
     ) -> None:
         self.base = base
-        self.chat = _format(base, pad_images=pad_images, max_prompt_tokens=max_prompt_tokens)
+        self.chat = chat_format(
+            base, pad_images=pad_images, max_prompt_tokens=max_prompt_tokens, template=template
+        )
         self.projector = Projector(base.model) if base.processor and projector else None
         self.max_loaded = max_loaded
         self.base_answers = RecentAnswers(BASE_ANSWERS)
@@ -231,9 +236,11 @@ class AdapterHost:
         import torch
 
         device, dtype = self.base.model.device, self.base.model.dtype
+        max_new_tokens += self.chat.answering.ending.lead_tokens
+        prompts = self.chat.prompts(conversations, answer_tokens=max_new_tokens)
         batch = {
             name: value.to(device, dtype if value.is_floating_point() else None)
-            for name, value in self.chat.prompts(conversations).items()
+            for name, value in prompts.items()
         }
         names = [adapter[0] if adapter else BASE for adapter in adapters]
         extra: dict[str, Any] = {} if self._peft is None else {"adapter_names": names}
@@ -241,7 +248,7 @@ class AdapterHost:
         model.eval()
         with torch.inference_mode():
             if shares_prefixes(self.base.model):
-                batch, length = behind_prefix(batch, pad_id=self.base.tokenizer.pad_token_id)
+                batch, length = behind_prefix(batch, pad_id=self.chat.pad_id)
                 if length:
                     options = {"logits_to_keep": 1} if self.chat.keep_logits else {}
                     prefix = batch["input_ids"][0, :length]
@@ -252,7 +259,8 @@ class AdapterHost:
                 do_sample=False,
                 max_new_tokens=max_new_tokens,
                 eos_token_id=self.chat.stop_ids,
-                pad_token_id=self.base.tokenizer.pad_token_id,
+                pad_token_id=self.chat.pad_id,
+                stopping_criteria=self.chat.answering.stopping(self.chat.answer_start(batch)),
             )
         return self.chat.answers(output, batch)
 
@@ -292,12 +300,13 @@ class AdapterHost:
         load_gates(self._peft, path, adapter=key, trainable=trainable)
 
 
-def _format(base: BaseModel, *, pad_images: bool, **options: Any) -> ChatFormat:
-    """Return what makes batches for this kind of model."""
+def chat_format(base: BaseModel, *, pad_images: bool = False, **options: Any) -> ChatFormat:
+    """Return what makes batches for this kind of model; ``options`` are those of ``ChatFormat``."""
     options["keep_logits"] = "logits_to_keep" in inspect.signature(base.model.forward).parameters
+    options["facts"] = base.facts
     if base.processor is not None:
         return VisualFormat(base.processor, pad_images=pad_images, **options)
-    kind = Seq2SeqFormat if base.model.config.is_encoder_decoder else ChatFormat
+    kind = Seq2SeqFormat if base.facts.encoder_decoder else ChatFormat
     return kind(base.tokenizer, **options)
 
 

@@ -3,12 +3,13 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lcia.errors import ConfigError, ModelError
 from lcia.files import sha256_of
+from lcia.models.answering import ModelFacts, settle_generation
 from lcia.models.embedded import EMBEDDED, is_prepared, prepare, prepared_path
 from lcia.models.processor import load_processor
 from lcia.models.quantization import quantization
@@ -23,12 +24,14 @@ class BaseModel:
         model: in evaluation mode.
         tokenizer: padded on the left, so that answers end at the last position.
         processor: of a vision-language model; None of others.
+        facts: what the configuration says about prompts and answers.
     """
 
     name: str
     model: Any
     tokenizer: Any
     processor: Any | None = None
+    facts: ModelFacts = field(default_factory=ModelFacts)
 
 
 def check_model(name: str) -> None:
@@ -97,11 +100,13 @@ def load_model(name: str, *, dtype: str = "auto", quantize: str | None = None) -
             tokenizer = AutoTokenizer.from_pretrained(location, padding_side="left")
     except (OSError, ValueError) as error:
         raise ModelError(f"model: '{name}' cannot be loaded: {_first_line(error)}") from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
     if quantize is None:
         model = model.to(device)
-    return BaseModel(name=name, model=model.eval(), tokenizer=tokenizer, processor=processor)
+    facts = ModelFacts.of(model.config, model.generation_config)
+    settle_generation(model)
+    return BaseModel(
+        name=name, model=model.eval(), tokenizer=tokenizer, processor=processor, facts=facts
+    )
 
 
 def reads_pictures(name: str) -> bool:

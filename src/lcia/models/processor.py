@@ -23,8 +23,8 @@ def load_processor(location: str, config: Any) -> Any:
         kind = without_video(mapping[type(config)])
     processor = kind.from_pretrained(location)
     processor.tokenizer.padding_side = "left"
-    if processor.tokenizer.pad_token_id is None:
-        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    if processor.tokenizer.pad_token_id is None:  # a processor pads, whatever is masked then
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token or processor.image_token
     return processor
 
 

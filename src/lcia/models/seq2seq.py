@@ -21,17 +21,23 @@ class Seq2SeqFormat(ChatFormat):
             "labels": padded(answers, value=IGNORED, left=False),
         }
 
-    def prompts(self, conversations: Sequence[Sequence[Message]]) -> dict[str, Tensor]:
+    def prompts(
+        self, conversations: Sequence[Sequence[Message]], *, answer_tokens: int = 0
+    ) -> dict[str, Tensor]:
         """Return the batch that ``generate`` of the model takes, padded on the right."""
-        return self._batch([self.encode_prompt(turns)[0] for turns in conversations])
+        rows = [self.encode_prompt(c, answer_tokens=answer_tokens)[0] for c in conversations]
+        return self._batch(rows)
 
-    def answers(self, output: Tensor, prompts: Mapping[str, Tensor]) -> list[str]:
-        """Return the generated texts, without surrounding space."""
-        texts = self.tokenizer.batch_decode(output, skip_special_tokens=True)
-        return [text.strip() for text in texts]
+    def answer_start(self, prompts: Mapping[str, Tensor]) -> int:
+        """Return 0: prompts are no part of ``generate``'s output."""
+        return 0
+
+    def _prompt_ids(self, text: str) -> list[int]:
+        # The encoder was trained on texts with their end token.
+        return [*super()._prompt_ids(text), *self.encoder.after]
 
     def _batch(self, rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         return {
-            "input_ids": padded(rows, value=self.tokenizer.pad_token_id, left=False),
+            "input_ids": padded(rows, value=self.pad_id, left=False),
             "attention_mask": mask_of(rows, left=False),
         }

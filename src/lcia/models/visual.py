@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lcia.data.images import open_image
 from lcia.data.sample import Message, Sample
+from lcia.models.answering import ModelFacts, TemplateSettings
 from lcia.models.batches import answer_batch, mask_of, padded
 from lcia.models.chat import ChatFormat
 
@@ -50,56 +51,66 @@ class VisualFormat(ChatFormat):
         max_prompt_tokens: int,
         keep_logits: bool = False,
         pad_images: bool = False,
+        facts: ModelFacts | None = None,
+        template: TemplateSettings | None = None,
     ) -> None:
         self.processor = processor
         self.pad_images = pad_images
         self.open_picture: Callable[[str], Any] = open_image
         super().__init__(
-            processor.tokenizer, max_prompt_tokens=max_prompt_tokens, keep_logits=keep_logits
+            processor.tokenizer,
+            max_prompt_tokens=max_prompt_tokens,
+            keep_logits=keep_logits,
+            facts=facts,
+            template=template,
         )
 
-    def encode_prompt(self, messages: Sequence[Message]) -> tuple[list[int], bool]:
+    def encode_prompt(
+        self, messages: Sequence[Message], *, answer_tokens: int = 0
+    ) -> tuple[list[int], bool]:
         """Return the token ids of a prompt's text, each picture one token, and if it is cut."""
-        text = self._render(messages)
-        special = self._adds_special_tokens(text)
-        ids = self.tokenizer(text, add_special_tokens=special)["input_ids"]
-        return ids, len(ids) > self.max_prompt_tokens
+        ids = self._prompt_ids(self._render(messages))
+        return ids, len(ids) > self._limit(answer_tokens)
 
     # A format makes batches of its own examples only.
     def encode_example(self, sample: Sample) -> VisualExample:  # type: ignore[override]
         """Return a sample with its first answer as token ids; its pictures stay on disk."""
+        text = self._render(sample.messages)
+        whole = self._prompt_ids(text)
+        answer_ids = self._answer_ids(sample, text, whole)
         return VisualExample(
             messages=sample.messages,
-            answer_ids=self._answer_ids(sample),
-            truncated=self.encode_prompt(sample.messages)[1],
+            answer_ids=answer_ids,
+            truncated=len(whole) > self._limit(len(answer_ids)),
         )
 
     def collate(  # type: ignore[override]
         self, examples: Sequence[VisualExample]
     ) -> dict[str, Any]:
         """Return the training batch: that of ``answer_batch`` and what the processor adds."""
-        rows, by_token, others = self._process([example.messages for example in examples])
         answers = [example.answer_ids for example in examples]
-        batch = answer_batch(
-            rows, answers, pad_id=self.tokenizer.pad_token_id, keep_logits=self.keep_logits
-        )
+        conversations = [example.messages for example in examples]
+        rows, by_token, others = self._process(conversations, max(map(len, answers)))
+        batch = answer_batch(rows, answers, pad_id=self.pad_id, keep_logits=self.keep_logits)
         for name, values in by_token.items():
             longer = [[*row, *[0] * len(a)] for row, a in zip(values, answers, strict=True)]
             batch[name] = padded(longer, value=0)
         return {**others, **batch}
 
-    def prompts(self, conversations: Sequence[Sequence[Message]]) -> dict[str, Tensor]:
+    def prompts(
+        self, conversations: Sequence[Sequence[Message]], *, answer_tokens: int = 0
+    ) -> dict[str, Tensor]:
         """Return the batch that ``generate`` of the model takes, padded on the left."""
-        rows, by_token, others = self._process(conversations)
+        rows, by_token, others = self._process(conversations, answer_tokens)
         return {
-            "input_ids": padded(rows, value=self.tokenizer.pad_token_id),
+            "input_ids": padded(rows, value=self.pad_id),
             "attention_mask": mask_of(rows),
             **{name: padded(values, value=0) for name, values in by_token.items()},
             **others,
         }
 
     def _process(
-        self, conversations: Sequence[Sequence[Message]]
+        self, conversations: Sequence[Sequence[Message]], answer_tokens: int = 0
     ) -> tuple[list[list[int]], dict[str, list[list[int]]], dict[str, Tensor]]:
         """Return rows of token ids, what else there is by token, and all that is by picture."""
         texts = [self._render(messages) for messages in conversations]
@@ -112,7 +123,7 @@ class VisualFormat(ChatFormat):
             add_special_tokens=self._adds_special_tokens(texts[0]),
         )
         ids, mask = output.pop("input_ids"), output.pop("attention_mask").bool()
-        kept = [self._kept(row, real) for row, real in zip(ids, mask, strict=True)]
+        kept = [self._kept(row, real, answer_tokens) for row, real in zip(ids, mask, strict=True)]
         like_ids = [name for name, value in output.items() if value.shape == ids.shape]
         by_token = {name: output.pop(name) for name in like_ids}
 
@@ -121,14 +132,23 @@ class VisualFormat(ChatFormat):
 
         return rows_of(ids), {name: rows_of(v) for name, v in by_token.items()}, dict(output)
 
-    def _kept(self, ids: Tensor, real: Tensor) -> Tensor:
+    def _kept(self, ids: Tensor, real: Tensor, answer_tokens: int) -> Tensor:
         """Return which tokens of a padded row stay: text beyond the limit leaves the middle."""
+        limit = self.max_prompt_tokens
+        if after := len(self.encoder.after):  # no end of a text stands before an answer
+            places = real.nonzero().flatten()
+            if ids[places[-after:]].tolist() == self.encoder.after:
+                real = real.clone()
+                real[places[-after:]] = False
         fixed = torch.tensor([*self.tokenizer.all_special_ids, self.processor.image_token_id])
         text = (real & ~torch.isin(ids, fixed)).nonzero().flatten()
-        surplus = len(text) - self.max_prompt_tokens
+        room = self.facts.prompt_tokens(answer_tokens)
+        if room is not None:
+            limit = max(0, min(limit, room - (int(real.sum()) - len(text))))
+        surplus = len(text) - limit
         if surplus <= 0:
             return real
-        start = self.max_prompt_tokens // 2
+        start = limit // 2
         kept = real.clone()
         kept[text[start : start + surplus]] = False
         return kept
@@ -169,10 +189,20 @@ class VisualFormat(ChatFormat):
             for part in self._content(message)
         )
 
+    def _answer_ids(self, sample: Sample, prompt: str, prompt_ids: list[int]) -> list[int]:
+        answer = self.encoder.protect(sample.answers[0])
+        if answer == sample.answers[0]:
+            return super()._answer_ids(sample, prompt, prompt_ids)
+        ending = self.answering.ending
+        return [*self.encoder.encode(answer + ending.text), *ending.ids]
+
     def _plain(self, text: str) -> str:
-        """Break up a picture's token that stands in a text: no picture belongs to it."""
+        """Break up a picture's token that stands in a text, and every other control token.
+
+        No picture belongs to it, and the processor tokenises on its own.
+        """
         token = self.processor.image_token
-        return text.replace(token, f"{token[0]} {token[1:]}")
+        return self.encoder.broken(text.replace(token, f"{token[0]} {token[1:]}"))
 
     def _adds_special_tokens(self, text: str) -> bool:
         bos = self.tokenizer.bos_token

@@ -13,6 +13,7 @@ import torch
 
 from lcia.errors import LciaError, ModelError
 from lcia.models import BaseModel, ChatFormat
+from lcia.models.answering import LEAST_PROMPT
 from lcia.models.prefix import cache_argument
 from lcia.models.projector import Projector
 from lcia.serving.engine.arena import Arena
@@ -64,7 +65,8 @@ class Engine:
         self.bank = AdapterBank(base.model, max_loaded=self.limits.max_adapters)
         self._model = base.model
         self._tokenizer = base.tokenizer
-        self._stop_ids = frozenset(ChatFormat(base.tokenizer, max_prompt_tokens=1).stop_ids)
+        chat = ChatFormat(base.tokenizer, max_prompt_tokens=LEAST_PROMPT, facts=base.facts)
+        self._stop_ids, self._pad_id = chat.answering.stop_ids, chat.pad_id
         self._deliver = deliver or _call_listeners
         self._projector = projector
         takes = inspect.signature(base.model.forward).parameters
@@ -204,8 +206,7 @@ class Engine:
                 jobs.remove(job)
                 news.append((job, Delta(error=error)))
         if jobs:
-            pad_id = self._tokenizer.pad_token_id
-            self._prefill = Prefill(jobs, model=self._model, pad_id=pad_id)
+            self._prefill = Prefill(jobs, model=self._model, pad_id=self._pad_id)
 
     def _read_prompts(self, prefill: Prefill, news: News) -> None:
         jobs = prefill.jobs

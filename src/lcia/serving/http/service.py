@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from lcia.data import Image, Message
-from lcia.errors import ConfigError
+from lcia.errors import ConfigError, ModelError
 from lcia.models import AdapterHost
 from lcia.models.visual import VisualFormat
 from lcia.serving.config import ServeConfig
@@ -183,7 +183,7 @@ class Service:
             ids = batch.pop("input_ids")[0].tolist()
             del batch["attention_mask"]
             return ids, batch
-        except (TemplateError, ValueError) as error:
+        except (ModelError, TemplateError, ValueError) as error:
             raise ApiError(
                 400,
                 f"The model refuses these messages: {error}",
