@@ -26,6 +26,10 @@ CANNOT = [
     ("training.dataloader_persistent_workers=true", "persistent_workers"),
     ("training={dataloader_drop_last: true, per_device_train_batch_size: 64}", "a batch of 64"),
     ("method={name: moelora, experts: 3}", "adapter.r is 8"),
+    ("method={name: ewc, strength: .inf}", "method.strength is inf"),
+    ("adapter.target_modules='('", "no regular expression"),
+    ("seed=-1", "is -1: input should be greater"),
+    ("seed=4294967296", "is 4294967296: input should be less"),
 ]
 
 

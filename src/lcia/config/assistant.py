@@ -52,6 +52,9 @@ def _grouping(value: Any) -> Any:
     return value
 
 
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+"""Each task adds to it, and what draws takes up to 2**32 - 1."""
+
 Named = Annotated[dict[str, Any], BeforeValidator(_named)]
 
 
@@ -78,7 +81,7 @@ class GateConfig(_Frozen):
         max_drop: largest loss on any earlier task, in points of its score; None admits all.
     """
 
-    max_drop: float | None = Field(default=None, ge=0)
+    max_drop: float | None = Field(default=None, ge=0, allow_inf_nan=False)
 
 
 class ProjectorConfig(_Frozen):
@@ -91,7 +94,7 @@ class ProjectorConfig(_Frozen):
     """
 
     mode: Literal["frozen", "per_group", "shared"] = "per_group"
-    learning_rate: float = Field(default=2.0e-5, ge=0)
+    learning_rate: float = Field(default=2.0e-5, ge=0, allow_inf_nan=False)
 
 
 class AssistantConfig(_Frozen):
@@ -127,7 +130,7 @@ class AssistantConfig(_Frozen):
     generation: GenerationConfig = GenerationConfig()
     gate: GateConfig = GateConfig()
     dtype: str = "auto"
-    seed: int = 0
+    seed: Seed = 0
 
     def build_method(self) -> Any:
         """Return the configured method, ready to use.

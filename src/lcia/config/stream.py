@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from lcia.config.assistant import AssistantConfig, Named
+from lcia.config.assistant import AssistantConfig, Named, Seed
 from lcia.config.parsing import load_yaml, parse_config
 from lcia.data.source import TaskSource
 from lcia.data.task import NAME
@@ -49,7 +49,7 @@ class StreamConfig(AssistantConfig, TaskSource):
     methods: tuple[Named, ...] = ()
     rules: tuple[Named, ...] = ()
     groupings: tuple[bool | str | dict[str, Any], ...] = ()
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[Seed, ...] = (0,)
     orders: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     output: Path
 
@@ -60,7 +60,8 @@ class StreamConfig(AssistantConfig, TaskSource):
         if isinstance(tree, Mapping) and "seed" in tree:
             if "seeds" in tree:
                 raise ConfigError("seed and seeds are both set; expected one of them.")
-            return {**tree, "seeds": [tree["seed"]]}
+            rest = {key: value for key, value in tree.items() if key != "seed"}
+            return {**rest, "seeds": [tree["seed"]]}
         return tree
 
     def variants(self) -> dict[str, AssistantConfig]:

@@ -1,5 +1,6 @@
 """What a continual-learning method may change about plain training."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,7 +87,8 @@ class Method:
                 )
             whole = isinstance(self.settings[key], int)
             kinds, least = (int, 1) if whole else ((int, float), 0)
-            if isinstance(value, bool) or not isinstance(value, kinds) or not value >= least:
+            is_number = isinstance(value, kinds) and not isinstance(value, bool)
+            if not is_number or not least <= value < math.inf:
                 kind = "whole number" if whole else "number"
                 raise ConfigError(f"method.{key} is {value!r}; expected a {kind} from {least} up.")
         self.rule = dict(rule or {})

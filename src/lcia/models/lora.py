@@ -74,6 +74,15 @@ def check_settings(settings: Mapping[str, Any]) -> None:
             f"adapter.init_lora_weights is {start!r}; expected true, false or 'gaussian': others "
             "change the base model's weights or train one factor only."
         )
+    for key in ("rank_pattern", "alpha_pattern"):
+        patterns = settings.get(key) or {}
+        if not isinstance(patterns, Mapping):
+            raise ConfigError(f"adapter.{key} is {patterns!r}; expected modules and numbers.")
+        for name, value in patterns.items():
+            least, kind = (1, "r") if key == "rank_pattern" else (None, "lora_alpha")
+            _check_number(kind, value, least=least, where=f"{key}.{name}")
+    for key in ("target_modules", "exclude_modules"):
+        _check_pattern(key, settings.get(key))
     for key, least in {"r": 1, "lora_alpha": None, "lora_dropout": 0}.items():
         _check_number(key, settings.get(key, 1 if least else 0.5), least=least)
 
@@ -140,7 +149,7 @@ def add_lora(model: Any, config: Any, *, name: str) -> Any:
         _check_kinds(model, config)
         peft = get_peft_model(model, config, adapter_name=name)
         _check_names(config, asked, adapted=peft.base_model.targeted_module_names)
-    except ValueError as error:
+    except (ValueError, re.error) as error:
         for path, module in list(model.named_modules()):
             if isinstance(module, BaseTunerLayer):
                 model.set_submodule(path, module.get_base_layer())
@@ -193,7 +202,19 @@ def _is_neutral(field: Any, value: Any) -> bool:
     return not value or value == field.default
 
 
-def _check_number(key: str, value: Any, *, least: int | None) -> None:
+def _check_pattern(key: str, value: Any) -> None:
+    names = value if isinstance(value, (list, tuple, set)) else [value or ""]
+    if not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"adapter.{key} is {value!r}; expected names, or a regular expression.")
+    try:
+        re.compile(value if isinstance(value, str) else "")
+    except re.error as error:
+        raise ConfigError(
+            f"adapter.{key} is {value!r}, which is no regular expression: {error}."
+        ) from error
+
+
+def _check_number(key: str, value: Any, *, least: int | None, where: str = "") -> None:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     whole = least == 1
     low = (value >= least if least is not None else value > 0) if is_number else False
@@ -201,6 +222,6 @@ def _check_number(key: str, value: Any, *, least: int | None) -> None:
     if not (low and high) or (whole and not isinstance(value, int)):
         wanted = {"r": "a whole number from 1 up", "lora_alpha": "a number above 0"}
         raise ConfigError(
-            f"adapter.{key} is {value!r}; expected "
+            f"adapter.{where or key} is {value!r}; expected "
             f"{wanted.get(key, 'a number from 0 up and below 1')}."
         )

@@ -96,6 +96,7 @@ def test_a_start_that_is_allowed_leaves_the_base_model_alone(start, host):
         ("lora_alpha", 0),
         ("lora_alpha", -2),
         ("lora_alpha", "16"),
+        ("lora_alpha", float("nan")),
         ("lora_dropout", 1.0),
         ("lora_dropout", -0.1),
         ("lora_dropout", None),
@@ -104,6 +105,26 @@ def test_a_start_that_is_allowed_leaves_the_base_model_alone(start, host):
 def test_numbers_out_of_range_are_refused(key, value):
     with pytest.raises(ConfigError, match=rf"adapter\.{key} is .*; expected a (whole )?number"):
         check(**{key: value})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"target_modules": "("}, "is '\\(', which is no regular expression"),
+        ({"target_modules": 3}, "target_modules is 3; expected names"),
+        ({"exclude_modules": ["q_proj", 3]}, "exclude_modules is .*; expected names"),
+        ({"rank_pattern": 3}, "rank_pattern is 3; expected modules and numbers"),
+        ({"rank_pattern": {"q_proj": 0}}, r"rank_pattern\.q_proj is 0; expected a whole number"),
+        ({"rank_pattern": {"q_proj": "a"}}, r"rank_pattern\.q_proj is 'a'"),
+        (
+            {"alpha_pattern": {"q_proj": 0}},
+            r"alpha_pattern\.q_proj is 0; expected a number above 0",
+        ),
+    ],
+)
+def test_patterns_that_say_nothing_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        check(**settings)
 
 
 @pytest.mark.parametrize(
