@@ -41,9 +41,8 @@ def tiny_tokenizer(more_specials=()):
     return fast
 
 
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory) -> Path:
-    """A two-layer Llama with a byte-level tokenizer whose pad token equals its end token."""
+def save_tiny_model(folder: Path) -> Path:
+    """Write a two-layer Llama with a byte-level tokenizer into ``folder``."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -63,10 +62,15 @@ def tiny_model(tmp_path_factory) -> Path:
             bos_token_id=0,
         )
     )
-    folder = tmp_path_factory.mktemp("models") / "tiny"
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """A two-layer Llama with a byte-level tokenizer whose pad token equals its end token."""
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 def make_task(

@@ -92,6 +92,23 @@ def append(path: Path, content: bytes) -> None:
         raise cannot_write(path, error) from error
 
 
+def content_of(path: Path) -> bytes:
+    """Return the content of a file that somebody else wrote.
+
+    Raises:
+        OSError: it cannot be read, or is a pipe or a device, which might never end.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    except ValueError:  # half a surrogate pair or a NUL, which no name holds
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from None
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            reason = "it is a pipe or a device. Write its content to a file first"
+            raise OSError(errno.EINVAL, reason, str(path))
+        return file.read()
+
+
 def read_bytes(path: Path, *, limit: int = RECORD_LIMIT) -> bytes:
     """Return the content of a regular file.
 

@@ -12,9 +12,13 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
+from lcia.errors import printable
 from lcia.reports.numbers import duration
 
 console = Console(highlight=False)
+_ESCAPES = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
+"""Control characters that JSON leaves as they are."""
+
 QUIET_S = 5.0
 """Where there is no terminal, a line at most this often."""
 
@@ -22,7 +26,8 @@ QUIET_S = 5.0
 def print_json(value: Any) -> None:
     """Print JSON for programs, on the stdout that ``main`` keeps free of everything else."""
     assert sys.__stdout__ is not None
-    sys.__stdout__.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=str).translate(_ESCAPES)
+    sys.__stdout__.write(text + "\n")
 
 
 def number(value: float | None, digits: int = 1) -> str:
@@ -44,7 +49,7 @@ def print_table(
     them are no markup. A table of numbers that is wider than the terminal is printed in parts,
     each with the first column.
     """
-    console.print(Text(title, style="bold"), soft_wrap=True)
+    console.print(Text(printable(title), style="bold"), soft_wrap=True)
     widths = [max(cell_len(cell) for cell in cells) for cells in zip(columns, *rows, strict=True)]
     parts = _parts(widths) if tuple(left) == (0,) else [range(len(columns))]
     for number, part in enumerate(parts):
@@ -53,9 +58,11 @@ def print_table(
         built = Table(box=None, pad_edge=False)
         for i in part:
             justify: Any = "left" if i in left else "right"
-            built.add_column(Text(columns[i]), justify=justify, overflow="fold")
+            built.add_column(Text(printable(columns[i])), justify=justify, overflow="fold")
         for k, row in enumerate(rows):
-            built.add_row(*(Text(row[i], "bold" if (k, i) in bold else "") for i in part))
+            built.add_row(
+                *(Text(printable(row[i]), "bold" if (k, i) in bold else "") for i in part)
+            )
         console.print(built)
 
 

@@ -28,6 +28,7 @@ from lcia.cli import (
     serve,
     store,
 )
+from lcia.errors import LciaError, printable
 
 app = typer.Typer(
     help="An assistant that keeps learning: teach a language model one task after another.",
@@ -69,16 +70,24 @@ def _options(
     # lcia shows its own progress; the bars of the libraries below it would tear it apart.
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # else a line for every retry
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Plain())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.captureWarnings(True)
     logging.getLogger("py.warnings").setLevel(logging.ERROR)
     logging.getLogger("lcia").setLevel(logging.INFO)
 
 
+class _Plain(logging.Formatter):
+    """The message alone, safe for a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the message of a record."""
+        return printable(super().format(record))
+
+
 def main() -> None:
     """Run the command line; errors are one line, and the exit code says whose they are."""
-    from lcia.errors import LciaError
-
     debug = "--debug" in sys.argv
     if "--json" in sys.argv:
         sys.stdout = sys.stderr  # some libraries log to stdout when they are imported
@@ -87,7 +96,7 @@ def main() -> None:
     except LciaError as error:
         if debug:
             raise
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{printable(str(error))}\n")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.stderr.write("Stopped. Run the same command again to continue.\n")
@@ -95,5 +104,6 @@ def main() -> None:
     except Exception as error:  # the outermost edge
         if debug:
             raise
-        sys.stderr.write(f"{type(error).__name__}: {error}\nRun with --debug for the traceback.\n")
+        text = printable(f"{type(error).__name__}: {error}")
+        sys.stderr.write(f"{text}\nRun with --debug for the traceback.\n")
         sys.exit(1)

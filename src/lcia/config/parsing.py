@@ -2,6 +2,7 @@
 
 import copy
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -11,11 +12,43 @@ import yaml
 from pydantic import BaseModel
 
 from lcia.errors import ConfigError
+from lcia.files import content_of
 from lcia.registry import nearest
+
+VALUES_LIMIT = 100_000
+"""Values in a configuration, those behind aliases counted each time."""
+
+DEPTH_LIMIT = 50
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which ``1e-4`` is a number: YAML 1.1 wants a dot in it."""
+    """YAML in which ``1e-4`` is a number (YAML 1.1 wants a dot in it) and no key stands twice."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Return the value of a node; one that YAML's own types refuse is told with its line."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, KeyError, AttributeError, TypeError, OverflowError) as error:
+            name = node.tag.rpartition(":")[2]
+            problem = f"expected a value of type {name}, found {quoted(node.value)}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
+
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        """Open a bracket, unless too many are open: the time to scan them grows as their square."""
+        super().fetch_flow_collection_start(token)
+        if self.flow_level > DEPTH_LIMIT:
+            problem = f"brackets are nested more than {DEPTH_LIMIT} deep"
+            raise yaml.scanner.ScannerError(None, None, problem, self.get_mark())
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Replace merge keys by what they merge in, which the mapping's own keys override."""
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                problem = f"the key {quoted(key.value)} stands twice in one mapping"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(key.value)
+        super().flatten_mapping(node)
 
 
 _Loader.add_implicit_resolver(
@@ -31,15 +64,65 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        content = content_of(path)
+        text = content.decode("utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from error
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{path}: is not YAML: {reason}") from error
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(
+            f"{path}:{line}: byte {error.start + 1} of the file is not UTF-8. Save it as UTF-8."
+        ) from error
+    tree = _yaml(text, where=str(path))
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected keys and values, found {type(tree).__name__}.")
     return tree
+
+
+def _yaml(text: str, *, where: str) -> Any:
+    """Return the value of a YAML text.
+
+    Raises:
+        ConfigError: it is not YAML, a key is no text, or it is nested without end.
+    """
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        reason = " ".join(str(error.problem or error.context).split())
+        raise ConfigError(f"{where}: is not YAML: {reason}{place}.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: is not YAML: {' '.join(str(error).split())}.") from error
+    except RecursionError as error:
+        raise ConfigError(f"{where}: is nested more than {DEPTH_LIMIT} deep.") from error
+    left, count = [(value, 0)], 0
+    while left:
+        inner, depth = left.pop()
+        count += 1
+        if depth > DEPTH_LIMIT:
+            raise ConfigError(f"{where}: is nested more than {DEPTH_LIMIT} deep.")
+        if count > VALUES_LIMIT:
+            raise ConfigError(
+                f"{where}: holds more than {VALUES_LIMIT:,} values, those behind aliases counted "
+                "each time."
+            )
+        if isinstance(inner, dict):
+            for key in inner:
+                if not isinstance(key, str):
+                    raise ConfigError(
+                        f"{where}: the key {quoted(key)} is no text. Put it in quotes."
+                    )
+            left += [(item, depth + 1) for item in inner.values()]
+        elif isinstance(inner, list):
+            left += [(item, depth + 1) for item in inner]
+    return value
+
+
+def quoted(value: Any) -> str:
+    """Return ``repr(value)`` short enough for a message."""
+    text = reprlib.repr(value) if not isinstance(value, str) else repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}...{text[-15:]}"
 
 
 def parse_config(
@@ -75,11 +158,11 @@ def _apply(tree: dict[str, Any], override: str) -> None:
             child = copy.copy(child) if isinstance(child, (list, dict)) else {}
             node[int(key) if isinstance(node, list) else key] = child
             node = child
-        node[int(last) if isinstance(node, list) else last] = yaml.load(text, _Loader)
+        node[int(last) if isinstance(node, list) else last] = _yaml(text, where=f"--set {override}")
+    except ConfigError:
+        raise
     except (ValueError, IndexError) as error:
         raise ConfigError(f"--set {override}: no such entry: {error}.") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: the value is not YAML.") from error
 
 
 def _explain(kind: type[BaseModel], problem: Any) -> str:
@@ -93,7 +176,7 @@ def _explain(kind: type[BaseModel], problem: Any) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return message if message.startswith(where) else f"{where}: {message}"
-    return f"{where} is {problem['input']!r}: {message[0].lower()}{message[1:]}."
+    return f"{where} is {quoted(problem['input'])}: {message[0].lower()}{message[1:]}."
 
 
 def _fields_at(kind: type[BaseModel], path: Sequence[str]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 from lcia.data.readers.base import Problem, Record, RecordError
 from lcia.data.readers.kind import foreign
 from lcia.errors import DataError
+from lcia.files import content_of
 
 BOM = b"\xef\xbb\xbf"
 
@@ -20,7 +21,7 @@ def load_bytes(path: Path) -> bytes:
             message names it.
     """
     try:
-        content = path.read_bytes()
+        content = content_of(path)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file.") from None
     except IsADirectoryError:
