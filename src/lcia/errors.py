@@ -59,6 +59,12 @@ class StoreError(LciaError, OSError):
     exit_code = 2
 
 
+class DamageError(StoreError):
+    """Files of an assistant are not as they were stored."""
+
+    exit_code = 1
+
+
 class WriteError(StoreError):
     """A file cannot be written: the disk is full, read-only or somebody else's."""
 

@@ -210,14 +210,29 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def check_sum(path: Path, wanted: str) -> None:
+    """Compare a file with its SHA-256.
+
+    Raises:
+        StoreError: it is missing or differs.
+    """
+    with _reading(path, 1 << 62):
+        if sha256_of(path) != wanted:
+            raise StoreError(f"{path}: differs from its checksum. {RESTORE}")
+
+
 def checksums(folder: Path) -> dict[str, str]:
     """Return file to SHA-256 of all files in ``folder``, by their path below it.
+
+    What a killed process left half written is left out: nothing reads it.
 
     Raises:
         StoreError: there is a link or something else that is neither file nor folder.
     """
     return {
-        path.relative_to(folder).as_posix(): sha256_of(path) for path in sorted(files_below(folder))
+        path.relative_to(folder).as_posix(): sha256_of(path)
+        for path in sorted(files_below(folder))
+        if not is_leftover(path.name)
     }
 
 

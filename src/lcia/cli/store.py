@@ -1,4 +1,4 @@
-"""``lcia versions`` and ``lcia rollback``: the history of an assistant."""
+"""An assistant's history: ``lcia versions``, ``rollback``, ``verify``, ``abandon``, ``accept``."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,21 +14,25 @@ def register(app: typer.Typer) -> None:
     app.command()(versions)
     app.command()(rollback)
     app.command()(verify)
+    app.command()(abandon)
+    app.command()(accept)
 
 
 def versions(store: StorePath, as_json: AsJson = False) -> None:
-    """List the versions of an assistant.
+    """List the versions of an assistant, and the candidates that its gate refused.
 
     Examples:
 
       lcia versions assistant
     """
-    from lcia.cli.console import number, print_json, print_table
+    from lcia.cli.console import console, number, print_json, print_table
     from lcia.learner import Store
+    from lcia.learner.transaction import refused, unfinished
 
     opened = Store.open(store)
     current = opened.current.number
     records = [_record(opened.version(n).manifest, current=current) for n in opened.versions()]
+    records += [_refusal(run, report) for run, report in refused(opened).values()]
     if as_json:
         print_json(records)
         return
@@ -37,11 +41,16 @@ def versions(store: StorePath, as_json: AsJson = False) -> None:
             f"{'*' if record['current'] else ' '} {record['version']}",
             record["task"] or record["note"] or "(empty)",
             record["group"] or "",
-            number(record["average_accuracy"]),
+            number(record["average_accuracy"]) if not record["refused"] else "refused",
         ]
         for record in records
     ]
     print_table(str(store), ["version", "task", "group", "Avg.ACC"], rows, left=(0, 1, 2))
+    for record in records:
+        if record["refused"]:
+            console.print(f"{record['version']}: {record['refused']}", markup=False)
+    if run := unfinished(opened):
+        console.print(f"Unfinished: {run.task} (version {run.number}).", markup=False)
 
 
 def rollback(
@@ -56,24 +65,87 @@ def rollback(
     from lcia.cli.console import console
     from lcia.learner import Store
 
-    Store.open(store).roll_back(version)
+    Store.open_unchecked(store).roll_back(version)  # the current one may be damaged
     console.print(f"{store}: version {version} is current.", markup=False)
 
 
-def verify(store: StorePath) -> None:
-    """Compare every adapter with the checksum it was stored with.
+def verify(
+    store: StorePath,
+    no_weights: Annotated[
+        bool, typer.Option("--no-weights", help="Leave safetensors unread: seconds, not minutes.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare every file of an assistant with the checksum it was stored with.
+
+    Names file, version and what to do, one line a finding; exits with 1 if there is one. Of a task
+    that is unfinished, what it would resume from is checked.
 
     Examples:
 
       lcia verify assistant
+
+      lcia verify assistant --no-weights
+    """
+    from lcia.cli.console import console, print_json
+    from lcia.errors import DamageError, StoreError
+    from lcia.learner.verify import verify as find
+
+    if not any((store / name).exists() for name in ("assistant.json", "versions")):
+        raise StoreError(f"{store}: is not an assistant (no assistant.json).")
+    findings = find(store, weights=not no_weights)
+    if as_json:
+        print_json({"findings": findings})
+    if findings:
+        raise DamageError("\n".join(findings))
+    if not as_json:
+        console.print(f"{store}: every file is as it was stored.", markup=False)
+
+
+def abandon(
+    store: StorePath,
+    refused: Annotated[
+        int | None,
+        typer.Option("--refused", help="Remove this refused candidate; see 'lcia versions'."),
+    ] = None,
+) -> None:
+    """Give up the task that is unfinished: what is done of it is removed, the versions stay.
+
+    Examples:
+
+      lcia abandon assistant
+
+      lcia abandon assistant --refused 5
     """
     from lcia.cli.console import console
-    from lcia.errors import StoreError
     from lcia.learner import Store
+    from lcia.learner.transaction import abandon as give_up
+    from lcia.learner.transaction import forget_refused
 
-    if problems := Store.open(store).verify():
-        raise StoreError("\n".join(problems))
-    console.print(f"{store}: every adapter is as it was stored.", markup=False)
+    opened = Store.open_unchecked(store)
+    run = give_up(opened) if refused is None else forget_refused(opened, refused)
+    console.print(f"{store}: {run.task} (version {run.number}) is given up.", markup=False)
+
+
+def accept(
+    store: StorePath, candidate: Annotated[int, typer.Argument(help="See 'lcia versions'.")]
+) -> None:
+    """Make a candidate that the gate refused the current version after all.
+
+    Examples:
+
+      lcia accept assistant 5
+    """
+    from lcia.cli.console import console
+    from lcia.learner import Store
+    from lcia.learner.transaction import accept as take
+
+    version = take(Store.open(store), candidate)
+    console.print(
+        f"{store}: version {version.number} is current.\n"
+        f"Back: lcia rollback {store} {version.manifest['parent']}",
+        markup=False,
+    )
 
 
 def _record(manifest: Any, *, current: int) -> dict[str, Any]:
@@ -85,4 +157,18 @@ def _record(manifest: Any, *, current: int) -> dict[str, Any]:
         "group": manifest.get("group"),
         "average_accuracy": manifest.get("metrics", {}).get("average_accuracy"),
         "current": manifest["version"] == current,
+        "refused": None,
+    }
+
+
+def _refusal(run: Any, report: Any) -> dict[str, Any]:
+    return {
+        "version": run.number,
+        "parent": run.parent,
+        "task": run.task,
+        "note": None,
+        "group": None,
+        "average_accuracy": None,
+        "current": False,
+        "refused": report["why"],
     }

@@ -170,6 +170,10 @@ class InstructionCodebook:
         self._prompts.add(position, taught.prototypes)
         return target.id
 
+    def open_above(self, opened: int) -> None:
+        """Open later groups with ids above ``g<opened>``: ids of other versions are not used."""
+        self._opened = max(self._opened, opened)
+
     def merge(self, group: str, other: str) -> None:
         """Move everything of ``other`` into ``group``; ``other`` is gone.
 

@@ -16,13 +16,47 @@ from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
+from lcia.errors import StoreError
+from lcia.files import check_sum, checksums, discard, read_sealed, sync_tree, write_sealed
+
 COMPLETE = "complete.json"
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest complete checkpoint in ``folder``; half-written ones do not count."""
+    """Return the newest complete checkpoint in ``folder``; half-written ones do not count.
+
+    Raises:
+        StoreError: it is damaged.
+    """
     complete = [marker.parent for marker in folder.glob(f"checkpoint-*/{COMPLETE}")]
-    return max(complete, key=checkpoint_step, default=None)
+    whole = [checkpoint for checkpoint in complete if _is_whole(checkpoint)]
+    found = max(whole, key=checkpoint_step, default=None)
+    if found is not None:
+        check_checkpoint(found)
+    return found
+
+
+def check_checkpoint(checkpoint: Path) -> None:
+    """Compare a complete checkpoint's files with their checksums; earlier ones have none.
+
+    Raises:
+        StoreError: one differs or is missing.
+    """
+    for name, wanted in read_sealed(checkpoint / COMPLETE).get("files", {}).items():
+        try:
+            check_sum(checkpoint / name, wanted)
+        except StoreError as error:
+            raise StoreError(
+                f"{error} Or delete {checkpoint}: training goes on from the checkpoint before it."
+            ) from error
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Tell whether a checkpoint of an lcia that wrote no checksums was not half removed."""
+    if "files" in read_sealed(checkpoint / COMPLETE):
+        return True
+    needed = ("adapter_config.json", "adapter_model.safetensors", "trainer_state.json")
+    return all((checkpoint / name).is_file() for name in needed)
 
 
 def checkpoint_step(checkpoint: Path) -> int:
@@ -36,9 +70,14 @@ class TrainingState(TrainerCallback):
     Args:
         resume_from: the checkpoint to continue from, or None.
         scaler: returns the fp16 gradient scaler, or None where there is none.
+        keep: how many checkpoints stay; None: all. Trainer removes them file by file: half of one,
+            seen after a crash, could not be told from a whole one.
     """
 
-    def __init__(self, resume_from: Path | None, scaler: Any = lambda: None) -> None:
+    def __init__(
+        self, resume_from: Path | None, scaler: Any = lambda: None, *, keep: int | None = 2
+    ) -> None:
+        self.keep = keep
         self.resume_from = resume_from
         self.scaler = scaler
         self._random_pending = resume_from is not None
@@ -81,8 +120,19 @@ class TrainingState(TrainerCallback):
         processes.wait_for_everyone()
         if processes.is_main_process:
             (folder / "training_args.bin").unlink(missing_ok=True)
-            (folder / COMPLETE).write_text(json.dumps({"step": state.global_step}))
+            sync_tree(folder)
+            files = {name: s for name, s in checksums(folder).items() if name != COMPLETE}
+            write_sealed(
+                folder / COMPLETE, {"schema": 2, "step": state.global_step, "files": files}
+            )
+            self._forget_older(folder)
         processes.wait_for_everyone()
+
+    def _forget_older(self, newest: Path) -> None:
+        """Remove all checkpoints but the newest ones, each as a whole."""
+        found = [path for path in newest.parent.glob("checkpoint-*") if path.is_dir()]
+        for path in sorted(found, key=checkpoint_step)[: -self.keep] if self.keep else ():
+            discard(path)
 
     def _restore_random_state(self) -> None:
         if self._random_pending:

@@ -1,20 +1,25 @@
 """The journal of a run: every event, one JSON line each, and whoever listens to it."""
 
+import re
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from lcia.errors import StoreError
 from lcia.files import (
     LINES_LIMIT,
     append,
+    iterate_lines,
     json_bytes,
+    parse_json,
     read_bytes,
-    read_jsonl,
     write_bytes,
-    write_jsonl,
 )
+
+_SUM = re.compile(rb', "crc32": "([0-9a-f]{8})"}\Z')
 
 Listener = Callable[[dict[str, Any]], None]
 
@@ -40,7 +45,7 @@ class Journal:
         """Append one event with the time of day."""
         record = {"event": event, "time": round(time.time(), 3), **fields}
         if self.path is not None:
-            append(self.path, json_bytes(record) + b"\n")
+            append(self.path, _summed(record))
         self.tell(record)
 
     def tell(self, record: dict[str, Any]) -> None:
@@ -68,10 +73,56 @@ class Journal:
         if self.path is None or not self.path.exists():
             return
         kept = [r for r in read_journal(self.path) if r["event"] != "step" or r["step"] <= step]
-        write_jsonl(self.path, kept)
+        write_bytes(self.path, b"".join(map(_summed, kept)))
 
 
 def read_journal(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the events of a journal; none if there is no such file."""
+    """Yield the events of a journal; none if there is no such file.
+
+    Raises:
+        StoreError: a line is damaged.
+    """
     if path.exists():
-        yield from read_jsonl(path)
+        for number, line in enumerate(iterate_lines(path), start=1):
+            yield _event(line, where=f"{path}:{number}")
+
+
+def check_journal(path: Path, *, summed: bool) -> None:
+    """Check every line of a run's journal; one that a crash cut off at the end is no finding.
+
+    Args:
+        path: the file; nothing is checked if there is none.
+        summed: whether every line has to have a checksum.
+
+    Raises:
+        StoreError: a line is damaged.
+    """
+    if not path.exists():
+        return
+    *lines, last = read_bytes(path, limit=LINES_LIMIT).split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        _event(line, where=f"{path}:{number}", summed=summed)
+    if summed and last:
+        try:
+            _event(last[:-1], where="", summed=True)
+        except StoreError:
+            return
+        raise StoreError(f"{path}: its last byte differs from what lcia wrote.")
+
+
+def _summed(record: dict[str, Any]) -> bytes:
+    """Return an event as a line that ends with its checksum."""
+    body = json_bytes(record).removesuffix(b"}")
+    return body + b', "crc32": "%08x"}\n' % zlib.crc32(body)
+
+
+def _event(line: bytes, *, where: str, summed: bool = False) -> dict[str, Any]:
+    found = _SUM.search(line)
+    if found and b"%08x" % zlib.crc32(line[: found.start()]) != found[1]:
+        raise StoreError(f"{where}: differs from its checksum.")
+    if summed and not found:
+        raise StoreError(f"{where}: has no checksum where lcia writes one.")
+    event = parse_json(line, where=where)
+    if not isinstance(event, dict) or "event" not in event:
+        raise StoreError(f"{where}: expected an event of a journal.")
+    return {key: value for key, value in event.items() if key != "crc32"} if found else event

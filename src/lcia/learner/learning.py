@@ -1,7 +1,5 @@
 """Continual learning: one task as a transaction, a stream as one task after another."""
 
-import hashlib
-import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -13,24 +11,21 @@ from lcia.config import AssistantConfig
 from lcia.data.task import Task
 from lcia.errors import DivergenceError, GateError, ModelError, StoreError
 from lcia.evaluation.generate import (
-    Adapters,
     Prediction,
-    Route,
-    evaluate,
     read_predictions,
     scores_percent,
 )
 from lcia.evaluation.metrics import summarise
-from lcia.files import write_jsonl
+from lcia.files import discard, write_jsonl
 from lcia.grouping import (
     Extraction,
     GroupDecision,
     InstructionCodebook,
     InstructionRecipe,
-    RouteDecision,
     Router,
 )
 from lcia.learner.environment import environment
+from lcia.learner.fingerprint import fingerprint
 from lcia.learner.finite import check_finite
 from lcia.learner.gate import check_gate
 from lcia.learner.journal import Journal, Listener
@@ -39,8 +34,10 @@ from lcia.learner.outcome import Outcome
 from lcia.learner.preflight import preflight
 from lcia.learner.processes import everyone, is_main, on_main
 from lcia.learner.projectors import share_projector, shared_projector
-from lcia.learner.store import Run, Store, Version
+from lcia.learner.scoring import score_tasks
+from lcia.learner.store import Store, Version
 from lcia.learner.training import TRAINED, UNTRAINED, train_adapter
+from lcia.learner.transaction import DRAFT, Run, begin, commit, propose, refuse, refused
 from lcia.methods.base import Method
 from lcia.models.host import AdapterHost
 from lcia.models.loading import check_model, content_hash, load_model
@@ -135,9 +132,9 @@ class ContinualLearner:
             known: predictions whose answers are taken where the same adapter answers.
         """
         version = version or self.store.current
-        if task_given is None:
-            task_given = self.config.build_method().task_given
-        return self._evaluate(
+        return score_tasks(
+            self.host,
+            self.config,
             version.tasks(),
             codebook=version.codebook(),
             adapters=version.adapters,
@@ -185,13 +182,15 @@ class ContinualLearner:
             current = self.store.current
             if task.name in current.manifest["tasks"]:
                 return self._outcome(task)
+            self._check_refused(task, current)
             preflight(self.host, task, self.config)
-            on_main(lambda: self.store.begin(task.name, self._fingerprint(task)))
-            run = self.store.begin(task.name, self._fingerprint(task))
+            prints = partial(self._fingerprint, task)
+            on_main(lambda: begin(self.store, task.name, prints))
+            run = begin(self.store, task.name, prints)
             journal = self._journal(run)
 
             codebook, decision, group = self._group(task, current, journal=journal)
-            answer = partial(self._answer, method=method, run=run, journal=journal)
+            answer = partial(self._answer, run=run, journal=journal)
             matrix = current.matrix()
             if not method.joint:  # learned at once, tasks have no scores before
                 base = answer("base", [task], codebook=InstructionCodebook(), adapters={})
@@ -226,12 +225,12 @@ class ContinualLearner:
                 else answer("after", tasks, codebook=codebook, adapters=adapters, known=known)
             )
             scores = scores_percent(after)
-            self._pass_gate(matrix.row(matrix.learned), scores, run=run)
+            before_all = matrix.row(matrix.learned)
             matrix = matrix.append(task.name, scores)
             journal.write("learned", task=task.name, scores=scores, metrics=summarise(matrix))
 
-            def commit() -> None:
-                draft = run.folder / "version"
+            def propose_version() -> None:
+                draft = run.folder / DRAFT
                 draft.mkdir(exist_ok=True)
                 codebook.save(draft / "codebook.json")
                 matrix.save(draft / "matrix.json")
@@ -247,9 +246,11 @@ class ContinualLearner:
                     "metrics": summarise(matrix),
                     "environment": environment(),
                 }
-                self.store.commit(run, task, group=group, adapters=trained, contents=contents)
+                propose(self.store, run, task, group=group, adapters=trained, contents=contents)
 
-            on_main(commit)
+            on_main(propose_version)
+            self._pass_gate(before_all, scores, run=run)
+            on_main(lambda: commit(self.store, run))
             release_memory()
             return self._outcome(task)
 
@@ -260,7 +261,7 @@ class ContinualLearner:
             StoreError: the task of this name was learned from other data.
         """
         made = next(v for v in self.store.history() if v.manifest["task"] == task.name)
-        if made.manifest["fingerprint"] != self._fingerprint(task):
+        if made.manifest["fingerprint"] != self._fingerprint(task, made.fingerprint_schema):
             raise StoreError(
                 f"{self.store.root}: task '{task.name}' was learned from other data in version "
                 f"{made.number}. Give the new data another name."
@@ -272,6 +273,7 @@ class ContinualLearner:
     ) -> tuple[InstructionCodebook, GroupDecision, str]:
         """Decide which group learns the task, and add its instructions to the codebook."""
         codebook = current.codebook()
+        codebook.open_above(self.store.groups_opened())
         extraction = instructions_of(task)
         decision = codebook.decide(extraction.instructions)
         prompts = [sample.prompt for sample in task.train]
@@ -319,8 +321,9 @@ class ContinualLearner:
         train: bool,
     ) -> Path:
         """Return the group's new adapter, training it unless that is done or not wanted."""
-        adapter = run.folder / (TRAINED if train else UNTRAINED)
-        if not adapter.is_dir():
+        name = TRAINED if train else UNTRAINED
+        adapter = run.folder / name
+        if everyone(lambda: not run.holds(name)):
             _, own = current.adapters.get(group, (None, None))
             shared = self.config.projector.mode == "shared"
             train_adapter(
@@ -337,6 +340,7 @@ class ContinualLearner:
                 journal=journal,
                 train=train,
             )
+            on_main(lambda: run.record(name))
             self.host.clear()
             if self.host.is_sharded:
                 self._host = None  # each process holds a part; answering needs the whole again
@@ -356,7 +360,6 @@ class ContinualLearner:
         name: str,
         tasks: Sequence[Task],
         *,
-        method: Method,
         run: Run,
         journal: Journal,
         **options: Any,
@@ -365,66 +368,70 @@ class ContinualLearner:
         path = run.folder / f"{name}.jsonl"
 
         def answer() -> None:
-            predictions = self._evaluate(
+            predictions = score_tasks(
+                self.host,
+                self.config,
                 tasks,
-                task_given=method.task_given,
                 progress=lambda done, total: journal.tell(
                     {"event": "answering", "what": name, "done": done, "total": total}
                 ),
                 **options,
             )
             write_jsonl(path, (p.to_json() for p in predictions))
+            run.record(path.name)
 
-        if everyone(lambda: not path.is_file()):
+        if everyone(lambda: not run.holds(path.name)):
             on_main(answer)
         return read_predictions(path)
-
-    def _evaluate(
-        self,
-        tasks: Sequence[Task],
-        *,
-        codebook: InstructionCodebook,
-        adapters: Adapters,
-        task_given: bool,
-        **options: Any,
-    ) -> list[Prediction]:
-        """Answer the held-out samples of tasks, each by the group it is routed to."""
-        router = Router(codebook)
-        trained = self.config.build_method().trains
-        options |= {
-            "adapters": adapters if trained else dict.fromkeys(adapters),  # the base model answers
-            "batch_size": self.config.generation.batch_size,
-        }
-        if not task_given:
-            return evaluate(self.host, tasks, route=router.route, **options)
-        found = []
-        for task in tasks:
-            given = _always(router.route_task(task.name))
-            found += evaluate(self.host, [task], route=given, **options)
-        return found
 
     def _give_up(self, run: Run) -> None:
         """Leave the assistant as it was: what the run would do again has no use."""
         self.host.clear()
-        on_main(lambda: shutil.rmtree(run.folder))
+        on_main(lambda: discard(run.folder))
 
     def _pass_gate(
         self, before: Mapping[str, float | None], after: Mapping[str, float], *, run: Run
     ) -> None:
+        """Check the candidate; one that is refused is kept with its scores."""
         try:
             check_gate(self.config.gate, before=before, after=after)
-        except GateError:
-            self._give_up(run)
-            raise
+        except GateError as error:
+            self.host.clear()
+            report = {"why": str(error), "before": dict(before), "after": dict(after)}
+            on_main(lambda: refuse(self.store, run, report))
+            raise GateError(f"{error} {_kept(self.store, run)}") from error
+
+    def _check_refused(self, task: Task, current: Version) -> None:
+        """Say that the same candidate was refused before, instead of training it again.
+
+        Raises:
+            GateError: it was.
+        """
+        for run, report in refused(self.store).values():
+            same = run.fingerprint == self._fingerprint(task, run.schema)
+            if same and run.parent == current.number:
+                try:
+                    check_gate(self.config.gate, before=report["before"], after=report["after"])
+                except GateError as error:
+                    raise GateError(
+                        f"{error} It was trained and refused before. {_kept(self.store, run)}"
+                    ) from error
 
     def _journal(self, run: Run) -> Journal:
         if not is_main():
             return Journal(None)
         return Journal(run.folder / "journal.jsonl", self.listener)
 
-    def _fingerprint(self, task: Task) -> str:
-        content = [task.name, task.fingerprint(), self.config.model_dump(mode="json")]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    def _fingerprint(self, task: Task, schema: int) -> str:
+        return fingerprint(self.config, task, model=self.store.content_hash, schema=schema)
+
+
+def _kept(store: Store, run: Run) -> str:
+    return (
+        f"The candidate is kept in refused/{run.folder.name}: take it all the same with 'lcia "
+        f"accept {store.root} {run.number}', or remove it with 'lcia abandon {store.root} "
+        f"--refused {run.number}'."
+    )
 
 
 def check_task(task: Task) -> None:
@@ -436,10 +443,6 @@ def check_task(task: Task) -> None:
     """
     SCORERS.get(task.scorer)
     instructions_of(task)
-
-
-def _always(decision: RouteDecision) -> Route:
-    return lambda prompt: decision
 
 
 def instructions_of(task: Task) -> Extraction:

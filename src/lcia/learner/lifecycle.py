@@ -1,18 +1,24 @@
 """Changing adapter groups by hand: merge, split, rename, retire; each a version of the store."""
 
+import logging
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lcia.errors import ConfigError
-from lcia.evaluation.generate import Adapters, evaluate, scores_percent
-from lcia.grouping import InstructionCodebook, Router
+from lcia.evaluation.generate import Adapters, scores_percent
+from lcia.grouping import InstructionCodebook
 from lcia.learner.learning import ContinualLearner
 from lcia.learner.samples import write_samples
+from lcia.learner.scoring import score_tasks
 from lcia.learner.store import Version
-from lcia.learner.training import MEMORY, memory_of
+from lcia.learner.training import MEMORY, memory_of, memory_tasks
+from lcia.learner.transaction import clear, refuse_unfinished
 from lcia.registry import nearest
+
+logger = logging.getLogger(__name__)
 
 COMBINATIONS = ("svd", "linear", "cat")
 
@@ -38,7 +44,7 @@ def merge_groups(
 
     Raises:
         ConfigError: no such group or combination, or adapters that cannot be combined so.
-        StoreError: another process is changing the assistant.
+        StoreError: a task is unfinished, or another process is changing the assistant.
     """
     if combination not in COMBINATIONS:
         hint = nearest(combination, COMBINATIONS)
@@ -57,8 +63,10 @@ def merge_groups(
             folder / group,
             combination=combination,
         )
-        if memory := [s for name in weights for s in memory_of(adapters[name][1])]:
-            write_samples(path / MEMORY, memory)
+        folders = [adapters[name][1] for name in weights]
+        if memory := [sample for folder in folders for sample in memory_of(folder)]:
+            tasks = [task for folder in folders for task in memory_tasks(folder)]
+            write_samples(path / MEMORY, memory, tasks=tasks)
         return {group: path}
 
     note = f"merge {other} into {group} ({combination}, weight {weight:g})"
@@ -68,15 +76,41 @@ def merge_groups(
 def split_group(learner: ContinualLearner, group: str, tasks: Sequence[str]) -> Version:
     """Move tasks of a group into a new group, which starts with the same adapter.
 
+    Each group keeps the samples that it remembers of its own tasks.
+
     Raises:
         ConfigError: no such group or task, or nothing would move or stay.
-        StoreError: another process is changing the assistant.
+        StoreError: a task is unfinished, or another process is changing the assistant.
     """
+    halves: dict[str, bool] = {}  # group to whether it is the new one
 
     def change(codebook: InstructionCodebook, entries: dict[str, Any]) -> None:
-        entries[codebook.split(group, tasks)] = entries[group]
+        new = codebook.split(group, tasks)
+        entries[new] = entries[group]
+        halves.update({group: False, new: True})
 
-    return _revise(learner, change, note=f"split {', '.join(tasks)} from {group}")
+    def share_memory(adapters: Adapters, folder: Path) -> dict[str, Path]:
+        source = adapters[group][1]
+        memory = list(zip(memory_of(source), memory_tasks(source), strict=True))
+        if not memory:
+            return {}
+        if unknown := sum(task is None for _, task in memory):
+            logger.warning(
+                "group %s: an earlier lcia did not write of which task %d remembered samples are; "
+                "both groups keep them.",
+                group,
+                unknown,
+            )
+        for half, is_new in halves.items():
+            own = [(s, t) for s, t in memory if t is None or (t in tasks) == is_new]
+            shutil.copytree(source, folder / half, ignore=shutil.ignore_patterns(MEMORY, "images"))
+            if own:
+                samples, names = zip(*own, strict=True)
+                write_samples(folder / half / MEMORY, samples, tasks=names)
+        return {half: folder / half for half in halves}
+
+    note = f"split {', '.join(tasks)} from {group}"
+    return _revise(learner, change, note=note, make=share_memory)
 
 
 def rename_group(learner: ContinualLearner, group: str, name: str) -> Version:
@@ -84,7 +118,7 @@ def rename_group(learner: ContinualLearner, group: str, name: str) -> Version:
 
     Raises:
         ConfigError: no such group.
-        StoreError: another process is changing the assistant.
+        StoreError: a task is unfinished, or another process is changing the assistant.
     """
     return _revise(learner, lambda book, _: book.rename(group, name), note=f"name {group} {name}")
 
@@ -94,7 +128,7 @@ def retire_group(learner: ContinualLearner, group: str, *, retired: bool = True)
 
     Raises:
         ConfigError: no such group.
-        StoreError: another process is changing the assistant.
+        StoreError: a task is unfinished, or another process is changing the assistant.
     """
     note = f"{'retire' if retired else 'take back'} {group}"
     return _revise(learner, lambda book, _: book.retire(group, retired=retired), note=note)
@@ -110,20 +144,24 @@ def _revise(
     """Change the groups, answer all held-out samples that the change may reach, publish."""
     store = learner.store
     with store.writing(), tempfile.TemporaryDirectory() as scratch:
+        clear(store)
+        refuse_unfinished(store)
+        store.upgrade()
         current = store.current
         codebook, entries = current.codebook(), dict(current.manifest["groups"])
+        codebook.open_above(store.groups_opened())
         change(codebook, entries)
         made = make(current.adapters, Path(scratch))
         kept = {group: entry for group, entry in entries.items() if group not in made}
         adapters = {group: _key(group, store.root / e["adapter"]) for group, e in kept.items()}
-        number = max(store.versions()) + 1
+        number = store.next_number()
         adapters |= {group: (f"{group}@{number:04d}", folder) for group, folder in made.items()}
-        predictions = evaluate(
+        predictions = score_tasks(
             learner.host,
+            learner.config,
             current.tasks(),
-            route=Router(codebook).route,
+            codebook=codebook,
             adapters=adapters,
-            batch_size=learner.config.generation.batch_size,
             known=current.predictions(),
         )
         matrix = current.matrix()

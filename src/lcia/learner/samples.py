@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,24 @@ from lcia.files import read_jsonl, write_jsonl
 _COPY = re.compile(r"images/[^/\\]*[^/\\.][^/\\]*")
 
 
-def write_samples(path: Path, samples: Iterable[Sample]) -> None:
-    """Write samples, one JSON line each, with copies of their pictures in ``images/`` beside."""
+def write_samples(
+    path: Path, samples: Iterable[Sample], *, tasks: Sequence[str | None] = ()
+) -> None:
+    """Write samples, one JSON line each, with copies of their pictures in ``images/`` beside.
+
+    Args:
+        path: the file.
+        samples: what to write.
+        tasks: the task of each sample, where they are of several.
+    """
     samples = list(samples)
     for image in {image for sample in samples for image in sample.images}:
         copy = path.with_name("images") / _name(image)
         copy.parent.mkdir(exist_ok=True)
         shutil.copyfile(image.path, copy)
-    write_jsonl(path, map(_to_json, samples))
+    of = [{"task": task} for task in tasks] or [{}] * len(samples)
+    records = (_to_json(sample) | task for sample, task in zip(samples, of, strict=True))
+    write_jsonl(path, records)
 
 
 def read_samples(path: Path) -> tuple[Sample, ...]:
@@ -35,6 +45,11 @@ def read_samples(path: Path) -> tuple[Sample, ...]:
         return tuple(located(_from_json(record)) for record in read_jsonl(path))
     except (KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"{path}: expected samples that lcia wrote: {error!r}.") from error
+
+
+def read_tasks(path: Path) -> list[str | None]:
+    """Return the task of each sample in a file; None where an earlier lcia did not write it."""
+    return [record.get("task") for record in read_jsonl(path)]
 
 
 def _to_json(sample: Sample) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """The directory an assistant lives in: immutable versions, one pointer to the current one."""
 
+import glob
 import os
-import shutil
+import re
+import secrets
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,18 +20,32 @@ from lcia.evaluation.generate import Adapters, Prediction, read_predictions
 from lcia.evaluation.matrix import AccuracyMatrix
 from lcia.evaluation.metrics import summarise
 from lcia.files import (
-    checksums,
+    cannot_write,
+    check_sum,
+    discard,
+    make_folders,
     publish,
-    read_json,
-    write_json,
+    read_record,
+    read_sealed,
+    settle,
+    sha256_of,
+    sweep,
     write_jsonl,
+    write_sealed,
 )
 from lcia.grouping import InstructionCodebook
-from lcia.learner.finite import check_finite
 from lcia.learner.journal import read_journal
-from lcia.learner.samples import read_samples, write_samples
+from lcia.learner.manifest import (
+    SCHEMA,
+    check_adapter,
+    check_manifest,
+    check_record,
+    files_of,
+    refuse_links,
+)
+from lcia.learner.samples import read_samples
 
-SCHEMA = 1
+GROUP = re.compile(r"g([1-9]\d{0,8})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +55,8 @@ class Version:
     Attributes:
         number: 0 for the empty assistant.
         root: the assistant's directory.
-        manifest: what ``manifest.json`` holds: parent, task, decision, groups, scores, packages.
+        manifest: what ``manifest.json`` holds: parent, task, decision, groups, scores, packages,
+            and the SHA-256 of every file of the version by its path below ``root``.
     """
 
     number: int
@@ -59,9 +76,22 @@ class Version:
             for group, entry in self.manifest["groups"].items()
         }
 
+    @property
+    def fingerprint_schema(self) -> int:
+        """The schema of the run that made the version, which says how its task was hashed."""
+        return int(self.manifest.get("fingerprint_schema", 1))
+
     def codebook(self) -> InstructionCodebook:
-        """Return the instructions of every group."""
-        return InstructionCodebook.load(self.path / "codebook.json")
+        """Return the instructions of every group.
+
+        Raises:
+            StoreError: the file is damaged.
+        """
+        path = self.path / "codebook.json"
+        wanted = self.manifest.get("files", {}).get(path.relative_to(self.root).as_posix())
+        if wanted is not None:
+            check_sum(path, wanted)
+        return InstructionCodebook.load(path)
 
     def matrix(self) -> AccuracyMatrix:
         """Return the scores up to this version."""
@@ -87,24 +117,17 @@ class Version:
         """
         return [_read_task(name, self.root / path) for name, path in self.manifest["tasks"].items()]
 
+    def check(self) -> None:
+        """Check what is cheap: codebook, no links, adapters no larger than their files.
 
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """A task being learned: a folder with whatever is done so far.
-
-    Attributes:
-        folder: deleted when the version it leads to is committed.
-        number: of that version.
-        parent: the version it builds on.
-        task: name of the task.
-        fingerprint: of the task's content and the assistant's settings.
-    """
-
-    folder: Path
-    number: int
-    parent: int
-    task: str
-    fingerprint: str
+        Raises:
+            StoreError: something is damaged, or was not written by lcia.
+        """
+        refuse_links(self.root, [self.path, *(folder for _, folder in self.adapters.values())])
+        refuse_links(self.root, [self.root / path for path in self.manifest["tasks"].values()])
+        for _, folder in self.adapters.values():
+            check_adapter(folder)
+        self.codebook()
 
 
 class Store:
@@ -129,51 +152,46 @@ class Store:
             raise StoreError(
                 f"{root}: already exists and is not empty; expected a new folder for the assistant."
             )
-        root.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as scratch:
-            draft = Path(scratch) / "assistant"
-            empty = version_path(draft, 0)
-            empty.mkdir(parents=True)
-            manifest: dict[str, Any] = {
-                "version": 0,
-                "parent": None,
-                "task": None,
-                "groups": {},
-                "tasks": {},
-            }
-            write_json(empty / "manifest.json", manifest)
-            InstructionCodebook(config.resolve_grouping()).save(empty / "codebook.json")
-            AccuracyMatrix.start().save(empty / "matrix.json")
-            record = {
-                "schema": SCHEMA,
-                "model": {"name": config.model, "content_hash": content_hash},
-                "settings": config.model_dump(mode="json"),
-                "current": 0,
-            }
-            write_json(draft / "assistant.json", record)
-            os.replace(draft, root)
+        place = Path(os.path.abspath(root))
+        make_folders(place.parent)
+        _sweep_drafts(place)
+        draft = place.with_name(f".{place.name}.new-{secrets.token_hex(4)}")
+        try:
+            draft.mkdir()
+            with _locked(draft):
+                _write_empty(draft, config, content_hash=content_hash)
+                settle(draft, place)
+        except OSError as error:
+            with suppress(OSError):
+                discard(draft)
+            raise error if isinstance(error, StoreError) else cannot_write(root, error) from error
         return cls.open(root)
 
     @classmethod
     def open(cls, root: str | Path) -> "Store":
-        """Open an existing assistant.
+        """Open an existing assistant, after checking what is cheap.
 
         Raises:
-            StoreError: no assistant there, or one of another schema.
+            StoreError: no assistant there, one of a later schema, or damaged.
+        """
+        store = cls.open_unchecked(root)
+        store.current.check()
+        return store
+
+    @classmethod
+    def open_unchecked(cls, root: str | Path) -> "Store":
+        """Open an existing assistant whose version in force may be damaged.
+
+        Raises:
+            StoreError: no assistant there, one of a later schema, or its record is damaged.
         """
         root = Path(root)
-        if not (root / "assistant.json").is_file():
+        if not (root / "assistant.json").exists():
             raise StoreError(
                 f"{root}: is not an assistant (no assistant.json). Make one with 'lcia learn "
                 f"{root} DATA --name NAME --model MODEL' or 'lcia run STREAM.yaml'."
             )
-        record = read_json(root / "assistant.json")
-        if record.get("schema") != SCHEMA:
-            raise StoreError(
-                f"{root}/assistant.json: schema is {record.get('schema')!r}; this lcia reads "
-                f"{SCHEMA}. Use the lcia version that wrote it."
-            )
-        return cls(root, record)
+        return cls(root, read_store_record(root))
 
     @property
     def config(self) -> AssistantConfig:
@@ -192,24 +210,40 @@ class Store:
     @property
     def current(self) -> Version:
         """The version that answers and that the next task builds on."""
-        return self.version(int(read_json(self.root / "assistant.json")["current"]))
+        return self.version(self.current_number)
+
+    @property
+    def current_number(self) -> int:
+        """The number of the version that answers."""
+        return int(read_store_record(self.root)["current"])
+
+    @property
+    def earlier(self) -> Mapping[str, str]:
+        """Path to SHA-256 of the files of versions whose manifests hold none (schema 1)."""
+        return self._record.get("earlier", {})
 
     def version(self, number: int) -> Version:
         """Return a version by number.
 
         Raises:
-            StoreError: no such version.
+            StoreError: no such version, or its manifest is damaged.
         """
         path = version_path(self.root, number)
         if not path.is_dir():
             known = ", ".join(str(v) for v in self.versions())
             raise StoreError(f"{self.root}: has no version {number}. Versions: {known}.")
-        return Version(number=number, root=self.root, manifest=read_json(path / "manifest.json"))
+        refuse_links(self.root, [path / "manifest.json"])
+        earlier = self._record.get("earlier", {})
+        if wanted := earlier.get(f"versions/{path.name}/manifest.json"):
+            check_sum(path / "manifest.json", wanted)
+        manifest = read_sealed(path / "manifest.json")
+        check_manifest(manifest, root=self.root, number=number)
+        return Version(number=number, root=self.root, manifest=manifest)
 
     def versions(self) -> list[int]:
         """Return the numbers of all versions."""
         folders = (self.root / "versions").iterdir()
-        return sorted(int(folder.name) for folder in folders if folder.name.isdigit())
+        return sorted(int(f.name) for f in folders if f.name.isascii() and f.name.isdigit())
 
     def history(self) -> list[Version]:
         """Return the versions that led to the current one, the first task's first."""
@@ -228,114 +262,47 @@ class Store:
         """
         with self.writing():
             version = self.version(number)
-            self._point_to(number)
+            version.check()
+            for committed in (self.root / "runs").glob(f"{self.current.number:04d}-*"):
+                discard(committed)  # killed before it was cleared away
+            self.point_to(version)
         return version
 
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Hold the right to change the assistant; it ends with the process, however that ends.
 
+        What killed processes left half written is swept away first.
+
         Raises:
             StoreError: another process holds it.
+            WriteError: the folder cannot be written.
         """
-        lock = FileLock(self.root / ".lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise StoreError(
-                f"{self.root}: another process is changing this assistant. Wait for it to end."
-            ) from error
-        try:
+        with _locked(self.root):
+            try:
+                for folder in ("", "versions", "runs", "refused", "groups/*", "tasks/*"):
+                    for place in self.root.glob(folder) if folder else (self.root,):
+                        sweep(place)
+            except OSError as error:
+                raise cannot_write(self.root, error) from error
             yield
-        finally:
-            lock.release()
 
-    def verify(self) -> list[str]:
-        """Compare every adapter file with the checksum in its manifest; return what differs."""
-        problems = []
-        for number in self.versions():
-            for group, entry in self.version(number).manifest["groups"].items():
-                folder = self.root / entry["adapter"]
-                found = checksums(folder) if folder.is_dir() else {}
-                problems += [
-                    f"version {number}, group {group}: {folder / name} differs from its checksum"
-                    for name, checksum in entry["sha256"].items()
-                    if found.get(name) != checksum
-                ]
-        return problems
+    def verify(self, *, weights: bool = True) -> list[str]:
+        """Compare every file with its checksum; return one line a finding."""
+        from lcia.learner.verify import verify
 
-    def begin(self, task: str, fingerprint: str) -> Run:
-        """Return the run that learns a task on the current version: the interrupted one, or new.
+        return verify(self.root, weights=weights)
 
-        Raises:
-            StoreError: another task is unfinished.
-        """
-        current = self.current.number
-        runs = self.root / "runs"
-        for path in sorted(runs.glob("*/plan.json")):
-            found = Run(folder=path.parent, **read_json(path))
-            if found.number in self.versions() and found.number <= current:
-                shutil.rmtree(found.folder)  # committed, but killed before it was cleared away
-                continue
-            if (found.fingerprint, found.parent) == (fingerprint, current):
-                return found
-            raise StoreError(
-                f"{found.folder}: the task '{found.task}' is unfinished. Run the command that "
-                "began it again, or delete this folder to give it up."
-            )
-        number = max(self.versions()) + 1
-        plan: dict[str, Any] = {
-            "number": number,
-            "parent": current,
-            "task": task,
-            "fingerprint": fingerprint,
-        }
-        folder = runs / f"{number:04d}-{task}"
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "plan.json", plan)
-        return Run(folder=folder, **plan)
+    def next_number(self) -> int:
+        """Return a number that no version and no refused candidate ever had."""
+        refused = (int(path.name[:4]) for path in (self.root / "refused").glob("[0-9]*"))
+        return 1 + max([*self.versions(), *refused])
 
-    def commit(
-        self,
-        run: Run,
-        task: Task,
-        *,
-        group: str,
-        adapters: Mapping[str, Path],
-        contents: Mapping[str, Any],
-    ) -> Version:
-        """Publish a finished run as a version, make it current and delete the run.
-
-        Every step can be repeated: a process killed in here commits when it is run again.
-
-        Args:
-            run: its folder holds the version's other files in ``version/``.
-            task: the task just learned.
-            group: the group that learned it.
-            adapters: group to folder of adapters that are new, ``group``'s among them.
-            contents: what the manifest says beyond lineage, groups and tasks.
-        """
-        parent = self.version(run.parent).manifest
-        draft, target = run.folder / "version", version_path(self.root, run.number)
-        if not target.exists():
-            task_path = Path("tasks") / task.name / task.fingerprint()[:12]
-            entries = self._publish_adapters(adapters, run.number)
-            _write_task(task, self.root / task_path)
-            manifest = {
-                "version": run.number,
-                "parent": run.parent,
-                "task": task.name,
-                "fingerprint": run.fingerprint,
-                "group": group,
-                "groups": {**parent["groups"], **entries},
-                "tasks": {**parent["tasks"], task.name: str(task_path)},
-                **contents,
-            }
-            write_json(draft / "manifest.json", manifest)
-            publish(draft, target)
-        self._point_to(run.number)
-        shutil.rmtree(run.folder)
-        return self.version(run.number)
+    def groups_opened(self) -> int:
+        """Return how many groups all versions ever opened: no id is used again."""
+        if "groups_opened" in self._record:
+            return int(self._record["groups_opened"])
+        return max(_opened(self.version(number).manifest) for number in self.versions())
 
     def revise(
         self,
@@ -355,9 +322,8 @@ class Store:
             scored: the matrix with its last row measured again, and the predictions behind it.
             note: what was done, for the history.
         """
-        parent, number = self.current, max(self.versions()) + 1
+        parent, number = self.current, self.next_number()
         matrix, predictions = scored
-        entries = {**groups, **self._publish_adapters(adapters, number)}
         manifest = {
             **parent.manifest,
             "version": number,
@@ -365,7 +331,7 @@ class Store:
             "task": None,
             "note": note,
             "group": None,
-            "groups": entries,
+            "groups": groups,
             "metrics": summarise(matrix),
             "seconds": 0.0,
         }
@@ -375,25 +341,91 @@ class Store:
             matrix.save(draft / "matrix.json")
             write_jsonl(draft / "predictions.jsonl", (p.to_json() for p in predictions))
             write_jsonl(draft / "journal.jsonl", [{"event": "revised", "note": note}])
-            write_json(draft / "manifest.json", manifest)
+            self.seal(draft, manifest, parent=parent, adapters=adapters)
+            self.publish_adapters(adapters, number)
             publish(draft, version_path(self.root, number))
-        self._point_to(number)
-        return self.version(number)
+        version = self.version(number)
+        self.point_to(version)
+        return version
 
-    def _publish_adapters(self, adapters: Mapping[str, Path], number: int) -> dict[str, Any]:
-        """Copy adapters to where version ``number`` has them; return their manifest entries."""
-        for folder in adapters.values():
-            check_finite(folder)
-        entries = {}
+    def seal(
+        self,
+        draft: Path,
+        manifest: Mapping[str, Any],
+        *,
+        parent: Version,
+        adapters: Mapping[str, Path],
+        task: tuple[str, Path] | None = None,
+    ) -> None:
+        """Write the manifest of a version to be, with the hash of every file it refers to.
+
+        Args:
+            draft: folder of the version's other files.
+            manifest: all but schema, adapters that are new, and hashes.
+            parent: the version it builds on.
+            adapters: group to folder of adapters that are new.
+            task: where the new task's files will be, and where they are.
+        """
+        number = manifest["version"]
+        paths = {group: f"groups/{group}/{number:04d}" for group in adapters}
+        groups = {**manifest["groups"], **{g: {"adapter": path} for g, path in paths.items()}}
+        groups = {group: {"adapter": entry["adapter"]} for group, entry in groups.items()}
+        places = {f"versions/{number:04d}": draft}
+        places |= {path: adapters[group] for group, path in paths.items()}
+        if task is not None:
+            places[task[0]] = task[1]
+        kept = [entry["adapter"] for entry in groups.values()] + list(manifest["tasks"].values())
+        files = files_of(self.root, kept, known=parent.manifest.get("files", {}), new=places)
+        record = {**manifest, "schema": SCHEMA, "groups": groups, "files": files}
+        write_sealed(draft / "manifest.json", record)
+
+    def publish_adapters(self, adapters: Mapping[str, Path], number: int) -> None:
+        """Copy adapters to where version ``number`` has them."""
         for group, folder in adapters.items():
-            path = Path("groups") / group / f"{number:04d}"
-            publish(folder, self.root / path)
-            entries[group] = {"adapter": str(path), "sha256": checksums(folder)}
-        return entries
+            publish(folder, self.root / "groups" / group / f"{number:04d}")
 
-    def _point_to(self, number: int) -> None:
-        self._record["current"] = number
-        write_json(self.root / "assistant.json", self._record)
+    def point_to(self, version: Version) -> None:
+        """Make a version current; a record of an earlier schema becomes one of this."""
+        record = self.upgraded()
+        opened = max(record["groups_opened"], _opened(version.manifest))
+        self._write({**record, "groups_opened": opened, "current": version.number})
+
+    def upgrade(self) -> None:
+        """Write the record as this lcia does, if an earlier one wrote it."""
+        if self._record.get("schema") != SCHEMA:
+            self._write(self.upgraded())
+
+    def upgraded(self) -> dict[str, Any]:
+        """Return the record in this schema: versions that held no hashes are hashed in it."""
+        record = read_store_record(self.root)
+        if record["schema"] == SCHEMA:
+            return record
+        earlier = {}
+        for number in self.versions():
+            version = self.version(number)
+            folders = [version.path, *(self.root / p for p in version.manifest["tasks"].values())]
+            for path in (path for folder in folders for path in sorted(folder.rglob("*"))):
+                if path.is_file():
+                    earlier[path.relative_to(self.root).as_posix()] = sha256_of(path)
+        opened = {"groups_opened": self.groups_opened(), "earlier": earlier}
+        return {**record, "schema": SCHEMA, **opened}
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        write_sealed(self.root / "assistant.json", record)
+        self._record = dict(record)
+
+
+def read_store_record(root: Path) -> dict[str, Any]:
+    """Return what ``assistant.json`` holds.
+
+    Raises:
+        StoreError: it is missing, damaged or of a later schema.
+    """
+    path = root / "assistant.json"
+    refuse_links(root, [path])
+    record = read_sealed(path)
+    check_record(record, path)
+    return record
 
 
 def version_path(root: Path, number: int) -> Path:
@@ -401,19 +433,58 @@ def version_path(root: Path, number: int) -> Path:
     return root / "versions" / f"{number:04d}"
 
 
-def _write_task(task: Task, folder: Path) -> None:
-    with tempfile.TemporaryDirectory() as scratch:
-        draft = Path(scratch)
-        about = {
-            "scorer": task.scorer,
-            "instruction": task.instruction,
-            "max_new_tokens": task.max_new_tokens,
-        }
-        write_json(draft / "task.json", about)
-        write_samples(draft / "samples.jsonl", task.test)
-        publish(draft, folder)
+def _opened(manifest: Mapping[str, Any]) -> int:
+    found = (GROUP.fullmatch(group) for group in manifest["groups"])
+    return max((int(match[1]) for match in found if match), default=0)
+
+
+def _write_empty(root: Path, config: AssistantConfig, *, content_hash: str) -> None:
+    empty = version_path(root, 0)
+    empty.mkdir(parents=True)
+    InstructionCodebook(config.resolve_grouping()).save(empty / "codebook.json")
+    AccuracyMatrix.start().save(empty / "matrix.json")
+    lineage: dict[str, Any] = {"version": 0, "parent": None, "task": None}
+    manifest = {"schema": SCHEMA, **lineage, "groups": {}, "tasks": {}}
+    files = files_of(root, [], known={}, new={"versions/0000": empty})
+    write_sealed(empty / "manifest.json", {**manifest, "files": files})
+    record = {
+        "schema": SCHEMA,
+        "model": {"name": config.model, "content_hash": content_hash},
+        "settings": config.model_dump(mode="json"),
+        "groups_opened": 0,
+        "current": 0,
+    }
+    write_sealed(root / "assistant.json", record)
+
+
+@contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    lock = FileLock(root / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise StoreError(
+            f"{root}: another process is changing this assistant. Wait for it to end."
+        ) from error
+    except OSError as error:
+        raise cannot_write(root / ".lock", error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _sweep_drafts(root: Path) -> None:
+    """Remove what killed processes left of assistants they were making here."""
+    for draft in root.parent.glob(f".{glob.escape(root.name)}.new-????????"):
+        with suppress(StoreError), _locked(draft):
+            discard(draft)
 
 
 def _read_task(name: str, folder: Path) -> Task:
     samples = read_samples(folder / "samples.jsonl")
-    return Task(name=name, train=samples, test=samples, **read_json(folder / "task.json"))
+    about = read_record(folder / "task.json")
+    try:
+        return Task(name=name, train=samples, test=samples, **about)
+    except (TypeError, ValueError) as error:
+        raise StoreError(f"{folder}: expected a task that lcia wrote: {error}.") from error

@@ -19,7 +19,7 @@ from lcia.learner.checkpoint import TrainingState, checkpoint_step, last_checkpo
 from lcia.learner.finite import FiniteSteps
 from lcia.learner.journal import Journal
 from lcia.learner.processes import on_main
-from lcia.learner.samples import read_samples, write_samples
+from lcia.learner.samples import read_samples, read_tasks, write_samples
 from lcia.learner.trainer import MethodTrainer, ProjectorState, is_sharded
 from lcia.methods.base import Method, TaskContext
 from lcia.models.gates import save_gates
@@ -87,9 +87,15 @@ def train_adapter(
         host.projector.load(projector)
     context = context_of(host, model, task, task_index=task_index, group=group, own=own, seed=seed)
     target = folder / (TRAINED if train else UNTRAINED)
+    # The objects themselves: a task may have the same sample as another.
+    earlier = dict(zip(map(id, context.memory), memory_tasks(own) if own else (), strict=True))
+
+    def remembered() -> list[tuple[Sample, str | None]]:
+        return [(s, earlier.get(id(s), task.name)) for s in method.remember(context)]
+
     if not train:
         on_main(lambda: model.save_pretrained(_draft(target)))
-        return _publish(target, host, model, state={}, memory=method.remember(context))
+        return _publish(target, host, model, state={}, memory=remembered())
     checkpoint = last_checkpoint(folder / "checkpoints")
     journal.rewind(checkpoint_step(checkpoint) if checkpoint else 0)
     examples = _examples(host, method.samples(context), task=task.name)
@@ -102,12 +108,18 @@ def train_adapter(
     trainer.add_callback(FiniteSteps(task.name))
     trainer.add_callback(_Steps(journal, task=task.name))
     # Last, so that a checkpoint is marked complete after every other callback wrote its part.
-    trainer.add_callback(TrainingState(checkpoint, lambda: trainer.accelerator.scaler))
+    keep = config.training.get("save_total_limit", 2)
+    trainer.add_callback(TrainingState(checkpoint, lambda: trainer.accelerator.scaler, keep=keep))
     model.train()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     state = method.finish(context)
     trainer.save_model(str(_draft(target)))  # gathers what is sharded
-    return _publish(target, host, model, state=state, memory=method.remember(context))
+    return _publish(target, host, model, state=state, memory=remembered())
+
+
+def memory_tasks(folder: Path) -> list[str | None]:
+    """Return the task of each sample in ``memory_of``; None where it is not known."""
+    return read_tasks(folder / MEMORY) if (folder / MEMORY).is_file() else []
 
 
 def memory_of(folder: Path) -> tuple[Sample, ...]:
@@ -206,7 +218,6 @@ def _arguments(
         "fp16": dtype == "float16",
         "use_cpu": host.base.model.device.type == "cpu",
         "dataloader_pin_memory": host.base.model.device.type == "cuda",
-        "save_total_limit": 2,
         **TRAINING_DEFAULTS,
         **config.training,
     }
@@ -215,6 +226,7 @@ def _arguments(
         "seed": seed,
         "data_seed": seed,
         "save_strategy": "steps",
+        "save_total_limit": None,  # TrainingState removes older ones
         "save_only_model": True,
         "remove_unused_columns": False,
         **EVERY_STEP,
@@ -246,7 +258,7 @@ def _publish(
     model: Any,
     *,
     state: Mapping[str, Any],
-    memory: Sequence[Sample],
+    memory: Sequence[tuple[Sample, str | None]],
 ) -> Path:
     """Complete the draft of an adapter's folder with what the method leaves, and publish it."""
     draft = _draft(target)
@@ -261,7 +273,8 @@ def _publish(
             tensors = {name: t.detach().cpu().contiguous() for name, t in state.items()}
             save_file(tensors, draft / CARRIED)
         if memory:
-            write_samples(draft / MEMORY, memory)
+            samples, tasks = zip(*memory, strict=True)
+            write_samples(draft / MEMORY, samples, tasks=tasks)
         publish(draft, target)
 
     on_main(complete)

@@ -222,7 +222,7 @@ def test_an_unfinished_task_blocks_others_with_a_way_out(
         kill_after_steps(patch, 1)
         with pytest.raises(Killed):
             learner.learn(colours)
-    with pytest.raises(StoreError, match=r"'colours' is unfinished.*delete this folder"):
+    with pytest.raises(StoreError, match=r"'colours' is unfinished.*give it up: lcia abandon"):
         learner.learn(numbers)
 
 

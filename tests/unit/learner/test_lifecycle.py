@@ -14,6 +14,7 @@ from lcia.learner import (
     retire_group,
     split_group,
 )
+from lcia.learner.training import memory_of, memory_tasks
 
 
 @pytest.fixture
@@ -64,7 +65,21 @@ def test_split_groups_start_with_the_same_adapter(learner, numbers):
     version = split_group(learner, "g1", ["shades"])
     groups = {g.id: [t.name for t in g.tasks] for g in version.codebook().groups}
     assert groups == {"g1": ["colours"], "g2": ["numbers"], "g3": ["shades"]}
-    assert version.adapters["g3"][1] == version.adapters["g1"][1]
+    weights = "adapter_model.safetensors"
+    new, old = (version.adapters[group][1] / weights for group in ("g3", "g1"))
+    assert new.read_bytes() == old.read_bytes()
+
+
+def test_each_half_of_a_split_keeps_its_own_samples(learner):
+    assert memory_tasks(learner.store.current.adapters["g1"][1]) == ["colours"] * 2 + ["shades"] * 2
+    version = split_group(learner, "g1", ["shades"])
+    folders = {group: folder for group, (_, folder) in version.adapters.items()}
+    assert memory_tasks(folders["g1"]) == ["colours"] * 2
+    assert memory_tasks(folders["g3"]) == ["shades"] * 2
+    assert all("blue" in s.prompt or "white" in s.prompt for s in memory_of(folders["g3"]))
+    merged = merge_groups(learner, "g3", "g1")
+    assert memory_tasks(merged.adapters["g3"][1]) == ["shades"] * 2 + ["colours"] * 2
+    assert learner.store.verify() == []
 
 
 def test_a_retired_group_answers_nothing_until_taken_back(learner):

@@ -1,0 +1,100 @@
+"""What determines the result of learning a task, as one hash."""
+
+import hashlib
+import json
+from typing import Any
+
+from lcia.config import AssistantConfig
+from lcia.data.task import Task
+from lcia.learner.manifest import SCHEMA
+
+GROUPING = (
+    "groups",
+    "similarity",
+    "aggregate",
+    "threshold",
+    "below",
+    "start",
+    "route_on",
+    "route_threshold",
+    "encoder",
+)
+
+LATER: dict[str, Any] = {}
+"""Settings that came after schema 2 and change what is learned, by their path, such as
+``grouping.content``, each with the value that means "as before": it counts only when it differs."""
+
+WITHOUT_EFFECT = {"gate"}
+"""Settings that do not change what a candidate is, only whether it is committed."""
+
+
+def fingerprint(config: AssistantConfig, task: Task, *, model: str, schema: int = SCHEMA) -> str:
+    """Return the SHA-256, in hex, of all that determines what learning a task gives.
+
+    Args:
+        config: the assistant's settings.
+        task: the task.
+        model: content hash of the base model's files.
+        schema: 1 for the hash that lcia took when it hashed a dump of all settings.
+    """
+    settings = _settings_1(config) if schema == 1 else _settings_2(config, model)
+    content = [task.name, task.fingerprint(), settings]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _settings_2(config: AssistantConfig, model: str) -> dict[str, Any]:
+    grouping = config.resolve_grouping()
+    told = {
+        "schema": 2,
+        "model": model,
+        "method": config.method,
+        "rule": config.rule,
+        "grouping": {name: getattr(grouping, name) for name in GROUPING},
+        "adapter": config.adapter,
+        "training": config.training,
+        "projector": {
+            "mode": config.projector.mode,
+            "learning_rate": config.projector.learning_rate,
+        },
+        "pad_images": config.pad_images,
+        "quantize": config.quantize,
+        "generation": {
+            "batch_size": config.generation.batch_size,
+            "max_prompt_tokens": config.generation.max_prompt_tokens,
+        },
+        "dtype": config.dtype,
+        "seed": config.seed,
+    }
+    for path, before in LATER.items():
+        value: Any = config
+        for name in path.split("."):
+            value = getattr(value, name)
+        if value != before:
+            told[path] = value
+    return told
+
+
+def _settings_1(config: AssistantConfig) -> dict[str, Any]:
+    """Return what ``AssistantConfig.model_dump`` gave at schema 1."""
+    grouping = config.grouping
+    return {
+        "model": config.model,
+        "method": config.method,
+        "rule": config.rule,
+        "grouping": grouping and {name: getattr(grouping, name) for name in GROUPING},
+        "adapter": config.adapter,
+        "training": config.training,
+        "projector": {
+            "mode": config.projector.mode,
+            "learning_rate": config.projector.learning_rate,
+        },
+        "pad_images": config.pad_images,
+        "quantize": config.quantize,
+        "generation": {
+            "batch_size": config.generation.batch_size,
+            "max_prompt_tokens": config.generation.max_prompt_tokens,
+        },
+        "gate": {"max_drop": config.gate.max_drop},
+        "dtype": config.dtype,
+        "seed": config.seed,
+    }

@@ -1,0 +1,187 @@
+"""Whether every file of an assistant is as it was stored."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lcia.errors import StoreError
+from lcia.files import checksums, files_below, is_leftover, read_sealed, sha256_of
+from lcia.learner.checkpoint import COMPLETE
+from lcia.learner.journal import check_journal
+from lcia.learner.store import Store, Version
+from lcia.learner.transaction import PLAN, PROPOSAL, REPORT, abandoning
+
+WEIGHTS = ".safetensors"
+
+
+def verify(root: Path, *, weights: bool = True) -> list[str]:
+    """Compare every file of an assistant with its checksum.
+
+    A run that is not finished is checked as far as it would be resumed from: its plan, what it
+    recorded as done, complete checkpoints and its journal. Half-written files are never read.
+
+    Args:
+        root: the assistant's directory.
+        weights: whether safetensors are read, too; without, a large store takes a second.
+
+    Returns:
+        One line a finding: file, version, what is wrong, what to do.
+    """
+    try:
+        store = Store.open_unchecked(root)
+    except StoreError as error:
+        return [str(error)]
+    checker = _Checker(store, weights=weights)
+    findings = list(checker.links())
+    versions: list[Version] = []
+    for number in store.versions():
+        try:
+            versions.append(store.version(number))
+        except StoreError as error:
+            findings.append(f"version {number}: {error} {checker.way_back([number])}")
+    if findings:
+        return findings
+    return [*checker.versions(versions), *checker.refused(), *checker.runs()]
+
+
+class _Checker:
+    """Hashes each file once, whatever number of versions refers to it."""
+
+    def __init__(self, store: Store, *, weights: bool) -> None:
+        self.store = store
+        self.root = store.root
+        self.weights = weights
+        self._known: dict[str, str | None] = {}
+
+    def links(self) -> Iterator[str]:
+        """Yield what is neither file nor folder."""
+        try:
+            for _ in files_below(self.root):
+                pass
+        except StoreError as error:
+            yield str(error)
+
+    def versions(self, versions: list[Version]) -> Iterator[str]:
+        """Yield what differs in the files of versions, once each."""
+        wrong: dict[str, tuple[str, list[int]]] = {}
+        whole = []
+        for version in versions:
+            found = dict(self._version(version))
+            for path, problem in found.items():
+                wrong.setdefault(path, (problem, []))[1].append(version.number)
+            if not found:
+                whole.append(version.number)
+        for path, (problem, numbers) in wrong.items():
+            named = f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
+            kind = "version" if len(numbers) == 1 else "versions"
+            yield f"{self.root / path} ({kind} {named}): {problem}. {self.way_back(numbers, whole)}"
+
+    def way_back(self, damaged: list[int], whole: list[int] | None = None) -> str:
+        """Return what to do about damaged versions."""
+        remedy = "Put the file back from a copy"
+        if self.store.current_number in damaged and whole:
+            return f"{remedy}, or go back: lcia rollback {self.root} {max(whole)}."
+        return f"{remedy}."
+
+    def refused(self) -> Iterator[str]:
+        """Yield what differs in candidates that the gate refused."""
+        folder = self.root / "refused"
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if is_leftover(path.name):
+                continue
+            number = path.name.partition("-")[0].lstrip("0")
+            remedy = f"Remove it: lcia abandon {self.root} --refused {number}."
+            yield from self._run(path, remedy, (PLAN, PROPOSAL, REPORT))
+
+    def runs(self) -> Iterator[str]:
+        """Yield what differs in runs that are not finished."""
+        folder = self.root / "runs"
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if not is_leftover(path.name):
+                remedy = f"Give the run up: {abandoning(self.root)}."
+                yield from self._run(path, remedy, (PLAN,))
+
+    def _version(self, version: Version) -> Iterator[tuple[str, str]]:
+        earlier = self.store.earlier
+        folder = version.path.relative_to(self.root).as_posix()
+        places = [folder, *version.manifest["tasks"].values()]
+        groups = version.manifest["groups"].values()
+        wanted: dict[str, str] = dict(version.manifest.get("files", {}))
+        if "files" not in version.manifest:  # schema 1
+            below = tuple(f"{place}/" for place in places)
+            wanted |= {path: s for path, s in earlier.items() if path.startswith(below)}
+            wanted |= {
+                f"{entry['adapter']}/{name}": value
+                for entry in groups
+                for name, value in entry.get("sha256", {}).items()
+            }
+        for path, value in wanted.items():
+            if problem := self._problem(path, value):
+                yield path, problem
+        if "files" in version.manifest:
+            for place in [*places, *(entry["adapter"] for entry in groups)]:
+                for name in self._names(place) - wanted.keys():
+                    if name != f"{folder}/manifest.json":
+                        yield name, "is not one of the version's files"
+
+    def _problem(self, path: str, wanted: str) -> str | None:
+        if path.endswith(WEIGHTS) and not self.weights:
+            return None if (self.root / path).is_file() else "is missing"
+        if path not in self._known:
+            file = self.root / path
+            self._known[path] = sha256_of(file) if file.is_file() else None
+        found = self._known[path]
+        if found == wanted:
+            return None
+        return "is missing" if found is None else "differs from its checksum"
+
+    def _names(self, place: str) -> set[str]:
+        folder = self.root / place
+        found = (path for path in files_below(folder) if not is_leftover(path.name))
+        return {path.relative_to(self.root).as_posix() for path in found}
+
+    def _run(self, folder: Path, remedy: str, sealed: tuple[str, ...]) -> Iterator[str]:
+        plan: dict[str, Any] = {}
+        try:
+            for name in sealed:
+                record = read_sealed(folder / name)
+                plan = plan or record
+            schema_1 = plan.get("schema", 1) == 1
+            done = folder / "done.json"
+            files = read_sealed(done)["files"] if done.is_file() else {}
+            for path, wanted in files.items():
+                if not self.weights and path.endswith(WEIGHTS):
+                    continue
+                if not (folder / path).is_file() or sha256_of(folder / path) != wanted:
+                    yield f"{folder / path}: differs from its checksum. {remedy}"
+            for marker in sorted(folder.glob(f"checkpoints/checkpoint-*/{COMPLETE}")):
+                yield from self._checkpoint(marker, remedy)
+            check_journal(folder / "journal.jsonl", summed=not schema_1)
+            if (folder / PROPOSAL).is_file():
+                yield from self._proposal(folder, remedy)
+        except StoreError as error:
+            yield f"{error} {remedy}"
+
+    def _proposal(self, folder: Path, remedy: str) -> Iterator[str]:
+        """Check a proposed version's own files, and the task's, where they are now."""
+        proposal = read_sealed(folder / PROPOSAL)
+        manifest = read_sealed(folder / "version" / "manifest.json")
+        places = {f"versions/{manifest['version']:04d}": "version", proposal["task"]: "task"}
+        for group, path in proposal["adapters"].items():
+            places[f"groups/{group}/{manifest['version']:04d}"] = path
+        for path, wanted in manifest["files"].items():
+            place = next((p for p in places if path.startswith(f"{p}/")), None)
+            if place is None or (not self.weights and path.endswith(WEIGHTS)):
+                continue
+            now = folder / places[place] / path.removeprefix(f"{place}/")
+            if not now.is_file() or sha256_of(now) != wanted:
+                yield f"{now}: differs from its checksum. {remedy}"
+
+    def _checkpoint(self, marker: Path, remedy: str) -> Iterator[str]:
+        record = read_sealed(marker)
+        if "files" not in record:
+            return  # schema 1
+        found = checksums(marker.parent) if self.weights else None
+        for name, wanted in record["files"].items():
+            if found is not None and found.get(name) != wanted:
+                yield f"{marker.parent / name}: differs from its checksum. {remedy}"
