@@ -152,7 +152,7 @@ def test_learn_then_ask_evaluate_report_and_roll_back(fails, lcia, stream, tmp_p
     assert lcia("report", store, "-o", page).returncode == 0
     assert "numbers" in page.read_text()
 
-    assert "every adapter is as it was" in lcia("verify", store).stdout
+    assert "every file is as it was" in lcia("verify", store).stdout
     assert lcia("rollback", store, "1").returncode == 0
     current = [
         r["version"] for r in json.loads(lcia("versions", store, "--json").stdout) if r["current"]
@@ -160,7 +160,10 @@ def test_learn_then_ask_evaluate_report_and_roll_back(fails, lcia, stream, tmp_p
     assert current == [1]
     adapter = next((store / "groups").rglob("adapter_model.safetensors"))
     adapter.write_bytes(adapter.read_bytes()[:-1] + b"\x00")
-    assert "differs from its checksum" in lcia("verify", store).stderr
+    damaged = lcia("verify", store)
+    assert damaged.returncode == 1
+    assert f"{adapter} (versions 1 to 2): differs from its checksum" in damaged.stderr
+    assert lcia("verify", store, "--no-weights").returncode == 0
 
 
 def test_groups_are_shown_matched_and_changed_as_versions(lcia, fails, stream, tmp_path):
@@ -246,6 +249,7 @@ def test_everything_that_can_be_chosen_is_listed_with_what_it_is(lcia, kind):
 
 
 VERBS = ["run", "learn", "plan", "eval", "report", "chat", "versions", "rollback", "verify", "ls"]
+VERBS += ["abandon", "accept"]
 
 
 @pytest.mark.parametrize("verb", [*([v] for v in VERBS), ["data", "check"], ["models", "prepare"]])

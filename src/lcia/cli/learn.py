@@ -2,17 +2,48 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lcia.cli.data import Format, Images, Role, roles_of
 from lcia.cli.run import AsJson, Overrides
 
+if TYPE_CHECKING:
+    from lcia.config import AssistantConfig
+    from lcia.learner import Store
+
 
 def register(app: typer.Typer) -> None:
     """Add the verb to the command line."""
     app.command()(learn)
+
+
+def may_go_on(store: "Store", config: "AssistantConfig") -> bool:
+    """Tell whether an assistant has these settings; False if it holds nothing and is made anew.
+
+    Raises:
+        ConfigError: it has others, and holds something.
+    """
+    from lcia.errors import ConfigError
+    from lcia.learner.transaction import abandoning, unfinished
+
+    differing = store.differing(config.resolved())
+    if not differing:
+        return True
+    begun = unfinished(store)
+    if store.versions() == [0] and begun is None:
+        return False
+    name, (old, new) = next(iter(differing.items()))
+    way_out = (
+        f"give up the task it has begun ({abandoning(store.root)}) and run this again"
+        if begun is not None and store.versions() == [0]
+        else "choose another folder"
+    )
+    raise ConfigError(
+        f"{store.root}: was made with {name} = {old}; now it is {new}. Leave out --model and --set "
+        f"to go on with its settings, or {way_out}."
+    )
 
 
 def learn(
@@ -60,19 +91,17 @@ def learn(
     task = load_task(parse_config(TaskConfig, tree, where="lcia learn"))
     check_task(task)
     with LearningProgress(quiet=as_json) as progress:
-        if (store / "assistant.json").is_file():
-            learner = ContinualLearner(Store.open(store), listener=progress)
-            if model is not None or overrides:
-                raise ConfigError(
-                    f"{store}: already exists, with its settings. Leave out --model and --set, "
-                    "or choose another folder."
-                )
-        elif model is None:
+        opened = Store.open(store) if (store / "assistant.json").exists() else None
+        if model is None and opened is None:
             raise ConfigError(f"{store}: is a new assistant; say --model, e.g. smollm2-135m.")
+        config = None
+        if model is not None or overrides:
+            tree = {"model": opened.config.model if model is None and opened else model}
+            config = parse_config(AssistantConfig, tree, where="lcia learn", overrides=overrides)
+        if opened is not None and (config is None or may_go_on(opened, config)):
+            learner = ContinualLearner(opened, listener=progress)
         else:
-            config = parse_config(
-                AssistantConfig, {"model": model}, where="lcia learn", overrides=overrides
-            )
+            assert config is not None, "a new assistant has a model"
             learner = ContinualLearner.create(store, config, first=task, listener=progress)
         outcome = learner.learn(task)
     if as_json:

@@ -4,8 +4,9 @@ from lcia.learner.journal import Journal, Listener, read_journal
 from lcia.learner.learning import ContinualLearner, check_task, instructions_of, load_host
 from lcia.learner.lifecycle import merge_groups, rename_group, retire_group, split_group
 from lcia.learner.outcome import Outcome
-from lcia.learner.store import Store, Version
+from lcia.learner.store import Store
 from lcia.learner.transaction import Run
+from lcia.learner.version import Version
 
 __all__ = [
     "ContinualLearner",

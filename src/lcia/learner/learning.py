@@ -35,9 +35,10 @@ from lcia.learner.preflight import preflight
 from lcia.learner.processes import everyone, is_main, on_main
 from lcia.learner.projectors import share_projector, shared_projector
 from lcia.learner.scoring import score_tasks
-from lcia.learner.store import Store, Version
+from lcia.learner.store import Store
 from lcia.learner.training import TRAINED, UNTRAINED, train_adapter
 from lcia.learner.transaction import DRAFT, Run, begin, commit, propose, refuse, refused
+from lcia.learner.version import Version
 from lcia.methods.base import Method
 from lcia.models.host import AdapterHost
 from lcia.models.loading import check_model, content_hash, load_model

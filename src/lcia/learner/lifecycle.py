@@ -13,9 +13,9 @@ from lcia.grouping import InstructionCodebook
 from lcia.learner.learning import ContinualLearner
 from lcia.learner.samples import write_samples
 from lcia.learner.scoring import score_tasks
-from lcia.learner.store import Version
 from lcia.learner.training import MEMORY, memory_of, memory_tasks
 from lcia.learner.transaction import clear, refuse_unfinished
+from lcia.learner.version import Version
 from lcia.registry import nearest
 
 logger = logging.getLogger(__name__)

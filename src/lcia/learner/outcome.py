@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lcia.learner.store import Version
+from lcia.learner.version import Version
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,16 +7,14 @@ import secrets
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from lcia.config import AssistantConfig, parse_config
-from lcia.data.task import Task
 from lcia.errors import StoreError
-from lcia.evaluation.generate import Adapters, Prediction, read_predictions
+from lcia.evaluation.generate import Prediction
 from lcia.evaluation.matrix import AccuracyMatrix
 from lcia.evaluation.metrics import summarise
 from lcia.files import (
@@ -25,7 +23,6 @@ from lcia.files import (
     discard,
     make_folders,
     publish,
-    read_record,
     read_sealed,
     settle,
     sha256_of,
@@ -34,100 +31,16 @@ from lcia.files import (
     write_sealed,
 )
 from lcia.grouping import InstructionCodebook
-from lcia.learner.journal import read_journal
 from lcia.learner.manifest import (
     SCHEMA,
-    check_adapter,
     check_manifest,
     check_record,
     files_of,
     refuse_links,
 )
-from lcia.learner.samples import read_samples
+from lcia.learner.version import Version, version_path
 
 GROUP = re.compile(r"g([1-9]\d{0,8})")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Version:
-    """One immutable state of an assistant.
-
-    Attributes:
-        number: 0 for the empty assistant.
-        root: the assistant's directory.
-        manifest: what ``manifest.json`` holds: parent, task, decision, groups, scores, packages,
-            and the SHA-256 of every file of the version by its path below ``root``.
-    """
-
-    number: int
-    root: Path
-    manifest: Mapping[str, Any]
-
-    @property
-    def path(self) -> Path:
-        """The version's folder."""
-        return version_path(self.root, self.number)
-
-    @property
-    def adapters(self) -> Adapters:
-        """Group to the key ``group@version`` and the folder of its adapter."""
-        return {
-            group: (f"{group}@{Path(entry['adapter']).name}", self.root / entry["adapter"])
-            for group, entry in self.manifest["groups"].items()
-        }
-
-    @property
-    def fingerprint_schema(self) -> int:
-        """The schema of the run that made the version, which says how its task was hashed."""
-        return int(self.manifest.get("fingerprint_schema", 1))
-
-    def codebook(self) -> InstructionCodebook:
-        """Return the instructions of every group.
-
-        Raises:
-            StoreError: the file is damaged.
-        """
-        path = self.path / "codebook.json"
-        wanted = self.manifest.get("files", {}).get(path.relative_to(self.root).as_posix())
-        if wanted is not None:
-            check_sum(path, wanted)
-        return InstructionCodebook.load(path)
-
-    def matrix(self) -> AccuracyMatrix:
-        """Return the scores up to this version."""
-        return AccuracyMatrix.load(self.path / "matrix.json")
-
-    def predictions(self) -> list[Prediction]:
-        """Return the predictions on all held-out samples; none for version 0."""
-        return read_predictions(self.path / "predictions.jsonl") if self.number else []
-
-    def predictions_before(self) -> dict[str, list[Prediction]]:
-        """Return the predictions on the task before it was learned, ``base`` and ``current``."""
-        files = {name: self.path / f"{name}.jsonl" for name in ("base", "current")}
-        return {name: read_predictions(path) for name, path in files.items() if path.is_file()}
-
-    def journal(self) -> list[dict[str, Any]]:
-        """Return the events of the run that made this version."""
-        return list(read_journal(self.path / "journal.jsonl"))
-
-    def tasks(self) -> list[Task]:
-        """Return the learned tasks in order, with their held-out samples.
-
-        Their ``train`` holds the held-out samples too: the training data are not kept.
-        """
-        return [_read_task(name, self.root / path) for name, path in self.manifest["tasks"].items()]
-
-    def check(self) -> None:
-        """Check what is cheap: codebook, no links, adapters no larger than their files.
-
-        Raises:
-            StoreError: something is damaged, or was not written by lcia.
-        """
-        refuse_links(self.root, [self.path, *(folder for _, folder in self.adapters.values())])
-        refuse_links(self.root, [self.root / path for path in self.manifest["tasks"].values()])
-        for _, folder in self.adapters.values():
-            check_adapter(folder)
-        self.codebook()
 
 
 class Store:
@@ -144,10 +57,14 @@ class Store:
     def create(cls, root: str | Path, config: AssistantConfig, *, content_hash: str) -> "Store":
         """Make an empty assistant; it appears by one rename.
 
+        An assistant that holds nothing, as a process killed after this leaves it, is replaced.
+
         Raises:
-            StoreError: ``root`` exists and is not an empty folder.
+            StoreError: ``root`` holds something.
         """
         root = Path(root)
+        if (root / "assistant.json").exists():
+            _remove_empty(cls.open(root))
         if root.exists() and (not root.is_dir() or any(root.iterdir())):
             raise StoreError(
                 f"{root}: already exists and is not empty; expected a new folder for the assistant."
@@ -201,6 +118,12 @@ class Store:
             AssistantConfig, self._record["settings"], where=where
         )
         return config
+
+    def differing(self, config: AssistantConfig) -> dict[str, tuple[Any, Any]]:
+        """Return the settings, by path, in which the assistant's and others differ: both values."""
+        own, other = (_flat(c.model_dump(mode="json")) for c in (self.config, config))
+        names = dict.fromkeys([*own, *other])
+        return {n: (own.get(n), other.get(n)) for n in names if own.get(n) != other.get(n)}
 
     @property
     def content_hash(self) -> str:
@@ -428,9 +351,21 @@ def read_store_record(root: Path) -> dict[str, Any]:
     return record
 
 
-def version_path(root: Path, number: int) -> Path:
-    """Return the folder of a version."""
-    return root / "versions" / f"{number:04d}"
+def _remove_empty(store: Store) -> None:
+    """Remove an assistant that has learned nothing and has begun nothing."""
+    with store.writing():
+        runs = store.root / "runs"
+        empty = store.versions() == [0] and not (runs.is_dir() and any(runs.iterdir()))
+        if empty and not (store.root / "refused").exists():
+            discard(store.root)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        nested = isinstance(value, Mapping)
+        flat |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return flat
 
 
 def _opened(manifest: Mapping[str, Any]) -> int:
@@ -479,12 +414,3 @@ def _sweep_drafts(root: Path) -> None:
     for draft in root.parent.glob(f".{glob.escape(root.name)}.new-????????"):
         with suppress(StoreError), _locked(draft):
             discard(draft)
-
-
-def _read_task(name: str, folder: Path) -> Task:
-    samples = read_samples(folder / "samples.jsonl")
-    about = read_record(folder / "task.json")
-    try:
-        return Task(name=name, train=samples, test=samples, **about)
-    except (TypeError, ValueError) as error:
-        raise StoreError(f"{folder}: expected a task that lcia wrote: {error}.") from error

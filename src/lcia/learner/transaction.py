@@ -27,7 +27,8 @@ from lcia.files import (
 )
 from lcia.learner.manifest import SCHEMA
 from lcia.learner.samples import write_samples
-from lcia.learner.store import Store, Version, version_path
+from lcia.learner.store import Store
+from lcia.learner.version import Version, version_path
 
 PLAN, DONE, PROPOSAL, REPORT = "plan.json", "done.json", "proposal.json", "report.json"
 DRAFT, TASK = "version", "task"

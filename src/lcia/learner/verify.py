@@ -8,8 +8,9 @@ from lcia.errors import StoreError
 from lcia.files import checksums, files_below, is_leftover, read_sealed, sha256_of
 from lcia.learner.checkpoint import COMPLETE
 from lcia.learner.journal import check_journal
-from lcia.learner.store import Store, Version
+from lcia.learner.store import Store
 from lcia.learner.transaction import PLAN, PROPOSAL, REPORT, abandoning
+from lcia.learner.version import Version
 
 WEIGHTS = ".safetensors"
 

@@ -1,12 +1,11 @@
 """Names that clients may use, and a store that changes under the server's eyes."""
 
-import json
 import shutil
 
 import pytest
 
 from lcia.errors import StoreError
-from lcia.files import write_json
+from lcia.files import read_sealed, sha256_of, write_sealed
 from lcia.grouping import InstructionCodebook
 from lcia.learner import Store
 from lcia.serving.http.api_error import ApiError
@@ -32,6 +31,10 @@ def rename(store, group, name):
     codebook = InstructionCodebook.load(path)
     codebook.rename(group, name)
     codebook.save(path)
+    manifest = read_sealed(path.with_name("manifest.json"))
+    key = path.relative_to(store.root).as_posix()
+    files = {**manifest["files"], key: sha256_of(path)}
+    write_sealed(path.with_name("manifest.json"), {**manifest, "files": files})
 
 
 def test_a_renamed_group_is_served_by_name_and_id(store):
@@ -58,7 +61,7 @@ def test_only_another_version_is_loaded(store):
     first = live.current
     assert not live.refresh()
     record = store.root / "assistant.json"
-    write_json(record, {**json.loads(record.read_text()), "note": "touched"})
+    write_sealed(record, {**read_sealed(record), "note": "touched"})
     assert not live.refresh()
     assert live.current is first
     store.roll_back(1)
@@ -70,8 +73,8 @@ def test_a_damaged_version_is_tried_again(store):
     live = LiveStore(store.root)
     codebook = store.version(1).path / "codebook.json"
     text = codebook.read_text()
-    codebook.write_text("{")
     store.roll_back(1)
+    codebook.write_text("{")
     for _ in range(2):
         with pytest.raises(StoreError):
             live.refresh()
