@@ -79,15 +79,15 @@ def serving(store: Store, **settings):
 @contextmanager
 def unhurried(service: Service, seconds: float = 0.02):
     """Let every step take its time: an answer of 300 tokens then outlasts any delay of a test."""
-    engine = service.answers.engine
-    forward = engine._forward
+    batch = service.answers.engine.batch
+    forward = batch.forward
 
     def slow(*args, **kwargs):
         time.sleep(seconds)
         return forward(*args, **kwargs)
 
-    engine._forward = slow
+    batch.forward = slow
     try:
         yield
     finally:
-        del engine._forward
+        del batch.forward

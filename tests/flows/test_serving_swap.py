@@ -2,12 +2,14 @@
 
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import openai
@@ -175,3 +177,11 @@ def ready(url):
         return httpx.get(f"{url}/readyz").status_code == 200
     except httpx.TransportError:
         return False
+
+
+def test_the_example_answers_with_two_groups_and_the_base_in_one_batch(served_store, capsys):
+    path = Path(__file__).parents[2] / "examples" / "engine.py"
+    example = runpy.run_path(str(path))
+    answers = example["main"](str(served_store.root), "g1", "g2", COLOUR)
+    assert len(answers) == 3
+    assert "\n".join(answers) in capsys.readouterr().out

@@ -38,6 +38,10 @@ def serve(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 512,
     max_adapters: Annotated[int, typer.Option(min=1, help="Idle adapters kept in memory.")] = 64,
     max_body_mb: Megabytes = 8.0,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="The model's dtype; default: the assistant's. See 'seed' in the docs."),
+    ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds until an answer is given up.")] = 300.0,
     drain: Drain = 60.0,
     cors_origin: CorsOrigin = None,
@@ -62,7 +66,7 @@ def serve(
     from lcia.serving.extra import check_installed
 
     check_installed()
-    from lcia.learner import ContinualLearner
+    from lcia.learner import load_host
     from lcia.serving.config import AccessConfig, ServeConfig, read_api_keys
     from lcia.serving.engine.limits import EngineLimits
     from lcia.serving.http.app import build_app
@@ -93,7 +97,10 @@ def serve(
     log_with_times()
     listening = listen(config.access)
     live = LiveStore(store)
-    service = Service(ContinualLearner(live.store).host, live, config=config)
+    settings = live.store.config
+    if dtype is not None:
+        settings = settings.model_copy(update={"dtype": dtype})
+    service = Service(load_host(settings), live, config=config)
     run(build_app(service), config.access, listening)
 
 

@@ -11,6 +11,12 @@ from lcia.grouping.codebook import InstructionCodebook
 from lcia.grouping.config import POLICIES
 from lcia.registry import nearest
 
+ROUTED_CHARACTERS = 1 << 14
+"""What is read of a longer prompt, half from its beginning and half from its end.
+
+Instructions stand there, and routing is to cost the same whatever somebody pastes in between.
+"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RouteDecision:
@@ -125,6 +131,9 @@ class Router:
         )
 
     def _route(self, text: str) -> tuple[RouteDecision, NDArray[np.float64]]:
+        if len(text) > ROUTED_CHARACTERS:
+            half = ROUTED_CHARACTERS // 2
+            text = f"{text[:half]}\n{text[-half:]}"
         splits = dict(recipe.split(text) for recipe in self.recipes)
         rest_of = {found: rest for found, rest in splits.items() if found is not None}
         instruction_found = bool(rest_of)

@@ -91,6 +91,17 @@ def test_a_100_kb_prompt_takes_bounded_time(codebook):
     assert time.perf_counter() - started < 1
 
 
+def test_a_prompt_of_megabytes_costs_no_more_than_its_beginning_and_end(codebook):
+    router = Router(codebook)
+    words = " ".join(f"w{i}" for i in range(400_000))
+    for task, group in (("tickets", "g1"), ("german", "g2")):
+        started = time.process_time()
+        decision = router.route(prompt(task, words))
+        assert time.process_time() - started < 1
+        assert (decision.group, decision.reason) == (group, "reached")
+    assert len(router.route(words).instruction) <= (1 << 14) + 1
+
+
 def test_route_many_is_route_for_each(codebook):
     router = Router(codebook)
     texts = [prompt(task, "x y z") for task in TASKS]

@@ -67,11 +67,11 @@ class Asker:
         self.engine = engine
         self.chat = host.chat
 
-    def submit(self, text, adapter=None, *, max_new_tokens=12, **settings):
+    def submit(self, text, adapter=None, *, max_new_tokens=12, timeout_s=60.0, **settings):
         ids = self.chat.encode_prompt([Message(role="user", content=text)])[0]
         heard = queue.Queue()
         prompt = Prompt(ids=tuple(ids), adapter=adapter, max_new_tokens=max_new_tokens, **settings)
-        job = Job(prompt, heard.put)
+        job = Job(listener=heard.put, prompt=prompt, timeout_s=timeout_s)
         job.heard = heard
         self.engine.submit(job)
         return job

@@ -1,6 +1,9 @@
 """Answers are the same alone and in any company; places, queues and time are bounded."""
 
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,11 +18,13 @@ from transformers import (
 from lcia.data import Message
 from lcia.errors import ModelError, StoreError
 from lcia.models import AdapterHost, BaseModel
-from lcia.serving.engine import engine as engine_module
-from lcia.serving.engine.engine import check_model
+from lcia.serving.engine import batch as batch_module
+from lcia.serving.engine import scheduler as scheduler_module
+from lcia.serving.engine.engine import Engine, check_model
 from lcia.serving.engine.limits import GenerationTimeoutError, QueueFullError
 from lcia.serving.engine.sampling import Sampling
 
+ENGINE = Path(batch_module.__file__).parent
 PROMPTS = ["one", "a much longer prompt, so that rows are padded", "two words", "x" * 50, "é€ 語"]
 
 
@@ -54,7 +59,8 @@ def test_every_answer_equals_the_one_given_alone_by_peft(asker, host, adapters):
 
 
 def test_a_long_prompt_is_read_in_pieces_while_others_go_on(asker, host, adapters, monkeypatch):
-    monkeypatch.setattr(engine_module, "PREFILL_TOKENS", 16)
+    monkeypatch.setattr(batch_module, "PREFILL_TOKENS", 16)
+    monkeypatch.setattr(scheduler_module, "PREFILL_TOKENS", 16)
     first = asker.submit("go on", adapters[0], max_new_tokens=200)
     first.heard.get(timeout=30)
     long = asker.submit("y" * 300, adapters[1])
@@ -93,11 +99,11 @@ def test_a_cancelled_answer_frees_its_place(asker, adapters):
     for job in (jobs[0], jobs[5]):
         asker.engine.cancel(job)
     wait_for(lambda: asker.engine.running == 4 and asker.engine.waiting == 0)
-    heard = jobs[0].heard.qsize()
+    assert [asker.read(jobs[i])[1].finish_reason for i in (0, 5)] == ["cancelled"] * 2
     for job in jobs[1:5]:
         asker.engine.cancel(job)
     wait_for(lambda: asker.engine.running == 0)
-    assert jobs[0].heard.qsize() == heard
+    assert jobs[0].heard.empty(), "nothing after the last event"
     assert not asker.engine.bank._users
     assert asker.ask("go on", adapters[0])
 
@@ -150,7 +156,7 @@ def test_a_failing_step_is_told_and_the_engine_goes_on(asker, adapters, monkeypa
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(asker.engine, "_forward", broken)
+        patch.setattr(asker.engine.batch, "forward", broken)
         assert "out of memory" in str(asker.read(asker.submit("one", adapters[0]))[1].error)
     assert asker.ask("one", adapters[0]) == expected
     assert not asker.engine.bank._users
@@ -166,3 +172,24 @@ def test_models_with_other_state_are_refused():
     config = MambaConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, state_size=2)
     with pytest.raises(ModelError, match="MambaForCausalLM has "):
         check_model(MambaForCausalLM(config))
+
+
+def test_the_engine_answers_from_python_without_a_server(base, host, adapters):
+    prompts = [("one", adapters[0]), ("two words", adapters[1]), ("one", None)]
+    with Engine(base) as engine:
+        found = engine.answer(
+            [engine.prompt(t, adapter=a and a[1], max_new_tokens=12) for t, a in prompts]
+        )
+    assert [text.strip() for text in found] == [by_peft(host, *case) for case in prompts]
+
+
+def test_no_http_in_the_engine():
+    code = (
+        "import sys, importlib\n"
+        "sys.modules.update(dict.fromkeys(['fastapi', 'uvicorn', 'starlette', 'httpx']))\n"
+        f"for name in {[path.stem for path in ENGINE.glob('*.py')]}:\n"
+        "    importlib.import_module(f'lcia.serving.engine.{name}'.removesuffix('.__init__'))\n"
+        "assert not [m for m in sys.modules if m.startswith('lcia.serving.http')]\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -106,9 +106,9 @@ def test_answers_equal_those_given_one_by_one(folder, pictures, tmp_path):
         async def one(i, adapter):
             asked = parse(ChatRequest, request(pictures, *CASES[i]))
             prepared = await service.prepare(asked)
-            prompt = replace(prepared.prompt, adapter=adapter)
+            answer = service.answers.ask(prompt=replace(prepared.prompt, adapter=adapter))
             return "".join(
-                [d.text async for d in service.generate(replace(prepared, prompt=prompt))]
+                [d.text async for d in service.generate(replace(prepared, answer=answer))]
             )
 
         found = await asyncio.gather(*(one(i, adapter) for i, adapter in rows))

@@ -6,7 +6,12 @@ import pytest
 import torch
 
 from lcia.serving.engine import sampling
-from lcia.serving.engine.sampling import Sampling, choose
+from lcia.serving.engine.sampling import Sampling
+
+
+def choose(logits, settings, generators):
+    rows = zip(logits, sampling.peaks(logits), settings, generators, strict=True)
+    return [sampling.choose(row, peak, one, generator) for row, peak, one, generator in rows]
 
 
 def frequencies(logits, setting, draws=4000):

@@ -1,55 +1,48 @@
 """Continuous batching: one forward pass per token for all answers, whatever their adapters."""
 
-import inspect
 import logging
-import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from types import TracebackType
 from typing import Any
 
-import torch
-
-from lcia.errors import LciaError, ModelError
+from lcia.data import Message
+from lcia.errors import ModelError
 from lcia.models import BaseModel, ChatFormat
-from lcia.models.answering import LEAST_PROMPT
-from lcia.models.prefix import cache_argument
 from lcia.models.projector import Projector
-from lcia.serving.engine.arena import Arena
 from lcia.serving.engine.bank import AdapterBank
-from lcia.serving.engine.job import Delta, Job
-from lcia.serving.engine.limits import (
-    EngineLimits,
-    GenerationFailedError,
-    GenerationTimeoutError,
-    QueueFullError,
-    ShuttingDownError,
-)
-from lcia.serving.engine.prefill import Prefill
-from lcia.serving.engine.sampling import choose
+from lcia.serving.engine.batch import Batch
+from lcia.serving.engine.job import Delta, Job, Prompt
+from lcia.serving.engine.limits import EngineLimits, ShuttingDownError
+from lcia.serving.engine.sampling import Sampling
+from lcia.serving.engine.scheduler import PLACED, QUEUED, News, Scheduler
 
 logger = logging.getLogger(__name__)
 
 ATTENTION = {"full_attention", "sliding_attention"}
-PREFILL_TOKENS = 512
-"""Prompt tokens read between two steps of the running answers."""
-
-News = list[tuple[Job, Delta]]
+PAUSE_S = 0.1
+"""Between two attempts to deliver news that nobody took."""
 
 
 class Engine:
     """Generates answers on one thread that alone touches the model.
 
-    A step reads a piece of the next prompts, or all of them if they are short, and generates one
-    token for every running answer. Answers join between steps and leave as soon as they end.
+    Answers join between steps and leave as soon as they end; ``Scheduler.step`` is what happens
+    in between.
 
     Args:
         base: the model; its weights are never changed, but for ``projector``.
         limits: what it may use.
-        deliver: called on the engine's thread with the news of each step; by default every
-            job's listener is called there.
+        deliver: called with the news of each step; by default every job's listener is called, on
+            the engine's threads.
         projector: of a vision-language model; swapped for that of each prompt with pictures.
+        chat: makes prompts and says how answers end; by default the model's own template does.
+
+    Raises:
+        ModelError: the model cannot be batched.
     """
 
     def __init__(
@@ -59,37 +52,40 @@ class Engine:
         limits: EngineLimits | None = None,
         deliver: Callable[[News], None] | None = None,
         projector: Projector | None = None,
+        chat: ChatFormat | None = None,
     ) -> None:
         check_model(base.model)
         self.limits = limits or EngineLimits()
-        self.bank = AdapterBank(base.model, max_loaded=self.limits.max_adapters)
-        self._model = base.model
-        self._tokenizer = base.tokenizer
-        chat = ChatFormat(base.tokenizer, max_prompt_tokens=LEAST_PROMPT, facts=base.facts)
-        self._stop_ids, self._pad_id = chat.answering.stop_ids, chat.pad_id
-        self._deliver = deliver or _call_listeners
-        self._projector = projector
-        takes = inspect.signature(base.model.forward).parameters
-        self._cache = cache_argument(base.model)
-        self._options = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
-        self._arena = Arena(layers=base.model.config.get_text_config().num_hidden_layers)
-        self._running: list[Job] = []
-        self._prefill: Prefill | None = None
-        self._waiting: deque[Job] = deque()
-        self._changed = threading.Condition()
-        self._stopping = False
-        self._seconds = 1.0
+        self.batch = Batch(base, max_adapters=self.limits.max_adapters, projector=projector)
+        self._chat = chat or ChatFormat(
+            base.tokenizer, max_prompt_tokens=self.limits.max_context, facts=base.facts
+        )
+        self.scheduler = Scheduler(
+            self.batch,
+            answering=self._chat.answering,
+            limits=self.limits,
+            deliver=deliver or call_listeners,
+        )
         self._thread = threading.Thread(target=self._run, name="lcia-engine", daemon=True)
+        self._preparers = [
+            threading.Thread(target=self._prepare, name=f"lcia-prepare-{i}", daemon=True)
+            for i in range(self.limits.preparing)
+        ]
+
+    @property
+    def bank(self) -> AdapterBank:
+        """The adapters in memory."""
+        return self.batch.bank
 
     @property
     def running(self) -> int:
         """Answers being generated, those whose prompt is being read included."""
-        return len(self._running) + (len(self._prefill.jobs) if self._prefill else 0)
+        return self.scheduler.count(*PLACED)
 
     @property
     def waiting(self) -> int:
         """Requests without a place yet."""
-        return len(self._waiting)
+        return self.scheduler.count(*QUEUED)
 
     @property
     def alive(self) -> bool:
@@ -97,200 +93,122 @@ class Engine:
         return self._thread.is_alive()
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Start the threads."""
+        for thread in (self._thread, *self._preparers):
+            thread.start()
 
     def stop(self) -> None:
         """End the thread after its step; answers that are not finished get an error.
 
         The model is left without adapters, as it came.
         """
-        with self._changed:
-            self._stopping = True
-            self._changed.notify()
+        error = ShuttingDownError("The server is shutting down.")
+        self.scheduler.close(error)
         if self._thread.is_alive():
             self._thread.join()
+        else:
+            self._end_all(error)
         self.bank.detach()
 
     def submit(self, job: Job) -> None:
-        """Queue a job; its listener hears of it from now on.
-
-        Raises:
-            QueueFullError: as many requests wait as may.
-        """
-        with self._changed:
-            # Who waits for a place that is free already is about to leave the queue.
-            waiting = len(self._waiting) - max(0, self.limits.max_batch - self.running)
-            if waiting >= self.limits.max_waiting:
-                rounds = (waiting + 1) / self.limits.max_batch
-                raise QueueFullError(waiting, min(60, math.ceil(rounds * self._seconds)))
-            self._waiting.append(job)
-            self._changed.notify()
+        """Queue a job; its listener hears of it from now on. See ``Scheduler.arrive``."""
+        self.scheduler.arrive(job)
 
     def cancel(self, job: Job) -> None:
-        """Give up a job: it hears nothing more, and its place is free after the next step."""
-        job.cancelled = True
-        with self._changed:
-            self._changed.notify()
+        """Give up a job: it hears that it ended, and its place is free after the next step."""
+        self.scheduler.cancel(job)
+
+    def prompt(
+        self,
+        asked: str | Sequence[Message],
+        *,
+        adapter: Path | None = None,
+        max_new_tokens: int = 256,
+        sampling: Sampling | None = None,
+        stops: Sequence[str] = (),
+    ) -> Prompt:
+        """Return a prompt by the model's chat template.
+
+        Args:
+            asked: what the user says, or a whole conversation.
+            adapter: directory of the adapter that answers; by default the base model does.
+            max_new_tokens: longest answer in tokens.
+            sampling: how tokens are chosen; by default greedily.
+            stops: strings that end the answer, besides the template's own.
+        """
+        turns = [Message(role="user", content=asked)] if isinstance(asked, str) else asked
+        ending = self._chat.answering.ending
+        return Prompt(
+            ids=tuple(self._chat.encode_prompt(turns)[0]),
+            adapter=(str(adapter), adapter) if adapter is not None else None,
+            max_new_tokens=max_new_tokens + ending.lead_tokens,
+            sampling=sampling or Sampling(),
+            stops=(*stops, *ending.stop_strings),
+            lead=ending.lead,
+        )
+
+    def answer(self, prompts: Sequence[Prompt]) -> list[str]:
+        """Answer prompts together, whatever their adapters, and wait for all of them.
+
+        Raises:
+            LciaError: of the first one that could not be answered.
+        """
+        answers = [_Whole() for _ in prompts]
+        jobs = [Job(listener=a, prompt=p) for a, p in zip(answers, prompts, strict=True)]
+        try:
+            for job in jobs:
+                self.submit(job)
+            return [answer.done.result() for answer in answers]
+        finally:
+            for job in jobs:
+                self.cancel(job)
+
+    def __enter__(self) -> "Engine":
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                while not (self._stopping or self._waiting or self.running):
-                    self._changed.wait()
-                if self._stopping:
-                    break
-            news: News = []
+        while not self.scheduler.closed:
+            self.scheduler.wait()
             try:
-                self._step(news)
-            except Exception as error:  # the thread's outermost edge: it must go on
-                logger.exception("a generation step failed")
-                self._fail_all(GenerationFailedError(f"{type(error).__name__}: {error}"), news)
-            self._tell(news)
-        news = []
-        self._fail_all(ShuttingDownError("The server is shutting down."), news)
-        self._tell(news)
+                self.scheduler.step()
+            except Exception:  # the thread's outermost edge: it must go on
+                logger.exception("news could not be delivered; trying again")
+                time.sleep(PAUSE_S)
+        self._end_all(ShuttingDownError("The server is shutting down."))
 
-    def _tell(self, news: News) -> None:
-        self._deliver([(job, delta) for job, delta in news if not job.cancelled])
+    def _end_all(self, error: Exception) -> None:
+        try:
+            self.scheduler.end_all(error)
+        except Exception:  # nobody is left to be told
+            logger.exception("the end could not be told")
 
-    @torch.inference_mode()
-    def _step(self, news: News) -> None:
-        self._sweep(news)
-        if self._prefill is None:
-            self._admit(news)
-        if self._prefill is not None:
-            self._read_prompts(self._prefill, news)
-        if self._running:
-            self._generate(news)
+    def _prepare(self) -> None:
+        while self.scheduler.prepare_next():
+            pass
 
-    def _sweep(self, news: News) -> None:
-        """Drop what was cancelled or took too long."""
-        with self._changed:
-            gone = [job for job in self._waiting if job.cancelled or job.overdue]
-            for job in gone:
-                self._waiting.remove(job)
-        if self._prefill is not None:
-            gone += [job for job in self._prefill.jobs if job.cancelled or job.overdue]
-        gone += [job for job in self._running if job.cancelled or job.overdue]
-        for job in gone:
-            if not job.cancelled:
-                text = f"The answer was not finished in {job.prompt.timeout_s:g} s."
-                news.append((job, Delta(error=GenerationTimeoutError(text))))
-            self._leave(job)
-        if self._prefill is not None and all(job.cancelled for job in self._prefill.jobs):
-            for job in self._prefill.jobs:
-                self._release(job)
-            self._prefill = None
 
-    def _admit(self, news: News) -> None:
-        """Take waiting jobs as far as there are places, and prompts that are read at once."""
-        jobs: list[Job] = []
-        places = self.limits.max_batch - len(self._running)
-        width = 0
-        with self._changed:
-            while self._waiting and len(jobs) < places:
-                following = self._waiting[0].prompt
-                width = max(width, len(following.ids))
-                alone = following.pictures or (jobs and jobs[-1].prompt.pictures)
-                if jobs and (alone or width * (len(jobs) + 1) > PREFILL_TOKENS):
-                    break
-                jobs.append(self._waiting.popleft())
-        for job in list(jobs):
-            try:
-                if job.prompt.adapter is not None:
-                    self.bank.acquire(*job.prompt.adapter)
-                    job.acquired = True
-                job.start(self._tokenizer)
-            except LciaError as error:
-                jobs.remove(job)
-                news.append((job, Delta(error=error)))
-        if jobs:
-            self._prefill = Prefill(jobs, model=self._model, pad_id=self._pad_id)
+class _Whole:
+    """Collects an answer."""
 
-    def _read_prompts(self, prefill: Prefill, news: News) -> None:
-        jobs = prefill.jobs
-        if self._projector is not None and jobs[0].prompt.pictures:
-            adapter = jobs[0].prompt.adapter
-            self._projector.load(adapter[1] if adapter is not None else None)
-        inputs = prefill.next_inputs(PREFILL_TOKENS)
-        logits = self._forward(jobs, cache=prefill.cache, **inputs)
-        if not prefill.finished:
-            return
-        self._prefill = None
-        rows = [row for row, job in enumerate(jobs) if not job.cancelled]
-        ended = self._take([jobs[row] for row in rows], logits[rows], news)
-        kept = [row for row in rows if jobs[row] not in ended]
-        if kept:
-            self._arena.join(prefill.cache, prefill.lengths, kept)
-            self._running += [jobs[row] for row in kept]
-        for row, job in enumerate(jobs):
-            if row not in kept:
-                self._release(job)
+    def __init__(self) -> None:
+        self.text = ""
+        self.done: Future[str] = Future()
 
-    def _generate(self, news: News) -> None:
-        device = self._model.device
-        self._arena.make_room()
-        places = zip(self._arena.lengths, self._running, strict=True)
-        positions = [[place + job.shift] for place, job in places]
-        logits = self._forward(
-            self._running,
-            input_ids=torch.tensor([[job.tokens[-1]] for job in self._running], device=device),
-            attention_mask=self._arena.mask(device).long(),
-            position_ids=torch.tensor(positions, device=device),
-            cache=self._arena,
-        )
-        self._arena.advance()
-        for job in self._take(self._running, logits, news):
-            self._leave(job)
-
-    def _forward(self, jobs: Sequence[Job], *, cache: Any, **inputs: Any) -> torch.Tensor:
-        """Return the logits of each row's next token, shape (rows, vocabulary)."""
-        self.bank.select([job.key for job in jobs])
-        inputs[self._cache] = cache
-        output = self._model(**inputs, use_cache=True, **self._options)
-        logits: torch.Tensor = output.logits[:, -1]
-        return logits
-
-    def _take(self, jobs: Sequence[Job], logits: torch.Tensor, news: News) -> list[Job]:
-        """Choose each job's next token, and return the jobs whose answer it ends."""
-        settings = [job.prompt.sampling for job in jobs]
-        tokens = choose(logits, settings, [job.generator for job in jobs])
-        ended = []
-        for job, token in zip(jobs, tokens, strict=True):
-            delta = job.take(token, self._stop_ids)
-            news.append((job, delta))
-            if delta.last:
-                ended.append(job)
-                self._seconds += 0.1 * (time.monotonic() - job.admitted - self._seconds)
-        return ended
-
-    def _leave(self, job: Job) -> None:
-        """Free whatever place the job has."""
-        if job in self._running:
-            row = self._running.index(job)
-            self._arena.drop(row)
-            self._running[row] = self._running[-1]
-            self._running.pop()
-        elif self._prefill is not None and job in self._prefill.jobs:
-            job.cancelled = True  # its row is read to the end, and then left out
-            return
-        self._release(job)
-
-    def _release(self, job: Job) -> None:
-        if job.acquired and job.prompt.adapter is not None:
-            self.bank.release(job.prompt.adapter[0])
-            job.acquired = False
-
-    def _fail_all(self, error: LciaError, news: News) -> None:
-        with self._changed:
-            jobs = [*self._running, *(self._prefill.jobs if self._prefill else ()), *self._waiting]
-            self._waiting.clear()
-        self._running, self._prefill = [], None
-        self._arena.clear()
-        for job in jobs:
-            self._release(job)
-        news += [(job, Delta(error=error)) for job in jobs]
+    def __call__(self, delta: Delta) -> None:
+        self.text += delta.text
+        if delta.error is not None:
+            self.done.set_exception(delta.error)
+        elif delta.last:
+            self.done.set_result(self.text)
 
 
 def check_model(model: Any) -> None:
@@ -309,6 +227,16 @@ def check_model(model: Any) -> None:
         )
 
 
-def _call_listeners(news: News) -> None:
+def call_listeners(news: News) -> None:
+    """Tell every job its news; a listener that fails is not called again."""
     for job, delta in news:
-        job.listener(delta)
+        try:
+            job.listener(delta)
+        except Exception:
+            logger.exception("the listener of an answer failed; the answer is given up")
+            job.cancelled = True
+            job.listener = _nobody
+
+
+def _nobody(delta: Delta) -> None:
+    """Listen to what nobody wants to hear."""

@@ -1,14 +1,83 @@
 """One answer being generated: what was asked, and how far it is."""
 
+import enum
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lcia.errors import LciaError
+from lcia.serving.engine.limits import PromptError, PromptTooLongError
 from lcia.serving.engine.sampling import Sampling
 from lcia.serving.engine.text import TextStream
+
+CANCELLED = "cancelled"
+"""``finish_reason`` of an answer that was given up."""
+
+
+class State(enum.Enum):
+    """How far a job is; it only ever moves down this list, and from anywhere to its end."""
+
+    WAITING = "has arrived; its prompt is not made yet"
+    PREPARING = "its prompt is being made"
+    READY = "has a prompt, waits for a place"
+    ADMITTED = "has a place and its adapter; its prompt is being read"
+    RUNNING = "gets a token with every step"
+    ENDED = "has told its last event"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """What to answer.
+
+    Attributes:
+        ids: token ids of the prompt, at least one.
+        pictures: what the model takes besides token ids, from its processor; such a prompt is read
+            in one piece.
+        adapter: key and directory of the adapter; None for the base model.
+        max_new_tokens: longest answer in tokens; the engine cuts it to what fits its context.
+        sampling: how tokens are chosen.
+        stops: strings that end the answer.
+        lead: what the template writes before every answer, which is no part of it.
+    """
+
+    ids: tuple[int, ...]
+    pictures: Mapping[str, Any] = field(default_factory=dict)
+    adapter: tuple[str, Path] | None = None
+    max_new_tokens: int
+    sampling: Sampling = field(default_factory=Sampling)
+    stops: tuple[str, ...] = ()
+    lead: str = ""
+
+    def fitting(self, *, max_context: int, vocabulary: int) -> "Prompt":
+        """Return the prompt with an answer no longer than fits.
+
+        Args:
+            max_context: tokens of prompt and answer together.
+            vocabulary: how many tokens the model's embedding has.
+
+        Raises:
+            PromptError: it has no tokens, or one that the model does not have.
+            PromptTooLongError: it leaves no room for an answer.
+        """
+        if not self.ids:
+            raise PromptError("The prompt has no tokens; expected at least one.")
+        room = max_context - len(self.ids)
+        if room < 1:
+            raise PromptTooLongError(
+                f"The prompt has {len(self.ids)} tokens; prompt and answer together have at most "
+                f"{max_context}."
+            )
+        largest = max(self.ids)
+        # With pictures, some models keep their places outside of the embedding.
+        if min(self.ids) < 0 or (largest >= vocabulary and not self.pictures):
+            raise PromptError(
+                f"The prompt has token {largest}; the model knows tokens 0 to {vocabulary - 1}."
+            )
+        if self.max_new_tokens < 1:
+            raise PromptError(f"max_new_tokens is {self.max_new_tokens}; expected at least 1.")
+        return replace(self, max_new_tokens=min(self.max_new_tokens, room))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,14 +87,16 @@ class Delta:
     Attributes:
         text: what was added.
         tokens: how many tokens were generated so far, the one that ends the answer included.
-        finish_reason: ``stop`` or ``length`` with the last one, else None.
+        finish_reason: ``stop``, ``length`` or ``cancelled`` with the last one, else None.
         error: why the answer cannot go on; with the last one only.
+        prompt: what will be answered; with the first one of a job that was prepared.
     """
 
     text: str = ""
     tokens: int = 0
     finish_reason: str | None = None
-    error: LciaError | None = None
+    error: Exception | None = None
+    prompt: Prompt | None = None
 
     @property
     def last(self) -> bool:
@@ -33,66 +104,68 @@ class Delta:
         return self.finish_reason is not None or self.error is not None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prompt:
-    """What to answer.
-
-    Attributes:
-        ids: token ids of the prompt.
-        pictures: what the model takes besides token ids, from its processor; such a prompt is read
-            in one piece.
-        adapter: key and directory of the adapter; None for the base model.
-        max_new_tokens: longest answer in tokens.
-        sampling: how tokens are chosen.
-        stops: strings that end the answer.
-        timeout_s: seconds until the answer is given up.
-    """
-
-    ids: tuple[int, ...]
-    pictures: Mapping[str, Any] = field(default_factory=dict)
-    adapter: tuple[str, Path] | None = None
-    max_new_tokens: int
-    sampling: Sampling = field(default_factory=Sampling)
-    stops: tuple[str, ...] = ()
-    timeout_s: float = 600.0
-
-
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class Job:
-    """A prompt in the engine; changed by the engine's thread only, but for ``cancelled``.
+    """A request in the engine; its state belongs to the ``Scheduler``.
 
     Attributes:
-        prompt: what to answer.
-        listener: called with every delta.
+        listener: called with every delta; with exactly one last one, whatever happens.
+        prompt: what to answer; None until it is prepared.
+        prepare: makes the prompt, on a thread that may take its time; its errors are the answer.
+        size: how much there is to prepare, in characters: long ones never keep all threads.
+        after: what preparing waits for, such as pictures on their way; given up with the job.
+        timeout_s: seconds until the answer is given up, waiting and preparing included.
         cancelled: set by whoever no longer wants the answer.
         acquired: whether the job keeps its adapter in memory.
         shift: what is added to a token's place to get its position: pictures take fewer positions
             than tokens where positions have three dimensions.
+        tokens: the answer so far.
     """
 
-    prompt: Prompt
     listener: Callable[[Delta], None]
+    prompt: Prompt | None = None
+    prepare: Callable[[], Prompt] | None = None
+    size: int = 0
+    after: "Future[Any] | None" = None
+    timeout_s: float = 600.0
+    state: State = State.WAITING
     cancelled: bool = False
     acquired: bool = False
     shift: int = 0
     tokens: list[int] = field(default_factory=list)
     created: float = field(default_factory=time.monotonic)
 
-    def start(self, tokenizer: Any) -> None:
-        """Make ready to take tokens."""
+    def start(self, decode: Callable[[Sequence[int]], str]) -> None:
+        """Make ready to take tokens.
+
+        Args:
+            decode: returns the text of tokens, without control tokens.
+        """
         self.admitted = time.monotonic()
-        self.stream = TextStream(tokenizer, self.prompt.stops)
-        self.generator = self.prompt.sampling.generator()
+        self.stream = TextStream(decode, self.asked.stops, lead=self.asked.lead)
+        self.generator = self.asked.sampling.generator()
+
+    @property
+    def asked(self) -> Prompt:
+        """The prompt of a job that has one."""
+        assert self.prompt is not None
+        return self.prompt
 
     @property
     def key(self) -> str | None:
-        """Key of the adapter; None for the base model."""
-        return self.prompt.adapter[0] if self.prompt.adapter else None
+        """Key of the adapter; None for the base model, and once the job has ended."""
+        adapter = self.asked.adapter if self.state is not State.ENDED else None
+        return adapter[0] if adapter else None
 
     @property
-    def overdue(self) -> bool:
-        """Whether its time is up."""
-        return time.monotonic() - self.created > self.prompt.timeout_s
+    def deadline(self) -> float:
+        """When the answer is given up, on the clock of ``time.monotonic``."""
+        return self.created + self.timeout_s
+
+    @property
+    def gone(self) -> bool:
+        """Whether nobody wants the answer any more, or its time is up."""
+        return self.cancelled or time.monotonic() > self.deadline
 
     def take(self, token: int, stop_ids: frozenset[int]) -> Delta:
         """Add a token and return what it adds to the answer."""
@@ -102,7 +175,7 @@ class Job:
         text = self.stream.push(token)
         if self.stream.stopped:
             return self._end(text, "stop")
-        if len(self.tokens) >= self.prompt.max_new_tokens:
+        if len(self.tokens) >= self.asked.max_new_tokens:
             text += self.stream.finish()
             return self._end(text, "stop" if self.stream.stopped else "length")
         return Delta(text=text, tokens=len(self.tokens))

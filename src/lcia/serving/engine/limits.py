@@ -1,8 +1,8 @@
-"""What the engine may use, and what it says when that is used up."""
+"""What the engine may use, and what it says when that is used up or fails."""
 
 from dataclasses import dataclass
 
-from lcia.errors import LciaError
+from lcia.errors import ConfigError, LciaError, StoreError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,12 +14,14 @@ class EngineLimits:
         max_waiting: requests that wait for a place; more are refused.
         max_context: tokens of prompt and answer together.
         max_adapters: adapters kept in memory; those in use stay, whatever this says.
+        preparing: threads that prepare prompts; long ones leave at least one free for others.
     """
 
     max_batch: int = 32
     max_waiting: int = 128
     max_context: int = 2048
     max_adapters: int = 64
+    preparing: int = 2
 
 
 class QueueFullError(LciaError, RuntimeError):
@@ -34,13 +36,56 @@ class QueueFullError(LciaError, RuntimeError):
         self.retry_after_s = retry_after_s
 
 
+class PromptError(ConfigError):
+    """A prompt is nothing that the model can read."""
+
+
+class PromptTooLongError(PromptError):
+    """A prompt leaves no room for an answer."""
+
+
 class GenerationTimeoutError(LciaError, TimeoutError):
-    """An answer took longer than its prompt allows."""
+    """An answer took longer than its request allows."""
+
+
+class AdapterError(StoreError):
+    """The adapter of one request cannot be used."""
 
 
 class GenerationFailedError(LciaError, RuntimeError):
     """The model failed; the log says how."""
 
 
+class DeviceMemoryError(GenerationFailedError):
+    """There was not enough memory; fewer requests at once may fit."""
+
+
 class ShuttingDownError(LciaError, RuntimeError):
     """The engine was stopped before the answer was finished."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that memory is used up, on the host or on a device."""
+    import torch
+
+    # The CPU's allocator has no error of its own.
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+def generation_error(error: Exception) -> LciaError:
+    """Return how a failure of the model is told to whoever waits for an answer."""
+    if isinstance(error, LciaError):
+        return error
+    if is_out_of_memory(error):
+        return DeviceMemoryError("The server ran out of memory; try again, or ask for less.")
+    return GenerationFailedError(f"The model failed: {type(error).__name__}: {error}")
+
+
+def adapter_error(key: str, error: Exception) -> LciaError:
+    """Return how a failure to load an adapter is told to whoever asked for it."""
+    if is_out_of_memory(error):
+        return generation_error(error)
+    said = str(error) if isinstance(error, LciaError) else f"{type(error).__name__}: {error}"
+    return AdapterError(f"The adapter {key} cannot be used: {said}")

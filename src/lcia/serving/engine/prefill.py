@@ -16,29 +16,14 @@ class Prefill:
     Args:
         jobs: whose prompts; padded on the left to the longest. One with pictures comes alone.
         model: reads them.
-        pad_id: the padding token.
     """
 
-    def __init__(self, jobs: Sequence[Job], *, model: Any, pad_id: int) -> None:
-        device = model.device
+    def __init__(self, jobs: Sequence[Job], *, model: Any) -> None:
         self.jobs = list(jobs)
-        self.lengths = [len(job.prompt.ids) for job in jobs]
-        self.cache = DynamicCache()
-        self.done = 0
+        self.lengths = [len(job.asked.ids) for job in jobs]
         self.width = max(self.lengths)
-        rows = zip(self.jobs, self.lengths, strict=True)
-        ids = [[pad_id] * (self.width - n) + list(job.prompt.ids) for job, n in rows]
-        self._ids = torch.tensor(ids, device=device)
-        lengths = torch.tensor(self.lengths, device=device)[:, None]
-        self._mask = torch.arange(self.width, device=device) >= self.width - lengths
-        self._positions = (self._mask.cumsum(-1) - 1).clamp(min=0)
-        self._pictures = {
-            name: value.to(device, model.dtype if value.is_floating_point() else None)
-            for name, value in jobs[0].prompt.pictures.items()
-        }
-        find_positions = getattr(model.base_model, "get_rope_index", None)
-        if self._pictures and find_positions is not None:
-            self._place(find_positions)
+        self.done = 0
+        self._model = model
 
     @property
     def finished(self) -> bool:
@@ -47,6 +32,8 @@ class Prefill:
 
     def next_inputs(self, tokens: int) -> dict[str, Any]:
         """Return the model's arguments, but the cache, for the next ``tokens`` tokens at most."""
+        if not self.done:
+            self._begin()
         end = min(self.width, self.done + max(1, tokens // len(self.jobs)))
         if self._pictures:
             end = self.width  # a picture's features go to all of its tokens at once
@@ -58,6 +45,25 @@ class Prefill:
             "position_ids": self._positions[..., part],
             **self._pictures,
         }
+
+    def _begin(self) -> None:
+        """Put the prompts where the model is."""
+        model, device = self._model, self._model.device
+        self.cache = DynamicCache()
+        # What stands in the padding is never looked at; 0 is a token that every model has.
+        rows = zip(self.jobs, self.lengths, strict=True)
+        ids = [[0] * (self.width - n) + list(job.asked.ids) for job, n in rows]
+        self._ids = torch.tensor(ids, device=device)
+        lengths = torch.tensor(self.lengths, device=device)[:, None]
+        self._mask = torch.arange(self.width, device=device) >= self.width - lengths
+        self._positions = (self._mask.cumsum(-1) - 1).clamp(min=0)
+        self._pictures = {
+            name: value.to(device, model.dtype if value.is_floating_point() else None)
+            for name, value in self.jobs[0].asked.pictures.items()
+        }
+        find_positions = getattr(model.base_model, "get_rope_index", None)
+        if self._pictures and find_positions is not None:
+            self._place(find_positions)
 
     def _place(self, find_positions: Any) -> None:
         """Take three-dimensional positions from a model that has them."""

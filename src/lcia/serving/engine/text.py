@@ -1,7 +1,6 @@
 """From tokens to text, a piece at a time, and the strings that end an answer."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
@@ -13,17 +12,21 @@ class TextStream:
     stop string.
 
     Args:
-        tokenizer: a transformers tokenizer.
+        decode: returns the text of tokens, without control tokens.
         stops: strings that end the answer; they and what follows are left out.
+        lead: what the template writes before every answer; left out at the beginning.
 
     Attributes:
         stopped: whether a stop string was met.
     """
 
-    def __init__(self, tokenizer: Any, stops: Sequence[str] = ()) -> None:
+    def __init__(
+        self, decode: Callable[[Sequence[int]], str], stops: Sequence[str] = (), *, lead: str = ""
+    ) -> None:
         self.stopped = False
-        self._tokenizer = tokenizer
+        self._decode_ids = decode
         self._stops = tuple(stops)
+        self._lead = lead.strip()
         self._ids: list[int] = []
         # Text is decoded from _start, because the first token of a word may look different
         # without the one before it; up to _read it was given out or is held back.
@@ -37,20 +40,36 @@ class TextStream:
         if len(now) <= len(before) or now.endswith(UNFINISHED):
             return ""
         self._start, self._read = self._read, len(self._ids)
-        return self._until_stop(now[len(before) :], last=False)
+        return self._until_stop(self._behind_lead(now[len(before) :], last=False), last=False)
 
     def finish(self) -> str:
         """Return the text that was held back."""
         if self.stopped:
             return ""
         before, now = self._decode(self._start, self._read), self._decode(self._start, None)
-        return self._until_stop(now[len(before) :], last=True)
+        return self._until_stop(self._behind_lead(now[len(before) :], last=True), last=True)
 
     def _decode(self, start: int, end: int | None) -> str:
-        text: str = self._tokenizer.decode(self._ids[start:end], skip_special_tokens=True)
+        return self._decode_ids(self._ids[start:end])
+
+    def _behind_lead(self, piece: str, *, last: bool) -> str:
+        """Hold text back until it is certain whether it is the lead."""
+        if not self._lead:
+            return piece
+        text, self._held = self._held + piece, ""
+        begun = text.lstrip()
+        if begun.startswith(self._lead):
+            behind, self._lead = begun[len(self._lead) :], ""
+            return behind
+        if not last and self._lead.startswith(begun):
+            self._held = text
+            return ""
+        self._lead = ""
         return text
 
     def _until_stop(self, piece: str, *, last: bool) -> str:
+        if self._lead:
+            return ""
         text = self._held + piece
         found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:

@@ -5,8 +5,17 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 
-from lcia.errors import LciaError
-from lcia.serving.engine.limits import GenerationTimeoutError, QueueFullError, ShuttingDownError
+from lcia.errors import StoreError
+from lcia.serving.engine.limits import (
+    DeviceMemoryError,
+    GenerationFailedError,
+    GenerationTimeoutError,
+    PromptError,
+    PromptTooLongError,
+    QueueFullError,
+    ShuttingDownError,
+)
+from lcia.serving.engine.sampling import NotFiniteError
 
 
 class ApiError(Exception):
@@ -59,6 +68,18 @@ def api_error(error: Exception) -> ApiError:
         return ApiError(504, str(error), code="timeout")
     if isinstance(error, ShuttingDownError):
         return ApiError(503, str(error), code="shutting_down", headers={"Retry-After": "1"})
-    if isinstance(error, LciaError):
-        return ApiError(500, "The adapter cannot be used; the server's log says why.", code="store")
+    if isinstance(error, PromptTooLongError):
+        return ApiError(400, str(error), code="context_length_exceeded", param="messages")
+    if isinstance(error, PromptError):
+        return ApiError(400, str(error), code="invalid_value", param="prompt")
+    if isinstance(error, DeviceMemoryError):
+        return ApiError(503, str(error), code="out_of_memory", headers={"Retry-After": "1"})
+    if isinstance(error, NotFiniteError):
+        return ApiError(500, str(error), code="not_finite")
+    if isinstance(error, GenerationFailedError):
+        said = "The model failed; the server's log says why."
+        return ApiError(500, said, code="generation_failed")
+    if isinstance(error, StoreError):
+        said = "The adapter cannot be used; the server's log says why."
+        return ApiError(500, said, code="store")
     return ApiError(500, "The server failed; its log says why.", code="internal")

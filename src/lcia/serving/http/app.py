@@ -117,7 +117,7 @@ def _add_openai(app: FastAPI, service: Service) -> None:
     async def answer(
         request: Request, asked: Sequence[ChatRequest | CompletionRequest], kind: type[Shape]
     ) -> Response:
-        prepared = [await service.prepare(one) for one in asked]
+        prepared = await service.prepare_all(asked)
         identity = uuid.uuid4().hex
         shapes = [
             kind(

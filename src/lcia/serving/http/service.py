@@ -1,11 +1,13 @@
 """From a request to an answer: route, tokenise, check what fits, generate, count."""
 
 import asyncio
+import copy
 import logging
+import queue
 import sys
+import threading
 import time
 from collections.abc import AsyncGenerator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
 from itertools import count
@@ -15,11 +17,12 @@ from jinja2 import TemplateError
 
 from lcia.data import Image, Message
 from lcia.errors import ConfigError, ModelError
-from lcia.models import AdapterHost
+from lcia.models import AdapterHost, ChatFormat
 from lcia.models.visual import VisualFormat
 from lcia.serving.config import ServeConfig
-from lcia.serving.engine.answers import Answers
+from lcia.serving.engine.answers import Answer, Answers
 from lcia.serving.engine.job import Delta, Prompt
+from lcia.serving.engine.limits import PromptTooLongError
 from lcia.serving.engine.sampling import Sampling
 from lcia.serving.http.api_error import ApiError, api_error
 from lcia.serving.http.images import load_images, open_pictures
@@ -38,10 +41,12 @@ class Prepared:
     Attributes:
         prompt: for the engine.
         choice: what answers.
+        answer: on its way; given up when nobody holds on to it.
     """
 
     prompt: Prompt
     choice: Choice
+    answer: Answer
 
 
 class Service:
@@ -71,15 +76,19 @@ class Service:
         self._chat = host.chat
         self._chat.max_prompt_tokens = sys.maxsize  # too long a prompt is refused, never cut
         self._longest_token = max(map(len, self._tokenizer.get_vocab()))
-        # One thread: a tokenizer may not be used by two at once.
-        self._preparing = ThreadPoolExecutor(1, thread_name_prefix="lcia-prepare")
+        # A tokenizer may not be used by two threads at once: each preparing one takes a format.
+        self._formats: queue.SimpleQueue[ChatFormat] = queue.SimpleQueue()
+        for _ in range(config.limits.preparing):
+            self._formats.put(copy.deepcopy(self._chat))
+        self._routing = threading.Lock()
         self._add_gauges()
 
     async def prepare(self, asked: ChatRequest | CompletionRequest) -> Prepared:
         """Route and tokenise a request.
 
         Raises:
-            ApiError: there is no such model, the prompt is too long or nothing the model takes.
+            ApiError: there is no such model, or nothing that the model takes.
+            LciaError: the prompt is too long or empty, too many wait, or it took too long.
         """
         urls = [url for message in asked.conversation for url in message.image_urls]
         if urls and not isinstance(self._chat, VisualFormat):
@@ -89,21 +98,52 @@ class Service:
                 code="unsupported_content",
                 param="messages",
             )
-        pictures = await load_images(urls, fetch=self.config.fetch_images) if urls else []
-        return await self._in_thread(self._prepare, asked, pictures)
+        pictures = None
+        if urls:
+            # They are on their way while the job waits, and within the job's own time.
+            loading = load_images(urls, fetch=self.config.fetch_images)
+            pictures = asyncio.run_coroutine_threadsafe(loading, asyncio.get_running_loop())
+        chosen: list[Choice] = []
+        self._check_size(asked.conversation)
+
+        def prepare() -> Prompt:
+            chosen.append(self._choose(asked))
+            return self._prompt(asked, chosen[0], pictures.result() if pictures else ())
+
+        answer = self.answers.ask(
+            prepare=prepare,
+            size=sum(len(message.text) for message in asked.conversation),
+            after=pictures,
+            timeout_s=self.config.timeout_s,
+        )
+        return Prepared(prompt=await answer.prepared(), choice=chosen[0], answer=answer)
+
+    async def prepare_all(self, asked: Sequence[ChatRequest | CompletionRequest]) -> list[Prepared]:
+        """Route and tokenise the prompts of a request; one that fails fails all of them."""
+        working = [asyncio.ensure_future(self.prepare(one)) for one in asked]
+        try:
+            return await asyncio.gather(*working)
+        finally:
+            for task in working:
+                task.cancel()
 
     async def explain(self, turns: Sequence[str]) -> dict[str, Any]:
         """Return which group would answer a conversation, and what that rests on."""
-        return await self._in_thread(explain, self.live.current, turns)
+
+        def work() -> dict[str, Any]:
+            with self._routing:
+                return explain(self.live.current, turns)
+
+        return await asyncio.to_thread(work)
 
     async def generate(self, prepared: Prepared) -> AsyncGenerator[Delta, None]:
-        """Yield the news of an answer, and count them; see ``Answers.generate``."""
+        """Yield the news of an answer, and count them; see ``Answer.deltas``."""
         started, choice, delta = time.monotonic(), prepared.choice, Delta()
         self.metrics.routed.labels(choice.group or BASE, choice.reason).inc()
         self.metrics.tokens.labels("prompt").inc(len(prepared.prompt.ids))
         pieces: list[str] = []
         try:
-            async with aclosing(self.answers.generate(prepared.prompt)) as deltas:
+            async with aclosing(prepared.answer.deltas()) as deltas:
                 async for delta in deltas:
                     if not pieces:
                         self.metrics.first_token_seconds.observe(time.monotonic() - started)
@@ -123,44 +163,58 @@ class Service:
                 logger.info("%s answers %r with %r", choice.group, prompt, "".join(pieces))
 
     async def stop(self) -> None:
-        """Stop the engine and the threads."""
+        """Stop the engine and its threads."""
         await self.answers.stop()
-        self._preparing.shutdown()
 
-    async def _in_thread(self, work: Any, *args: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._preparing, work, *args)
+    def _choose(self, asked: ChatRequest | CompletionRequest) -> Choice:
+        """Return which adapter answers; called on one of the engine's preparing threads."""
+        with self._routing:
+            started = time.perf_counter()
+            turns = user_turns(asked.conversation)
+            choice = choose_adapter(self.live.current, asked.model, turns)
+            if choice.decision is not None:
+                self.metrics.routing_seconds.observe(time.perf_counter() - started)
+        return choice
 
-    def _prepare(
-        self, asked: ChatRequest | CompletionRequest, pictures: Sequence[bytes]
-    ) -> Prepared:
-        messages = asked.conversation
-        self._check_size(messages)
-        started = time.perf_counter()
-        choice = choose_adapter(self.live.current, asked.model, user_turns(messages))
-        if choice.decision is not None:
-            self.metrics.routing_seconds.observe(time.perf_counter() - started)
-        if isinstance(asked, CompletionRequest):
-            ids: list[int] = self._tokenizer(asked.prompt)["input_ids"]
+    def _prompt(
+        self,
+        asked: ChatRequest | CompletionRequest,
+        choice: Choice,
+        pictures: Sequence[bytes],
+    ) -> Prompt:
+        """Return what the model reads; called on one of the engine's preparing threads."""
+        chat = self._formats.get()
+        try:
+            ending = chat.answering.ending
             visual: dict[str, Any] = {}
-        else:
-            ids, visual = self._chat_inputs(messages, pictures)
-        prompt = Prompt(
+            if isinstance(asked, CompletionRequest):
+                encoder = chat.encoder
+                ids = [*encoder.before, *encoder.encode(encoder.protect(asked.prompt))]
+                lead, lead_tokens, stops = "", 0, asked.stops
+            else:
+                ids, visual = self._chat_inputs(chat, asked.conversation, pictures)
+                lead, lead_tokens = ending.lead, ending.lead_tokens
+                stops = (*asked.stops, *ending.stop_strings)
+        finally:
+            self._formats.put(chat)
+        # What does not fit is the engine's to say, and how much of an answer does.
+        wanted = min(asked.answer_tokens or sys.maxsize, self.config.max_new_tokens)
+        return Prompt(
             ids=tuple(ids),
             pictures=visual,
             adapter=choice.adapter,
-            max_new_tokens=self._answer_tokens(len(ids), asked.answer_tokens),
+            max_new_tokens=wanted + lead_tokens,
             sampling=Sampling(
                 temperature=asked.temperature or 0.0,
                 top_p=1.0 if asked.top_p is None else asked.top_p,
                 seed=asked.seed,
             ),
-            stops=asked.stops,
-            timeout_s=self.config.timeout_s,
+            stops=stops,
+            lead=lead,
         )
-        return Prepared(prompt=prompt, choice=choice)
 
     def _chat_inputs(
-        self, messages: Sequence[ChatMessage], pictures: Sequence[bytes]
+        self, chat: ChatFormat, messages: Sequence[ChatMessage], pictures: Sequence[bytes]
     ) -> tuple[list[int], dict[str, Any]]:
         """Return a conversation's token ids, and what the processor makes of its pictures."""
         numbers = map(str, count())
@@ -174,12 +228,12 @@ class Service:
         ]
         try:
             if not pictures:
-                return self._chat.encode_prompt(turns)[0], {}
-            assert isinstance(self._chat, VisualFormat)
+                return chat.encode_prompt(turns)[0], {}
+            assert isinstance(chat, VisualFormat)
             # The paths are numbers of pictures in memory: no request names a file.
             opened = open_pictures(pictures)
-            self._chat.open_picture = lambda path: opened[int(path)]
-            batch = self._chat.prompts([turns])
+            chat.open_picture = lambda path: opened[int(path)]
+            batch = chat.prompts([turns])
             ids = batch.pop("input_ids")[0].tolist()
             del batch["attention_mask"]
             return ids, batch
@@ -195,31 +249,10 @@ class Service:
         """Refuse, before any work, what cannot fit even if all tokens were the longest one."""
         least = sum(len(message.text) for message in messages) // self._longest_token
         if least >= self.config.limits.max_context:
-            raise self._too_long(f"more than {least}")
-
-    def _answer_tokens(self, prompt_tokens: int, wanted: int | None) -> int:
-        room = self.config.limits.max_context - prompt_tokens
-        if room < 1 or (wanted or 1) > room:
-            raise self._too_long(f"{prompt_tokens}", wanted)
-        if wanted is not None and wanted > self.config.max_new_tokens:
-            raise ApiError(
-                400,
-                f"'max_tokens' is {wanted}; this server answers with at most "
-                f"{self.config.max_new_tokens} tokens.",
-                code="invalid_value",
-                param="max_tokens",
+            raise PromptTooLongError(
+                f"The prompt has more than {least} tokens; prompt and answer together have at "
+                f"most {self.config.limits.max_context}."
             )
-        return min(room, wanted or self.config.max_new_tokens)
-
-    def _too_long(self, prompt_tokens: str, wanted: int | None = None) -> ApiError:
-        answer = f", and {wanted} were asked for" if wanted else ""
-        return ApiError(
-            400,
-            f"The prompt has {prompt_tokens} tokens{answer}; prompt and answer together have at "
-            f"most {self.config.limits.max_context}.",
-            code="context_length_exceeded",
-            param="messages",
-        )
 
     def _add_gauges(self) -> None:
         engine, bank = self.answers.engine, self.answers.engine.bank

@@ -1,0 +1,143 @@
+"""The rows that the model works on: prompts being read, and answers that grow by a token a step."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from lcia.models import BaseModel
+from lcia.models.prefix import cache_argument
+from lcia.models.projector import Projector
+from lcia.serving.engine.arena import Arena
+from lcia.serving.engine.bank import AdapterBank
+from lcia.serving.engine.job import Job, State
+from lcia.serving.engine.prefill import Prefill
+
+PREFILL_TOKENS = 512
+"""Prompt tokens read between two steps of the running answers."""
+
+
+class Batch:
+    """The model, its adapters and its cache; one thread uses it.
+
+    It moves rows and numbers. Which job comes, goes on or ends is the ``Scheduler``'s to say.
+
+    Args:
+        base: the model; its weights are never changed, but for ``projector``.
+        max_adapters: adapters kept in memory.
+        projector: of a vision-language model; swapped for that of each prompt with pictures.
+
+    Attributes:
+        rows: the jobs whose answers grow, in the order of the cache's rows.
+        reading: prompts being read, the ones whose turn it is first.
+        vocabulary: how many tokens the model's embedding has.
+    """
+
+    def __init__(
+        self, base: BaseModel, *, max_adapters: int, projector: Projector | None = None
+    ) -> None:
+        self.bank = AdapterBank(base.model, max_loaded=max_adapters)
+        self.rows: list[Job] = []
+        self.reading: list[Prefill] = []
+        self.vocabulary = base.model.get_input_embeddings().num_embeddings
+        self._model = base.model
+        self._projector = projector
+        self._arena = Arena(layers=base.model.config.get_text_config().num_hidden_layers)
+        self._cache = cache_argument(base.model)
+        takes = inspect.signature(base.model.forward).parameters
+        self._options = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+
+    @property
+    def intact(self) -> bool:
+        """Whether the cache is as it was before the last step, should that have failed."""
+        return self._arena.intact
+
+    def acquire(self, job: Job) -> None:
+        """Load the job's adapter and keep it; see ``AdapterBank.acquire``."""
+        if job.asked.adapter is not None:
+            self.bank.acquire(*job.asked.adapter)
+            job.acquired = True
+
+    def read_together(self, jobs: Sequence[Job]) -> None:
+        """Let prompts be read, a piece per turn."""
+        self.reading.append(Prefill(jobs, model=self._model))
+
+    def split(self, prefill: Prefill) -> None:
+        """Read the prompts of a failed reading again, in two halves."""
+        jobs = [job for job in prefill.jobs if job.state is State.ADMITTED]
+        self.reading = [other for other in self.reading if other is not prefill]
+        for half in (jobs[: len(jobs) // 2], jobs[len(jobs) // 2 :]):
+            if half:
+                self.read_together(half)
+
+    def read(self, prefill: Prefill) -> torch.Tensor | None:
+        """Read the next piece of prompts; whoever else is being read has the next turn.
+
+        Returns:
+            The logits of each row's first token, shape (rows, vocabulary); None before the end.
+        """
+        adapter = prefill.jobs[0].asked.adapter
+        if self._projector is not None and prefill.jobs[0].asked.pictures:
+            self._projector.load(adapter[1] if adapter is not None else None)
+        inputs = prefill.next_inputs(PREFILL_TOKENS)
+        logits = self.forward(prefill.jobs, cache=prefill.cache, **inputs)
+        self.reading.remove(prefill)
+        if prefill.finished:
+            return logits
+        self.reading.append(prefill)
+        return None
+
+    def join(self, prefill: Prefill, jobs: Sequence[Job]) -> None:
+        """Let jobs whose prompts have been read grow with the others."""
+        rows = [prefill.jobs.index(job) for job in jobs]
+        self._arena.join(prefill.cache, prefill.lengths, rows)
+        self.rows += jobs
+
+    def generate(self) -> torch.Tensor:
+        """Return the logits of the next token of all rows, shape (rows, vocabulary)."""
+        device = self._model.device
+        self._arena.make_room()
+        places = zip(self._arena.lengths, self.rows, strict=True)
+        positions = [[place + job.shift] for place, job in places]
+        logits = self.forward(
+            self.rows,
+            input_ids=torch.tensor([[job.tokens[-1]] for job in self.rows], device=device),
+            attention_mask=self._arena.mask(device).long(),
+            position_ids=torch.tensor(positions, device=device),
+            cache=self._arena,
+        )
+        self._arena.advance()
+        return logits
+
+    def forward(self, jobs: Sequence[Job], *, cache: Any, **inputs: Any) -> torch.Tensor:
+        """Return the logits of each row's next token, shape (rows, vocabulary)."""
+        self.bank.select([job.key for job in jobs])
+        inputs[self._cache] = cache
+        output = self._model(**inputs, use_cache=True, **self._options)
+        logits: torch.Tensor = output.logits[:, -1]
+        return logits
+
+    def remove(self, job: Job) -> None:
+        """Free whatever an ended job has: its row and its adapter."""
+        if job in self.rows:
+            row = self.rows.index(job)
+            self._arena.drop(row)
+            self.rows[row] = self.rows[-1]
+            self.rows.pop()
+        self.reading = [
+            prefill
+            for prefill in self.reading
+            if any(other.state is not State.ENDED for other in prefill.jobs)
+        ]
+        if job.acquired and job.asked.adapter is not None:
+            job.acquired = False
+            self.bank.release(job.asked.adapter[0])
+
+    def clear(self) -> None:
+        """Free everything but the adapters, which stay in memory unused."""
+        self.rows, self.reading = [], []
+        self._arena.clear()
+        self.bank.release_all()
+        if self._model.device.type == "cuda":
+            torch.cuda.empty_cache()
