@@ -42,7 +42,7 @@ def tiny_tokenizer(more_specials=()):
 
 
 def save_tiny_model(folder: Path) -> Path:
-    """Write a two-layer Llama with a byte-level tokenizer into ``folder``."""
+    """Write a two-layer Llama with a byte-level tokenizer, and return its folder."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
