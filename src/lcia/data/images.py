@@ -13,6 +13,7 @@ from typing import Any
 from lcia.data.sample import Image, Message, Sample
 from lcia.data.task import Task
 from lcia.errors import DataError
+from lcia.files import content_of
 
 SHOWN = 20
 
@@ -104,7 +105,7 @@ def _inspect(path: str) -> tuple[str | None, str | None]:
     from PIL import Image as Pictures
 
     try:
-        content = Path(path).read_bytes()
+        content = content_of(Path(path))
     except FileNotFoundError:
         return None, "no such file"
     except OSError as error:

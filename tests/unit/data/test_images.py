@@ -221,3 +221,10 @@ def test_pictures_of_a_stream_lie_in_a_folder_of_their_own(tmp_path):
     entries = [entry, TaskConfig(name="u", train=data.name, test=data.name)]
     with pytest.raises(DataError, match=r"1 of 2 pictures cannot be used"):
         load_tasks(entries, base=tmp_path)
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "a\x00b", "\ud800.png"])
+def test_a_path_that_names_no_file_is_told_at_once(path):
+    good, bad = inspect([path])
+    assert not good
+    assert bad[path].startswith(("no such file", "cannot be read: it is a pipe or a device"))
