@@ -44,3 +44,20 @@ def test_they_are_one_line_and_nothing_is_made(
     options = ["--name", "colours", "--model", tiny_model, "--set", override]
     assert expected in fails("learn", store, data, *options)
     assert not store.exists()
+
+
+def test_what_a_diverged_task_advises_works(lcia, stream, tmp_path, tiny_model):
+    data = tmp_path / "colours-train.jsonl"
+    learn = ["--name", "colours", "--model", tiny_model, "--set", "dtype=float32"]
+    wild = lcia("learn", tmp_path / "a", data, *learn, "--set", "training.learning_rate=1e20")
+    assert wild.returncode == 1
+    (told,) = [line for line in wild.stderr.splitlines() if line.startswith("task 'colours'")]
+    assert "make a new one, or for a stream another output" in told
+    calm = lcia("learn", tmp_path / "b", data, *learn, "--set", "training.learning_rate=1e-3")
+    assert calm.returncode == 0, calm.stderr
+    edit(stream, method="sequential")
+    wild = lcia("run", stream, "--set", "training.learning_rate=1e20")
+    assert wild.returncode == 1
+    assert "sequential-seed0: task 'colours', step " in wild.stderr
+    calm = lcia("run", stream, "--set", "training.learning_rate=1e-3", "--set", "output=other")
+    assert calm.returncode == 0, calm.stderr

@@ -1,6 +1,7 @@
 """DynamicEMACallback inside a real Trainer: parity with a hand-written loop, resume, logs."""
 
 import copy
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -221,6 +222,13 @@ def test_a_checkpoint_of_an_earlier_lcia_goes_on_or_says_why_not(tmp_path, rule)
         return
     with pytest.raises(TrainingError, match=r"earlier lcia.*Delete the folders checkpoint-\*"):
         again.train(resume_from_checkpoint=str(path.parent))
+    for folder in (tmp_path / "a").glob("checkpoint-*"):
+        shutil.rmtree(folder)
+    fresh = trainer(tmp_path / "a", DynamicEMACallback(rule=rule), save_strategy="steps",
+                    save_steps=4)  # fmt: skip
+    fresh.train()
+    for a, b in zip(run.model.parameters(), fresh.model.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("rule", ["paper", "curvature"])
