@@ -20,6 +20,9 @@ CHARACTERS = 2_000
 """Lines on stderr, and characters in one, that an error may take."""
 
 UNFORESEEN = "Run with --debug for the traceback."
+PROGRESS = re.compile(r"\rLoading weights:[^\r\n]*")
+"""Transformers' own, which lcia turns off where it is the first to import it."""
+
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -47,11 +50,11 @@ class Ended:
             return f"exit code {self.code}: {self.err[:200]}"
         if self.code and not self.err.strip():
             return f"exit code {self.code} without a word"
-        if "Usage: lcia" in self.err:
+        if "Usage: " in self.err:
             return None  # it repeats what was typed
         if len(lines) > LINES or any(len(line) > CHARACTERS for line in lines):
             return f"{len(lines)} lines, the longest of {max(map(len, lines))} characters"
-        for text in (self.out, self.err):
+        for text in (self.out, PROGRESS.sub("", self.err)):
             if found := CONTROL.search(text):
                 return f"control character {found[0]!r} on the terminal: {text[:300]!r}"
         return None

@@ -4,6 +4,8 @@
 verbs that need them.
 """
 
+import errno
+import io
 import logging
 import os
 import sys
@@ -29,6 +31,9 @@ from lcia.cli import (
     store,
 )
 from lcia.errors import LciaError, printable
+
+UNUSABLE = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM)
+"""What is wrong with a path wherever it is first looked at."""
 
 app = typer.Typer(
     help="An assistant that keeps learning: teach a language model one task after another.",
@@ -89,6 +94,8 @@ class _Plain(logging.Formatter):
 def main() -> None:
     """Run the command line; errors are one line, and the exit code says whose they are."""
     debug = "--debug" in sys.argv
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names and texts that it cannot write
     if "--json" in sys.argv:
         sys.stdout = sys.stderr  # some libraries log to stdout when they are imported
     try:
@@ -104,6 +111,9 @@ def main() -> None:
     except Exception as error:  # the outermost edge
         if debug:
             raise
+        if isinstance(error, OSError) and error.errno in UNUSABLE and error.filename is not None:
+            sys.stderr.write(printable(f"{error.filename}: cannot be used: {error.strerror}.\n"))
+            sys.exit(2)
         text = printable(f"{type(error).__name__}: {error}")
         sys.stderr.write(f"{text}\nRun with --debug for the traceback.\n")
         sys.exit(1)
