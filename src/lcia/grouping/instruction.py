@@ -7,7 +7,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lcia.errors import ConfigError, DataError
-from lcia.grouping.templates import find_templates, infer_templates
+from lcia.grouping.templates import (
+    find_templates,
+    infer_templates,
+    recurring_count,
+    recurring_words,
+)
 from lcia.registry import nearest
 
 # The simplest first: where two reproduce the field equally often, the earlier one is kept.
@@ -162,6 +167,24 @@ class Extraction:
     def instructions(self) -> list[str]:
         """The unique instructions, most frequent first."""
         return list(self.counts)
+
+    def without_prompts(self, prompts: Sequence[str], *, task: str) -> "Extraction":
+        """Return the extraction with no text that is a whole prompt of the task.
+
+        A prompt that recurs is an instruction and stays. In place of the others stand the words
+        that recur over the prompts, as one text; the task's name where none do.
+
+        Args:
+            prompts: the task's training prompts.
+            task: its name.
+        """
+        least = recurring_count(len(prompts))
+        whole = Counter(prompt.strip() for prompt in prompts)
+        counts = {text: n for text, n in self.counts.items() if not 0 < whole[text] < least}
+        if dropped := sum(self.counts.values()) - sum(counts.values()):
+            words = " ".join(recurring_words(prompts)) or task
+            counts[words] = counts.get(words, 0) + dropped
+        return replace(self, counts=dict(sorted(counts.items(), key=lambda c: (-c[1], c[0]))))
 
     def describe(self) -> str:
         """Return one line: what was taken as the instruction, and from how many prompts."""

@@ -36,7 +36,7 @@ def infer_templates(prompts: Sequence[str]) -> list[str]:
     Words in fewer than 5% of the prompts (and in fewer than two) are slots. A template is
     what sentences look like with slots left out, if it recurs and most of it is fixed words.
     """
-    least = max(2, _LEAST_SHARE * len(prompts))
+    least = recurring_count(len(prompts))
     sentences = [list(dict.fromkeys(_sentences(prompt))) for prompt in prompts]
     holding: Counter[str] = Counter()
     for prompt in sentences:
@@ -57,6 +57,24 @@ def infer_templates(prompts: Sequence[str]) -> list[str]:
             break
     kept.sort(key=lambda shape: (-counts[shape], shape))
     return [_render(shape, surfaces[shape]) for shape in kept]
+
+
+def recurring_count(prompts: int) -> float:
+    """Return in how many of so many prompts something has to stand to recur."""
+    return max(2, _LEAST_SHARE * prompts)
+
+
+def recurring_words(prompts: Sequence[str]) -> list[str]:
+    """Return the words that recur over prompts, in the order in which they mostly come first."""
+    holding: Counter[str] = Counter()
+    places: Counter[str] = Counter()
+    for prompt in prompts:
+        for place, word in enumerate(dict.fromkeys(_words(prompt))):
+            holding[word] += 1
+            places[word] += place
+    least = recurring_count(len(prompts))
+    kept = [word for word, count in holding.items() if count >= least and word != "0"]
+    return sorted(kept, key=lambda word: (places[word] / holding[word], word))
 
 
 def find_templates(prompt: str, templates: Sequence[str]) -> tuple[list[str], str]:

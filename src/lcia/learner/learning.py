@@ -276,6 +276,10 @@ class ContinualLearner:
         codebook = current.codebook()
         codebook.open_above(self.store.groups_opened())
         extraction = instructions_of(task)
+        if self.config.build_method().config.get("memory") == 0:  # which promises to keep none
+            extraction = extraction.without_prompts(
+                [sample.prompt for sample in task.train], task=task.name
+            )
         decision = codebook.decide(extraction.instructions)
         prompts = [sample.prompt for sample in task.train]
         group = codebook.add(decision.group, extraction, task=task.name, prompts=prompts)

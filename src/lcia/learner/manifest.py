@@ -15,6 +15,7 @@ from lcia.files import checksums, files_below, read_record
 SCHEMA = 2
 """1: no hashes but of adapters; the fingerprint was that of a dump of all settings."""
 
+_INSIDE = re.compile(r"(?!/)(?!(.*/)?\.\.?(/|$))[^\\\0]+", re.DOTALL)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -162,9 +163,7 @@ def _check_files(path: Path, files: Any) -> None:
     if not isinstance(files, dict):
         raise StoreError(f"{path}: files: expected an object of path to SHA-256.")
     for name, value in files.items():
-        parts = PurePosixPath(name).parts
-        safe = parts and not name.startswith("/") and ".." not in parts and "\\" not in name
-        if not safe or not isinstance(value, str) or not _SHA256.fullmatch(value):
+        if not (_INSIDE.fullmatch(name) and isinstance(value, str) and _SHA256.fullmatch(value)):
             raise StoreError(
                 f"{path}: files: {name[:60]!r}: {str(value)[:20]!r}; expected a path in the store "
                 "and its SHA-256."

@@ -53,6 +53,7 @@ class _Checker:
         self.root = store.root
         self.weights = weights
         self._known: dict[str, str | None] = {}
+        self._places: dict[str, set[str]] = {}
 
     def links(self) -> Iterator[str]:
         """Yield what is neither file nor folder."""
@@ -126,17 +127,22 @@ class _Checker:
                         yield name, "is not one of the version's files"
 
     def _problem(self, path: str, wanted: str) -> str | None:
-        if path.endswith(WEIGHTS) and not self.weights:
-            return None if (self.root / path).is_file() else "is missing"
+        unread = path.endswith(WEIGHTS) and not self.weights
         if path not in self._known:
             file = self.root / path
-            self._known[path] = sha256_of(file) if file.is_file() else None
+            self._known[path] = (wanted if unread else sha256_of(file)) if file.is_file() else None
         found = self._known[path]
-        if found == wanted:
+        if found == wanted or (unread and found is not None):
             return None
         return "is missing" if found is None else "differs from its checksum"
 
     def _names(self, place: str) -> set[str]:
+        """Return the files of a folder; each folder is looked at once."""
+        if place not in self._places:
+            self._places[place] = self._look(place)
+        return self._places[place]
+
+    def _look(self, place: str) -> set[str]:
         folder = self.root / place
         found = (path for path in files_below(folder) if not is_leftover(path.name))
         return {path.relative_to(self.root).as_posix() for path in found}
