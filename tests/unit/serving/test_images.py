@@ -99,6 +99,8 @@ def test_pictures_that_would_fill_the_memory(monkeypatch):
         "::ffff:169.254.169.254",
         "2002:7f00:1::1",
         "64:ff9b::10.0.0.1",
+        "64:ff9b::8.8.8.8",
+        "2001:0:7f00:1::1",
         "ff02::1",
     ],
 )
@@ -206,3 +208,24 @@ def test_fetching_takes_limited_time(web, monkeypatch):
     monkeypatch.setattr(images, "_fetch", slow)
     monkeypatch.setattr(images, "FETCH_TIMEOUT_S", 0.05)
     assert "did not arrive" in refused("http://a.org/ok.png", fetch=True)
+
+
+def test_a_request_has_few_pictures_and_none_of_more_is_fetched(web):
+    _, _, asked, _ = web
+    assert len(load(*["http://a.org/ok.png"] * images.MAX_PICTURES, fetch=True)) == 16
+    asked.clear()
+    assert "5000 pictures; expected at most 16" in refused(
+        *["http://a.org/ok.png"] * 5_000, fetch=True
+    )
+    assert not asked
+
+
+def test_the_pictures_of_a_request_share_one_time(web, monkeypatch):
+    async def slow(url):
+        await asyncio.sleep(0.05)
+        return picture()
+
+    monkeypatch.setattr(images, "_fetch", slow)
+    monkeypatch.setattr(images, "FETCH_TIMEOUT_S", 0.2)
+    assert load("http://a.org/ok.png", fetch=True)
+    assert "did not arrive" in refused(*["http://a.org/ok.png"] * 16, fetch=True)

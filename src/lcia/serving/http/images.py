@@ -18,9 +18,16 @@ MAX_BYTES = 10 << 20
 MAX_PIXELS = 40_000_000
 """Of all pictures of a request together; three bytes each while they are read."""
 
+MAX_PICTURES = 16
+"""Of a request."""
+
 FETCH_TIMEOUT_S = 10.0
+"""For all pictures of a request that are fetched."""
+
 REDIRECTS = 3
 PORTS = {"http": 80, "https": 443}
+TUNNELS = tuple(map(ipaddress.ip_network, ("2002::/16", "2001::/32", "64:ff9b::/96")))
+"""6to4, Teredo and NAT64: addresses of IPv6 that may lead to any address of IPv4."""
 
 
 def refuse(message: str) -> ApiError:
@@ -36,20 +43,21 @@ async def load_images(urls: Sequence[str], *, fetch: bool) -> list[bytes]:
         fetch: whether addresses are fetched.
 
     Raises:
-        ApiError: 400, a picture is too large, of another kind, or may not be fetched.
+        ApiError: 400, there are too many, one is too large, of another kind, may not be fetched, or
+            they take too long.
     """
-    contents = []
-    for url in urls:
-        if url.startswith("data:"):
-            contents.append(decode_data_url(url))
-        elif not fetch:
-            raise refuse("this server fetches no pictures; send a data URL.")
-        else:
-            try:
-                contents.append(await asyncio.wait_for(_fetch(url), FETCH_TIMEOUT_S))
-            except asyncio.TimeoutError as error:
-                raise refuse(f"did not arrive within {FETCH_TIMEOUT_S:g} s.") from error
-    return contents
+    if len(urls) > MAX_PICTURES:
+        raise refuse(f"there are {len(urls)} pictures; expected at most {MAX_PICTURES} a request.")
+    if not fetch and not all(url.startswith("data:") for url in urls):
+        raise refuse("this server fetches no pictures; send a data URL.")
+
+    async def load() -> list[bytes]:
+        return [decode_data_url(u) if u.startswith("data:") else await _fetch(u) for u in urls]
+
+    try:
+        return await asyncio.wait_for(load(), FETCH_TIMEOUT_S)
+    except asyncio.TimeoutError as error:
+        raise refuse(f"did not arrive within {FETCH_TIMEOUT_S:g} s.") from error
 
 
 def decode_data_url(url: str) -> bytes:
@@ -102,66 +110,45 @@ def _open(content: bytes) -> Any:
 
 async def _fetch(url: str) -> bytes:
     """Fetch a picture from a public address; every redirect is checked like the first one."""
-    async with httpx.AsyncClient(trust_env=False, timeout=FETCH_TIMEOUT_S) as client:
-        for _ in range(REDIRECTS + 1):
-            request = await _pinned(client, url)
-            try:
-                answer = await client.send(request, stream=True)
-            except httpx.HTTPError as error:
-                raise refuse(f"could not be fetched: {type(error).__name__}.") from error
-            try:
-                if not answer.is_redirect:
-                    return await _read(answer)
-                url = str(httpx.URL(url).join(answer.headers["location"]))
-            finally:
-                await answer.aclose()
+    try:
+        async with httpx.AsyncClient(trust_env=False, timeout=FETCH_TIMEOUT_S) as client:
+            for _ in range(REDIRECTS + 1):
+                address, options = await _checked(httpx.URL(url))
+                async with client.stream("GET", address, **options) as answer:
+                    if not answer.is_redirect:
+                        return await _read(answer)
+                    url = str(httpx.URL(url).join(answer.headers["location"]))
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise refuse(f"could not be fetched: {type(error).__name__}.") from error
     raise refuse(f"was redirected more than {REDIRECTS} times.")
 
 
-async def _pinned(client: httpx.AsyncClient, url: str) -> httpx.Request:
-    """Return a request to the very address that was checked: names may change what they mean."""
+async def _checked(url: httpx.URL) -> tuple[httpx.URL, dict[str, Any]]:
+    """Return the very address that was checked, as names may change what they mean, and options."""
+    port = PORTS.get(url.scheme)
+    if port is None or not url.host or url.userinfo or url.port not in (None, port):
+        raise refuse("expected http://HOST/... or https://HOST/... on its usual port.")
     try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL as error:
-        raise refuse("is no address.") from error
-    port = parsed.port or PORTS.get(parsed.scheme)
-    if parsed.scheme not in PORTS or not parsed.host or parsed.userinfo:
-        raise refuse("expected http://HOST/... or https://HOST/....")
-    if port != PORTS[parsed.scheme]:
-        raise refuse("expected the usual port of http or https.")
-    address = await _public_address(parsed.host, port)
-    host = f"[{address}]" if ":" in address else address
-    return client.build_request(
-        "GET",
-        parsed.copy_with(host=host),
-        headers={"Host": parsed.netloc.decode("ascii"), "Accept": ", ".join(FORMATS)},
-        extensions={"sni_hostname": parsed.host},
-    )
-
-
-async def _public_address(host: str, port: int) -> str:
-    """Return an address of ``host``, all of whose addresses must be public."""
-    try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(url.host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise refuse("its host has no address.") from error
     addresses = [str(entry[4][0]).partition("%")[0] for entry in found]
     if not addresses or not all(map(is_public, addresses)):
         raise refuse("its host is not public.")
-    return addresses[0]
+    headers = {"Host": url.netloc.decode("ascii"), "Accept": ", ".join(FORMATS)}
+    options = {"headers": headers, "extensions": {"sni_hostname": url.host}}
+    return url.copy_with(host=addresses[0]), options
 
 
 def is_public(address: str) -> bool:
-    """Tell whether an address belongs to the public internet, whatever it is wrapped in."""
+    """Tell whether an address belongs to the public internet; tunnels to other ones do not."""
     parsed = ipaddress.ip_address(address)
     if isinstance(parsed, ipaddress.IPv6Address):
-        inner = [parsed.ipv4_mapped, parsed.sixtofour, *(parsed.teredo or ())]
-        if parsed in ipaddress.ip_network("64:ff9b::/96"):  # NAT64
-            inner.append(ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF))
-        if any(one is not None and not is_public(str(one)) for one in inner):
-            return False
         if parsed.ipv4_mapped is not None:
-            return True
+            return is_public(str(parsed.ipv4_mapped))
+        if any(parsed in tunnel for tunnel in TUNNELS):
+            return False
     return parsed.is_global and not parsed.is_multicast
 
 
@@ -172,11 +159,8 @@ async def _read(answer: httpx.Response) -> bytes:
     if kind not in FORMATS:
         raise refuse(f"its server sends {kind[:50] or 'no type'}; expected a picture.")
     content = bytearray()
-    try:
-        async for piece in answer.aiter_bytes(1 << 16):
-            content += piece
-            if len(content) > MAX_BYTES:
-                raise refuse(f"is larger than {MAX_BYTES} bytes.")
-    except httpx.HTTPError as error:
-        raise refuse("broke off while it was fetched.") from error
+    async for piece in answer.aiter_bytes(1 << 16):
+        content += piece
+        if len(content) > MAX_BYTES:
+            raise refuse(f"is larger than {MAX_BYTES} bytes.")
     return bytes(content)
