@@ -190,7 +190,7 @@ def test_an_answer_is_as_long_as_was_asked_for_and_fits(url, asked, given):
         ({"messages": [{"role": "system", "content": "x"}]}, "messages", "no turn of the user"),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "missing"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "should be a list"),
-        ({"messages": user("x" * 600)}, "messages", "at most 512"),
+        ({"messages": user("x" * 600)}, "messages", "context length is 512"),
         ({"messages": user("x" * 100_000)}, "messages", "more than"),
         ({"model": None}, "model", "is missing"),
     ],
@@ -224,7 +224,7 @@ def test_the_clients_own_errors_are_raised(client):
     with pytest.raises(openai.NotFoundError, match="There are: assistant, base, g1, g2") as missing:
         client.chat.completions.create(model="gpt-4o", messages=user("hello"))
     assert missing.value.code == "model_not_found"
-    with pytest.raises(openai.BadRequestError, match="at most 512") as long:
+    with pytest.raises(openai.BadRequestError, match="context length is 512") as long:
         client.chat.completions.create(model="g1", messages=user("x" * 600))
     assert long.value.code == "context_length_exceeded"
 

@@ -153,5 +153,5 @@ def test_an_error_is_shown_and_the_page_goes_on(open_page, url):
     page.fill("#prompt", "x" * 600)
     page.keyboard.press("Enter")
     page.locator(".problem").wait_for()
-    assert "at most 512" in page.locator(".problem").inner_text()
+    assert "context length is 512" in page.locator(".problem").inner_text()
     assert ask(page, NUMBER).locator(".group").first.inner_text() == "g2"

@@ -65,10 +65,7 @@ class Prompt:
             raise PromptError("The prompt has no tokens; expected at least one.")
         room = max_context - len(self.ids)
         if room < 1:
-            raise PromptTooLongError(
-                f"The prompt has {len(self.ids)} tokens; prompt and answer together have at most "
-                f"{max_context}."
-            )
+            raise PromptTooLongError(str(len(self.ids)), max_context=max_context)
         largest = max(self.ids)
         # With pictures, some models keep their places outside of the embedding.
         if min(self.ids) < 0 or (largest >= vocabulary and not self.pictures):

@@ -41,7 +41,20 @@ class PromptError(ConfigError):
 
 
 class PromptTooLongError(PromptError):
-    """A prompt leaves no room for an answer."""
+    """A prompt leaves no room for an answer.
+
+    Several clients know it by the words "maximum context length".
+
+    Args:
+        tokens: how many the prompt has.
+        max_context: tokens of prompt and answer together.
+    """
+
+    def __init__(self, tokens: str, *, max_context: int) -> None:
+        super().__init__(
+            f"This model's maximum context length is {max_context} tokens, prompt and answer "
+            f"together; the prompt has {tokens}. Send less, or raise --max-context."
+        )
 
 
 class GenerationTimeoutError(LciaError, TimeoutError):

@@ -19,6 +19,7 @@ from lcia.serving.http.api_error import ApiError, api_error
 from lcia.serving.http.body import read_tree
 from lcia.serving.http.guard import Guard
 from lcia.serving.http.metrics import Metrics
+from lcia.serving.http.openapi import document
 from lcia.serving.http.respond import respond
 from lcia.serving.http.schemas import (
     ChatRequest,
@@ -183,6 +184,12 @@ def add_models(app: FastAPI, records: Callable[[], list[dict[str, Any]]]) -> Non
 
 
 def _add_operations(app: FastAPI, service: Service) -> None:
+    described = document()
+
+    @app.api_route("/openapi.json", methods=READ)
+    async def openapi() -> Response:
+        return JSONResponse(described)
+
     @app.api_route("/healthz", methods=READ)
     async def healthz() -> Response:
         """Whether the process should live."""

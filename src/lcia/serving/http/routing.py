@@ -109,7 +109,7 @@ def check_length(texts: Sequence[str]) -> None:
     if sum(map(len, texts)) > MAX_CHARACTERS:
         raise ApiError(
             400,
-            f"The texts have over {MAX_CHARACTERS} characters, more than is routed; name a group.",
+            f"The prompt is too long to be routed: over {MAX_CHARACTERS} characters; name a group.",
             code="context_length_exceeded",
             param="messages",
         )

@@ -249,10 +249,8 @@ class Service:
         """Refuse, before any work, what cannot fit even if all tokens were the longest one."""
         least = sum(len(message.text) for message in messages) // self._longest_token
         if least >= self.config.limits.max_context:
-            raise PromptTooLongError(
-                f"The prompt has more than {least} tokens; prompt and answer together have at "
-                f"most {self.config.limits.max_context}."
-            )
+            limit = self.config.limits.max_context
+            raise PromptTooLongError(f"more than {least}", max_context=limit)
 
     def _add_gauges(self) -> None:
         engine, bank = self.answers.engine, self.answers.engine.bank

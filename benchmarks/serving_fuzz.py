@@ -1,0 +1,118 @@
+"""Ten thousand hostile bodies: does the server tell each what is wrong, and stop nobody else?
+
+    PYTHONPATH=tests python -m benchmarks.serving_fuzz   # benchmarks/results/serving_fuzz.json
+
+Four clients send at once what ``tests/hostile.py`` draws by seed; another one asks /healthz all
+the time. Memory is the server's resident set, sampled every 50 ms.
+"""
+
+import argparse
+import asyncio
+import collections
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+from benchmarks.serving_server import ServerProcess, make_store, server
+from hostile import Hostile, requests
+
+RESULTS = Path(__file__).parent / "results" / "serving_fuzz.json"
+HANGS_S = 60.0
+
+
+@dataclass
+class Told:
+    """What came back.
+
+    Attributes:
+        answers: status and code, to how often.
+        wrong: what should not have happened.
+        healthz_s: how long every probe took.
+        rss_mb: the server's memory.
+    """
+
+    answers: collections.Counter[str] = field(default_factory=collections.Counter)
+    wrong: list[str] = field(default_factory=list)
+    healthz_s: list[float] = field(default_factory=list)
+    rss_mb: list[float] = field(default_factory=list)
+
+
+async def send(client: httpx.AsyncClient, asked: Iterator[Hostile], told: Told) -> None:
+    """Send requests until there are none, and check that every answer is one."""
+    for one in asked:
+        try:
+            answer = await client.post(one.path, content=one.body, headers=one.headers)
+            code = answer.json()["error"]["code"] if answer.status_code >= 400 else ""
+        except (httpx.HTTPError, ValueError, KeyError) as error:
+            told.wrong.append(f"{one.path} {one.body[:200]!r}: {error!r}")
+            continue
+        told.answers[f"{answer.status_code} {code}".strip()] += 1
+        if answer.status_code >= 500 and code != "overloaded":
+            told.wrong.append(f"{one.path} {one.body[:200]!r}: {answer.text[:200]}")
+
+
+async def probe(client: httpx.AsyncClient, process: ServerProcess, told: Told) -> None:
+    """Ask /healthz again and again, until cancelled."""
+    while True:
+        started = time.perf_counter()
+        await client.get("/healthz")
+        told.healthz_s.append(time.perf_counter() - started)
+        told.rss_mb.append(process.rss_mb())
+        await asyncio.sleep(0.05)
+
+
+async def fuzz(process: ServerProcess, *, count: int, seed: int) -> Told:
+    """Send everything; the clients share one list."""
+    told, asked = Told(), requests(count, seed=seed)
+    async with (
+        httpx.AsyncClient(base_url=process.url, timeout=HANGS_S) as client,
+        httpx.AsyncClient(base_url=process.url, timeout=HANGS_S) as prober,
+    ):
+        probing = asyncio.create_task(probe(prober, process, told))
+        await asyncio.gather(*(send(client, asked, told) for _ in range(4)))
+        probing.cancel()
+    return told
+
+
+def main() -> None:
+    """Fuzz a server of its own and write what came back."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--store", type=Path, help="an assistant; default: one made for this")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        store = asked.store or make_store(Path(scratch) / "assistant").root
+        with server(store, Path(scratch) / "log.txt", ["--max-new-tokens", "4"]) as process:
+            asyncio.run(fuzz(process, count=50, seed=-1))  # whatever is made once is made
+            before = process.rss_mb()
+            started = time.perf_counter()
+            told = asyncio.run(fuzz(process, count=asked.count, seed=asked.seed))
+            seconds = time.perf_counter() - started
+        tracebacks = (Path(scratch) / "log.txt").read_text(encoding="utf-8").count("Traceback")
+    silent = sorted(told.healthz_s)
+    result = {
+        "requests": asked.count,
+        "seconds": round(seconds, 1),
+        "answers": dict(sorted(told.answers.items())),
+        "wrong": told.wrong[:20],
+        "tracebacks": tracebacks,
+        "healthz_ms": {
+            "p50": round(1e3 * silent[len(silent) // 2], 1),
+            "p99": round(1e3 * silent[len(silent) * 99 // 100], 1),
+            "max": round(1e3 * silent[-1], 1),
+        },
+        "rss_mb": {"base": round(before), "peak": round(max(told.rss_mb))},
+    }
+    asked.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
