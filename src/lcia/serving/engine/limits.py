@@ -43,7 +43,8 @@ class PromptError(ConfigError):
 class PromptTooLongError(PromptError):
     """A prompt leaves no room for an answer.
 
-    Several clients know it by the words "maximum context length".
+    Clients know it by words: litellm by "maximum context length is", LangChain by "prompt is too
+    long".
 
     Args:
         tokens: how many the prompt has.
@@ -52,8 +53,8 @@ class PromptTooLongError(PromptError):
 
     def __init__(self, tokens: str, *, max_context: int) -> None:
         super().__init__(
-            f"This model's maximum context length is {max_context} tokens, prompt and answer "
-            f"together; the prompt has {tokens}. Send less, or raise --max-context."
+            f"The prompt is too long: this model's maximum context length is {max_context} tokens, "
+            f"prompt and answer together; the prompt has {tokens}."
         )
 
 
