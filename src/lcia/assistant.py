@@ -1,16 +1,18 @@
 """The short way to use lcia from Python."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lcia.config import AssistantConfig, parse_config
-from lcia.data import Message, Task, TaskConfig, load_task
+from lcia.data import Image, Message, Task, TaskConfig, load_task
 from lcia.data.images import picture_files
+from lcia.errors import ConfigError
 from lcia.evaluation.generate import Request, generate
 from lcia.evaluation.matrix import AccuracyMatrix
 from lcia.evaluation.metrics import summarise
+from lcia.grouping import told
 from lcia.learner import ContinualLearner, Listener, Outcome, Store
 
 
@@ -107,9 +109,15 @@ class Assistant:
         return self._learner.learn(load_task(entry))
 
     def answer(
-        self, prompt: str, *, images: Sequence[str | Path] = (), max_new_tokens: int = 64
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        images: Sequence[str | Path] = (),
+        max_new_tokens: int = 64,
     ) -> Answer:
         """Answer a prompt, about pictures if there are any, with the nearest group.
+
+        See ``answer_many``.
 
         Raises:
             ConfigError: there are pictures, and the model reads text only.
@@ -119,7 +127,7 @@ class Assistant:
 
     def answer_many(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[str | Sequence[Message]],
         *,
         images: Sequence[Sequence[str | Path]] = (),
         max_new_tokens: int = 64,
@@ -127,7 +135,8 @@ class Assistant:
         """Answer prompts in batches, each with its own group.
 
         Args:
-            prompts: what a user would type.
+            prompts: what a user would type; or a conversation, its last turn the user's: what it
+                says as a whole chooses the group.
             images: the pictures of each prompt, files; they stand before its text.
             max_new_tokens: longest answer in tokens.
 
@@ -136,15 +145,18 @@ class Assistant:
             DataError: a picture cannot be used.
         """
         pictures = [picture_files(files) for files in images or [()] * len(prompts)]
+        conversations = [
+            _with_pictures(prompt, shown) for prompt, shown in zip(prompts, pictures, strict=True)
+        ]
         version = self.store.current
-        decisions = self._learner.router(version).route_many(prompts)
+        decisions = self._learner.router(version).route_many(map(told, conversations))
         requests = [
             Request(
-                messages=(Message(role="user", content=prompt, images=shown),),
+                messages=messages,
                 adapter=version.adapters[decision.group] if decision.group else None,
                 max_new_tokens=max_new_tokens,
             )
-            for prompt, shown, decision in zip(prompts, pictures, decisions, strict=True)
+            for messages, decision in zip(conversations, decisions, strict=True)
         ]
         batch_size = self._learner.config.generation.batch_size
         texts = generate(self._learner.host, requests, batch_size=batch_size)
@@ -158,3 +170,19 @@ class Assistant:
             )
             for text, decision in zip(texts, decisions, strict=True)
         ]
+
+
+def _with_pictures(
+    prompt: str | Sequence[Message], shown: tuple[Image, ...]
+) -> tuple[Message, ...]:
+    """Return a prompt as a conversation, pictures before the text of its last turn.
+
+    Raises:
+        ConfigError: the last turn is not the user's.
+    """
+    if isinstance(prompt, str):
+        return (Message(role="user", content=prompt, images=shown),)
+    if not prompt or prompt[-1].role != "user":
+        raise ConfigError("prompt: the last turn of a conversation has to be the user's.")
+    last = prompt[-1]
+    return (*prompt[:-1], replace(last, images=(*shown, *last.images)))

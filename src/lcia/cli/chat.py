@@ -7,6 +7,7 @@ import typer
 
 if TYPE_CHECKING:
     from lcia.assistant import Answer
+    from lcia.data import Message
     from lcia.evaluation.generate import Prediction
 
 
@@ -19,6 +20,9 @@ def chat(
     store: Annotated[Path, typer.Argument(help="An assistant's folder.")],
     prompts: Annotated[
         list[str] | None, typer.Option("--prompt", "-p", help="Ask this and stop; repeatable.")
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option("--system", help="A system turn before every prompt.")
     ] = None,
     images: Annotated[
         list[Path] | None, typer.Option("--image", help="A picture to ask about; repeatable.")
@@ -37,6 +41,8 @@ def chat(
       lcia chat assistant --image cat.jpg -p "What is this?\nAnswer in a single word."
 
       lcia chat assistant -p "On which continent is this country?\n\nPeru"
+
+      lcia chat assistant --system "On which continent is this country?" -p Peru
     """
     import sys
     from dataclasses import asdict
@@ -48,7 +54,9 @@ def chat(
     if prompts:
         asked = [prompt.replace("\\n", "\n") for prompt in prompts]
         answers = assistant.answer_many(
-            asked, images=[images or ()] * len(asked), max_new_tokens=max_new_tokens
+            [_conversation(system, prompt) for prompt in asked],
+            images=[images or ()] * len(asked),
+            max_new_tokens=max_new_tokens,
         )
         if as_json:
             print_json([asdict(answer) for answer in answers])
@@ -60,7 +68,16 @@ def chat(
     console.print("Ask; an empty line ends.", markup=False)
     while line := (console.input("> ") if sys.stdin.isatty() else sys.stdin.readline()).strip():
         prompt = line.replace("\\n", "\n")
-        _show(assistant.answer(prompt, images=images or (), max_new_tokens=max_new_tokens))
+        said = _conversation(system, prompt)
+        _show(assistant.answer(said, images=images or (), max_new_tokens=max_new_tokens))
+
+
+def _conversation(system: str | None, prompt: str) -> "str | list[Message]":
+    from lcia.data import Message
+
+    if system is None:
+        return prompt
+    return [Message(role="system", content=system), Message(role="user", content=prompt)]
 
 
 def _show(answer: "Answer") -> None:

@@ -60,6 +60,9 @@ def learn(
     instruction: Annotated[
         str | None, typer.Option("--instruction", help="Where prompts say what to do.")
     ] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option(help="Longest answer to generate, in tokens.", min=1)
+    ] = 32,
     reader: Format = None,
     role: Role = None,
     images: Images = None,
@@ -86,7 +89,7 @@ def learn(
     from lcia.reports.numbers import duration
 
     tree: dict[str, Any] = {"name": name, "train": data, "test": test, "scorer": scorer}
-    tree |= {"instruction": instruction, "images": images}
+    tree |= {"instruction": instruction, "images": images, "max_new_tokens": max_new_tokens}
     tree |= {"format": reader, "roles": roles_of(role)}
     task = load_task(parse_config(TaskConfig, tree, where="lcia learn"))
     check_task(task)

@@ -1,10 +1,19 @@
 """The settings of one assistant."""
 
 import dataclasses
+import datetime
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 from lcia.config.training import CANNOT_BE_MADE, check_fields, check_parts, one_line
 from lcia.errors import ConfigError
@@ -68,10 +77,25 @@ class GenerationConfig(_Frozen):
     Attributes:
         batch_size: prompts answered at once.
         max_prompt_tokens: longer prompts lose their middle, in training and in answering.
+        chat_template_kwargs: what the model's chat template is rendered with, such as
+            ``enable_thinking: false``.
+        date: the day chat templates are told it is, ``2024-07-26`` unless it is set: answers must
+            not depend on the day.
+        fold_system: whether the system turn becomes the beginning of the first user turn, for
+            chat templates without a system turn.
     """
 
     batch_size: int = Field(default=16, ge=1)
     max_prompt_tokens: int = Field(default=1024, ge=16)
+    chat_template_kwargs: dict[str, JsonValue] = Field(default_factory=dict)
+    date: datetime.date | None = None
+    fold_system: bool = False
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what is not set: a store of an earlier lcia stays the same to the byte."""
+        later = {"chat_template_kwargs", "date", "fold_system"}
+        return {k: v for k, v in serialise(self).items() if v or k not in later}
 
 
 class GateConfig(_Frozen):

@@ -11,11 +11,12 @@ from lcia.data.task import Task
 from lcia.errors import StoreError
 from lcia.evaluation.scorers import mean_percent, score_each
 from lcia.files import read_jsonl
+from lcia.grouping.conversation import Prompt, told
 from lcia.grouping.router import RouteDecision
 from lcia.models.host import AdapterHost
 from lcia.registry import SCORERS
 
-Route = Callable[[str], RouteDecision]
+Route = Callable[[Prompt], RouteDecision]
 Adapters = Mapping[str, tuple[str, Path]]
 
 
@@ -140,7 +141,7 @@ def evaluate(
     Args:
         host: the base model.
         tasks: their ``test`` samples are answered.
-        route: prompt to decision.
+        route: what a prompt says, as ``lcia.grouping.told`` tells it, to decision.
         adapters: group to the key ``group@version`` and directory of its adapter; None where the
             base model answers.
         batch_size: prompts answered at once.
@@ -152,7 +153,9 @@ def evaluate(
         One prediction per sample, in the order of tasks and samples.
     """
     cache = {(p.task, p.sample, p.adapter, p.prompt): p.prediction for p in known}
-    samples = [(task, sample, route(sample.prompt)) for task in tasks for sample in task.test]
+    samples = [
+        (task, sample, route(told(sample.messages))) for task in tasks for sample in task.test
+    ]
     keys, missing = [], []
     for task, sample, decision in samples:
         adapter = adapters[decision.group] if decision.group else None

@@ -3,7 +3,7 @@
 Learning a task::
 
     extraction = InstructionRecipe.parse("infer").fit(prompts)          # or .fit(prompts, fields)
-    decision = codebook.decide(extraction.instructions)                 # -> GroupDecision
+    decision = codebook.decide(extraction.instructions, system=extraction.system)
     group = codebook.add(decision.group, extraction, task="agnews")     # None opens "g1", "g2", ...
     codebook.save(version / "codebook.json")
 
@@ -12,6 +12,11 @@ Answering a prompt::
     router = Router(InstructionCodebook.load(path))                     # a snapshot
     router.route(prompt)                                                # -> RouteDecision
     router.route_many(prompts)
+
+A conversation is grouped and routed by all that it says to the model::
+
+    router.route(told(messages))                                        # str | Said
+    router.consider(told(messages))                                     # and which part decided
 
 What a threshold would do to a stream, before any training::
 
@@ -31,7 +36,7 @@ Signatures:
     InstructionRecipe.extract(prompt) -> str            # the whole prompt where none is found
     Extraction: recipe, counts {instruction: prompts}, instructions, prompts, whole_prompts,
                 agreement, describe()
-    InstructionCodebook(config=None): decide(instructions), similarities(instructions),
+    InstructionCodebook(config=None): decide(instructions, *, system=()), similarities(...),
                 add(group, extraction, *, task, prompts=()), groups, active, group(id),
                 merge(group, other), split(group, tasks), rename(group, name), retire(group),
                 save(path), load(path), copy()
@@ -48,21 +53,25 @@ from lcia.grouping.advice import (
 )
 from lcia.grouping.codebook import GroupDecision, InstructionCodebook
 from lcia.grouping.config import GroupingConfig
+from lcia.grouping.conversation import Prompt, Said, told
 from lcia.grouping.groups import Group, TaughtTask
 from lcia.grouping.instruction import Extraction, InstructionRecipe
-from lcia.grouping.router import RouteDecision, RouteExplanation, Router
+from lcia.grouping.router import Considered, RouteDecision, RouteExplanation, Router
 from lcia.grouping.tfidf import pair_similarity
 
 __all__ = [
+    "Considered",
     "Extraction",
     "Group",
     "GroupDecision",
     "GroupingConfig",
     "InstructionCodebook",
     "InstructionRecipe",
+    "Prompt",
     "RouteDecision",
     "RouteExplanation",
     "Router",
+    "Said",
     "TaughtTask",
     "ThresholdAdvice",
     "ThresholdLevel",
@@ -70,4 +79,5 @@ __all__ = [
     "plan_groups",
     "suggest_threshold",
     "task_similarities",
+    "told",
 ]

@@ -57,7 +57,7 @@ def plan_groups(
     codebook = InstructionCodebook(replace(config, route_on="instruction"))
     planned = {}
     for task, extraction in tasks.items():
-        decision = codebook.decide(extraction.instructions)
+        decision = codebook.decide(extraction.instructions, system=extraction.system)
         planned[task] = (codebook.add(decision.group, extraction, task=task), decision)
     return planned
 

@@ -12,6 +12,7 @@ from lcia.errors import ConfigError, DataError, LciaError, StoreError
 from lcia.files import read_json, write_json
 from lcia.grouping.backend import Similarity
 from lcia.grouping.config import GroupingConfig
+from lcia.grouping.conversation import Prompt, undecided, whole, without
 from lcia.grouping.groups import Group, TaughtTask
 from lcia.grouping.instruction import Extraction
 from lcia.grouping.rows import GroupedRows
@@ -77,15 +78,30 @@ class InstructionCodebook:
             raise ConfigError(f"There is no group {group!r}. {nearest(group, self._groups)}")
         return self._groups[group]
 
-    def similarities(self, instructions: Iterable[str]) -> dict[str, float]:
+    def similarities(
+        self, instructions: Iterable[str], *, system: Sequence[str] = ()
+    ) -> dict[str, float]:
         """Return active group to similarity: the aggregate over instructions and stored ones.
+
+        Args:
+            instructions: those of a task; each counts once.
+            system: those of their lines that stand in system turns.
 
         Raises:
             DataError: there are no instructions.
         """
-        texts = sorted(set(instructions))
-        if not texts:
+        given = list(instructions)
+        if not given:
             raise DataError("There are no instructions to compare; expected at least 1.")
+        shared = self._find_undecided((system, given))
+        if shared != self._undecided:
+            informed = self.copy()
+            informed._reindex(shared)
+            return informed._compare(given)
+        return self._compare(given)
+
+    def _compare(self, instructions: Iterable[str]) -> dict[str, float]:
+        texts = sorted({without(text, self._undecided) for text in instructions})
         # In sorted order, so that no order of instructions changes a digit.
         mean = sum(map(self.instruction_scores, texts), np.zeros(len(self._groups))) / len(texts)
         return {
@@ -96,7 +112,7 @@ class InstructionCodebook:
 
     def instruction_scores(self, text: str) -> NDArray[np.float64]:
         """Return the similarity of one instruction to every group, shape (groups,)."""
-        return self._instructions.scores(text, len(self._groups))
+        return self._instructions.scores(without(text, self._undecided), len(self._groups))
 
     def prompt_scores(self, text: str) -> NDArray[np.float64]:
         """Return the similarity of a prompt to every group's nearest prototype, shape (groups,)."""
@@ -105,11 +121,11 @@ class InstructionCodebook:
     def nearest_instruction(self, text: str, group: str) -> str | None:
         """Return the group's instruction most similar to ``text``; None where it has none."""
         nearest_item: str | None = self._instructions.nearest_item(
-            text, list(self._groups).index(self.group(group).id)
+            without(text, self._undecided), list(self._groups).index(self.group(group).id)
         )
         return nearest_item
 
-    def decide(self, instructions: Iterable[str]) -> GroupDecision:
+    def decide(self, instructions: Iterable[str], *, system: Sequence[str] = ()) -> GroupDecision:
         """Decide which group a task with these instructions joins.
 
         The most similar group if it reaches the threshold, else a new one; of equally similar
@@ -117,11 +133,13 @@ class InstructionCodebook:
 
         Args:
             instructions: the task's instructions; each counts once.
+            system: those of their lines that stand in system turns: what tasks share there, and
+                what does not tell them apart, is left out.
 
         Raises:
             DataError: there are no instructions.
         """
-        similarities = self.similarities(instructions)
+        similarities = self.similarities(instructions, system=system)
         ranked = sorted(similarities, key=lambda group: -similarities[group])
         if not ranked:
             return GroupDecision(
@@ -138,7 +156,12 @@ class InstructionCodebook:
         )
 
     def add(
-        self, group: str | None, extraction: Extraction, *, task: str, prompts: Sequence[str] = ()
+        self,
+        group: str | None,
+        extraction: Extraction,
+        *,
+        task: str,
+        prompts: Sequence[Prompt] = (),
     ) -> str:
         """Record what a task taught, and return its group.
 
@@ -160,12 +183,17 @@ class InstructionCodebook:
             recipe=extraction.recipe,
             instructions=extraction.counts,
             prototypes=self._prototypes(extraction, prompts),
+            system=extraction.system,
         )
         target = target or self._open()
-        known_texts = set(target.instructions)
+        known_texts = set(self._compared(target))
         position = list(self._groups).index(target.id)
         self._groups[target.id] = target.with_task(taught)
-        new_texts = [text for text in taught.instructions if text not in known_texts]
+        if self._find_undecided() != self._undecided:
+            self._reindex()
+            return target.id
+        texts = dict.fromkeys(without(text, self._undecided) for text in taught.instructions)
+        new_texts = [text for text in texts if text not in known_texts]
         self._instructions.add(position, new_texts)
         self._prompts.add(position, taught.prototypes)
         return target.id
@@ -231,6 +259,7 @@ class InstructionCodebook:
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON object that `from_dict` reads back."""
         texts = dict.fromkeys(text for group in self.groups for text in group.instructions)
+        texts |= dict.fromkeys(text for group in self.groups for text in self._compared(group))
         return {
             "schema": SCHEMA,
             "settings": asdict(self.config),
@@ -281,7 +310,7 @@ class InstructionCodebook:
         self._groups[group.id] = group
         return group
 
-    def _prototypes(self, extraction: Extraction, prompts: Sequence[str]) -> tuple[Any, ...]:
+    def _prototypes(self, extraction: Extraction, prompts: Sequence[Prompt]) -> tuple[Any, ...]:
         if self.config.route_on == "instruction":
             return ()
         if not prompts:
@@ -291,13 +320,22 @@ class InstructionCodebook:
             )
         if self.config.route_on == "both":
             prompts = [extraction.recipe.split(prompt)[1] for prompt in prompts]
-        return tuple(self.backend.prototypes(prompts))
+        return tuple(self.backend.prototypes(list(map(whole, prompts))))
 
-    def _reindex(self) -> None:
+    def _compared(self, group: Group) -> list[str]:
+        """Return the instructions of a group as they are compared."""
+        return list(dict.fromkeys(without(text, self._undecided) for text in group.instructions))
+
+    def _find_undecided(self, *others: tuple[Sequence[str], Iterable[str]]) -> frozenset[str]:
+        known = [(task.system, list(task.instructions)) for g in self.groups for task in g.tasks]
+        return undecided([*known, *others])
+
+    def _reindex(self, shared: frozenset[str] | None = None) -> None:
+        self._undecided = self._find_undecided() if shared is None else shared
         self._instructions = GroupedRows(
             self.backend.instruction_index(), mean=self.config.aggregate == "mean"
         )
         self._prompts = GroupedRows(self.backend.prompt_index(), mean=False)
         for position, group in enumerate(self.groups):
-            self._instructions.add(position, group.instructions)
+            self._instructions.add(position, self._compared(group))
             self._prompts.add(position, group.prototypes)

@@ -18,6 +18,7 @@ class TaughtTask:
         instructions: unique instruction to the number of prompts it was found in.
         prototypes: of its prompts, as the similarity backend writes them; empty where answering
             compares instructions alone.
+        system: those lines of the instructions that stand in system turns.
     """
 
     name: str
@@ -25,22 +26,25 @@ class TaughtTask:
     recipe: InstructionRecipe
     instructions: Mapping[str, int]
     prototypes: tuple[Any, ...] = ()
+    system: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON object that `from_dict` reads back."""
-        return {
+        record = {
             "name": self.name,
             "order": self.order,
             "recipe": self.recipe.to_dict(),
             "instructions": dict(self.instructions),
             "prototypes": list(self.prototypes),
         }
+        return {**record, "system": list(self.system)} if self.system else record
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "TaughtTask":
         """Build the task `to_dict` wrote."""
         recipe = InstructionRecipe.from_dict(record["recipe"])
-        return cls(**{**record, "recipe": recipe, "prototypes": tuple(record["prototypes"])})
+        lists = {key: tuple(record.get(key, ())) for key in ("prototypes", "system")}
+        return cls(**{**record, **lists, "recipe": recipe})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +87,7 @@ class Group:
             order=max(known.order for known in [*earlier, task]),
             instructions=_sum_counts(known.instructions for known in [*earlier, task]),
             prototypes=tuple(p for known in [*earlier, task] for p in known.prototypes),
+            system=tuple(dict.fromkeys(s for known in [*earlier, task] for s in known.system)),
         )
         return replace(self, tasks=tuple(sorted([*others, merged], key=lambda t: t.order)))
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lcia.errors import ConfigError, DataError
+from lcia.grouping.conversation import Prompt, Said, whole
 from lcia.grouping.templates import (
     find_templates,
     infer_templates,
@@ -17,7 +18,8 @@ from lcia.registry import nearest
 
 # The simplest first: where two reproduce the field equally often, the earlier one is kept.
 POSITIONAL = ("whole", "first_paragraph", "first_line", "last_line", "before_colon")
-KINDS = (*POSITIONAL, "regex", "infer", "field")
+_READ_ALL = {"whole", "regex", "infer"}
+KINDS = (*POSITIONAL, "system", "regex", "infer", "field")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +29,14 @@ class InstructionRecipe:
     Attributes:
         kind: ``whole`` prompt; ``first_paragraph``, ``first_line`` or ``last_line`` that is not
             blank; ``before_colon``: what stands before the first colon that white space follows;
-            ``regex``: the first group of ``pattern``, or its whole match; ``infer``: the lines or
-            sentences that recur over a task's prompts; ``field``: the data name the instruction.
+            ``system``: the system turn; ``regex``: the first group of ``pattern``, or its whole
+            match; ``infer``: the lines or sentences that recur over a task's prompts; ``field``:
+            the data name the instruction.
         pattern: of kind ``regex``.
         templates: of kind ``infer``, filled in by `fit`.
+
+    ``whole``, ``regex`` and ``infer`` read all that a conversation says to the model; lines and
+    paragraphs are those of the user's turns.
 
     `fit` turns ``field`` into the recipe of another kind that reproduces the field best, because
     nobody names the instruction when a question is asked.
@@ -69,11 +75,11 @@ class InstructionRecipe:
             f'instruction: found {spec!r}; expected one of {", ".join(KINDS)} or {{regex: "..."}}.'
         )
 
-    def fit(self, prompts: Sequence[str], fields: Sequence[str | None] = ()) -> "Extraction":
+    def fit(self, prompts: Sequence[Prompt], fields: Sequence[str | None] = ()) -> "Extraction":
         """Learn how to find the instruction of a task's prompts, and find it in each of them.
 
         Args:
-            prompts: the raw text of a task's training prompts.
+            prompts: what a task's training prompts say: raw text, or a conversation.
             fields: the instruction of each prompt as the data name it; only ``field`` needs them.
 
         Raises:
@@ -85,10 +91,10 @@ class InstructionRecipe:
             return _fit_field(prompts, fields)
         recipe = self
         if self.kind == "infer":
-            recipe = replace(self, templates=tuple(infer_templates(prompts)))
+            recipe = replace(self, templates=tuple(infer_templates(list(map(whole, prompts)))))
         found = [recipe.find(prompt) for prompt in prompts]
         texts = [
-            prompt.strip() if text is None else text
+            whole(prompt).strip() if text is None else text
             for prompt, text in zip(prompts, found, strict=True)
         ]
         return Extraction(
@@ -96,14 +102,33 @@ class InstructionRecipe:
             counts=_by_frequency(texts),
             prompts=len(prompts),
             whole_prompts=found.count(None),
+            system=recipe.system_lines(prompts),
         )
 
-    def split(self, prompt: str) -> tuple[str | None, str]:
+    def system_lines(self, prompts: Sequence[Prompt]) -> tuple[str, ...]:
+        """Return the lines of instructions that come from system turns."""
+        if self.kind not in {"infer", "whole"}:
+            return ()
+        systems = dict.fromkeys(p.system for p in prompts if isinstance(p, Said) and p.system)
+        found: dict[str, None] = {}
+        for system in systems:
+            lines = system.split("\n")
+            if self.kind == "infer":
+                lines = find_templates(system, self.templates)[0]
+            found |= dict.fromkeys(line for line in lines if line.strip())
+        return tuple(found)
+
+    def split(self, prompt: Prompt) -> tuple[str | None, str]:
         """Return the instruction of ``prompt``, None where there is none, and what else it says.
 
         Raises:
             ConfigError: the recipe is ``field`` and was not fitted.
         """
+        if self.kind == "system":
+            said = prompt if isinstance(prompt, Said) else Said(turns=(prompt,))
+            return said.system.strip() or None, said.user.strip()
+        if isinstance(prompt, Said):
+            prompt = prompt.whole if self.kind in _READ_ALL else prompt.user
         if self.kind == "infer":
             templates, rest = find_templates(prompt, self.templates)
             return ("\n".join(templates) or None), rest
@@ -113,7 +138,7 @@ class InstructionRecipe:
         before, _, after = prompt.partition(found)
         return found.strip(), (before + after).strip()
 
-    def find(self, prompt: str) -> str | None:
+    def find(self, prompt: Prompt) -> str | None:
         """Return the instruction of ``prompt``, or None where the recipe does not find one.
 
         Raises:
@@ -121,10 +146,10 @@ class InstructionRecipe:
         """
         return self.split(prompt)[0]
 
-    def extract(self, prompt: str) -> str:
+    def extract(self, prompt: Prompt) -> str:
         """Return the instruction of ``prompt``: the whole of it where the recipe finds none."""
         found = self.find(prompt)
-        return prompt.strip() if found is None else found
+        return whole(prompt).strip() if found is None else found
 
     def _locate(self, prompt: str) -> str | None:
         if self.kind == "regex":
@@ -153,6 +178,7 @@ class Extraction:
         counts: unique instruction to the number of prompts it was found in, most frequent first.
         prompts: how many prompts were read.
         whole_prompts: in how many the recipe found nothing, so the whole prompt was taken.
+        system: those lines of the instructions that stand in system turns.
         agreement: share of prompts where ``recipe`` gives back the field the data named, in [0, 1];
             None where no field was asked for.
     """
@@ -161,6 +187,7 @@ class Extraction:
     counts: Mapping[str, int]
     prompts: int
     whole_prompts: int = 0
+    system: tuple[str, ...] = ()
     agreement: float | None = None
 
     @property
@@ -184,7 +211,12 @@ class Extraction:
         if dropped := sum(self.counts.values()) - sum(counts.values()):
             words = " ".join(recurring_words(prompts)) or task
             counts[words] = counts.get(words, 0) + dropped
-        return replace(self, counts=dict(sorted(counts.items(), key=lambda c: (-c[1], c[0]))))
+        kept = {line for text in counts for line in text.split("\n")}
+        return replace(
+            self,
+            counts=dict(sorted(counts.items(), key=lambda c: (-c[1], c[0]))),
+            system=tuple(line for line in self.system if line in kept),
+        )
 
     def describe(self) -> str:
         """Return one line: what was taken as the instruction, and from how many prompts."""
@@ -199,7 +231,7 @@ class Extraction:
         return line
 
 
-def _fit_field(prompts: Sequence[str], fields: Sequence[str | None]) -> Extraction:
+def _fit_field(prompts: Sequence[Prompt], fields: Sequence[str | None]) -> Extraction:
     missing = [number for number, field in enumerate(fields, 1) if not (field or "").strip()]
     if len(fields) != len(prompts) or missing:
         where = f"the first without one is number {missing[0]}" if missing else f"got {len(fields)}"
@@ -215,7 +247,9 @@ def _fit_field(prompts: Sequence[str], fields: Sequence[str | None]) -> Extracti
         )
         return same / len(prompts)
 
-    recipe = max((InstructionRecipe(kind=kind) for kind in POSITIONAL), key=agreement)
+    systems = any(isinstance(prompt, Said) and prompt.system for prompt in prompts)
+    kinds = (*POSITIONAL, "system") if systems else POSITIONAL
+    recipe = max((InstructionRecipe(kind=kind) for kind in kinds), key=agreement)
     return Extraction(
         recipe=recipe,
         counts=_by_frequency(wanted),

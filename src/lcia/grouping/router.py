@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from lcia.errors import ConfigError
 from lcia.grouping.codebook import InstructionCodebook
 from lcia.grouping.config import POLICIES
+from lcia.grouping.conversation import Prompt, Said, whole
 from lcia.registry import nearest
 
 ROUTED_CHARACTERS = 1 << 14
@@ -16,6 +17,9 @@ ROUTED_CHARACTERS = 1 << 14
 
 Instructions stand there, and routing is to cost the same whatever somebody pastes in between.
 """
+
+TURNS = 8
+"""User turns looked at, from the last one back."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +65,29 @@ class RouteExplanation:
         terms: terms of both instructions with their share of the similarity, largest first;
             empty for a similarity that does not come from terms.
         similarities: active group to similarity, the most similar first.
+        back: how many user turns before the last the decision rests on.
     """
 
     decision: RouteDecision
     matched: str | None
     terms: Mapping[str, float]
     similarities: Mapping[str, float]
+    back: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Considered:
+    """A decision, and what of a conversation it rests on.
+
+    Attributes:
+        decision: which group answers.
+        text: the part that decided.
+        back: how many user turns before the last it stands; 0 for the conversation as a whole.
+    """
+
+    decision: RouteDecision
+    text: Prompt
+    back: int = 0
 
 
 class Router:
@@ -93,13 +114,40 @@ class Router:
         self._retired = np.array([group.retired for group in groups], bool)
         self._latest = max(active, key=lambda group: group.order).id if active else None
 
-    def route(self, text: str) -> RouteDecision:
-        """Decide which group answers the prompt ``text``."""
-        return self._route(text)[0]
+    def route(self, prompt: Prompt) -> RouteDecision:
+        """Decide which group answers a prompt: a text, or what a conversation says."""
+        return self.consider(prompt).decision
 
-    def route_many(self, texts: Iterable[str]) -> list[RouteDecision]:
+    def route_many(self, prompts: Iterable[Prompt]) -> list[RouteDecision]:
         """Decide for each of several prompts."""
-        return [self.route(text) for text in texts]
+        return [self.route(prompt) for prompt in prompts]
+
+    def consider(self, prompt: Prompt) -> Considered:
+        """Decide which group answers a conversation, and say which part of it decided.
+
+        It goes by the whole if that is more like a group than every turn of its own; else by the
+        last turn that says what to do, with the system turn or without. A follow-up such as "and
+        for Peru?" holds no instruction and stays with the group of the turn it follows. Where no
+        turn reaches the threshold, the last one decides. ``TURNS`` turns are looked at.
+        """
+        if isinstance(prompt, str):
+            return Considered(decision=self._route(prompt)[0], text=prompt)
+        turns = prompt.turns[-TURNS:] or ("",)
+        parts = []
+        for back, turn in enumerate(reversed(turns)):
+            options: list[Prompt] = [turn]
+            if prompt.system:
+                options += [Said(system=prompt.system, turns=(turn,)), prompt.system]
+            found = [Considered(decision=self._route(o)[0], text=o, back=back) for o in options]
+            parts.append(max(found, key=lambda one: one.decision.similarity))
+        if len(turns) > 1:
+            said = Said(system=prompt.system, turns=turns)
+            all_of_it = Considered(decision=self._route(said)[0], text=said)
+            similarity = all_of_it.decision.similarity
+            if all(similarity > one.decision.similarity for one in parts):
+                return all_of_it
+        reached = (one for one in parts if one.decision.reason == "reached")
+        return next(reached, parts[0])
 
     def route_task(self, task: str) -> RouteDecision:
         """Return the group that learned a task: routing where the task's identity is given."""
@@ -116,9 +164,10 @@ class Router:
             instruction_found=False,
         )
 
-    def explain(self, text: str) -> RouteExplanation:
+    def explain(self, prompt: Prompt) -> RouteExplanation:
         """Decide, and say what the decision rests on."""
-        decision, scores = self._route(text)
+        considered = self.consider(prompt)
+        decision, scores = self._route(considered.text)
         matched = None
         if decision.nearest is not None:
             matched = self.codebook.nearest_instruction(decision.instruction, decision.nearest)
@@ -128,13 +177,13 @@ class Router:
             matched=matched,
             terms=self.codebook.backend.shared_terms(decision.instruction, matched or ""),
             similarities={self._ids[i]: float(scores[i]) for i in ranked},
+            back=considered.back,
         )
 
-    def _route(self, text: str) -> tuple[RouteDecision, NDArray[np.float64]]:
-        if len(text) > ROUTED_CHARACTERS:
-            half = ROUTED_CHARACTERS // 2
-            text = f"{text[:half]}\n{text[-half:]}"
-        splits = dict(recipe.split(text) for recipe in self.recipes)
+    def _route(self, prompt: Prompt) -> tuple[RouteDecision, NDArray[np.float64]]:
+        prompt = _shortened(prompt)
+        text = whole(prompt)
+        splits = dict(recipe.split(prompt) for recipe in self.recipes)
         rest_of = {found: rest for found, rest in splits.items() if found is not None}
         instruction_found = bool(rest_of)
         rest_of = rest_of or {text: text}
@@ -189,3 +238,15 @@ class Router:
             return best, "reached"
         chosen = {"nearest": best, "latest": self._latest, "base": None}[self.below]
         return chosen, f"below_{self.below}"
+
+
+def _shortened(prompt: Prompt) -> Prompt:
+    """Return a prompt whose texts have at most ``ROUTED_CHARACTERS``, without their middles."""
+    if isinstance(prompt, Said):
+        return Said(system=_cut(prompt.system), turns=tuple(map(_cut, prompt.turns)))
+    return _cut(prompt)
+
+
+def _cut(text: str) -> str:
+    half = ROUTED_CHARACTERS // 2
+    return text if len(text) <= ROUTED_CHARACTERS else f"{text[:half]}\n{text[-half:]}"

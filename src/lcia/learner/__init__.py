@@ -1,7 +1,8 @@
 """The learning loop and the store it commits to."""
 
+from lcia.learner.instructions import instructions_of
 from lcia.learner.journal import Journal, Listener, read_journal
-from lcia.learner.learning import ContinualLearner, check_task, instructions_of, load_host
+from lcia.learner.learning import ContinualLearner, check_task, load_host
 from lcia.learner.lifecycle import merge_groups, rename_group, retire_group, split_group
 from lcia.learner.outcome import Outcome
 from lcia.learner.store import Store

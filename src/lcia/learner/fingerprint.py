@@ -20,7 +20,11 @@ GROUPING = (
     "encoder",
 )
 
-LATER: dict[str, Any] = {}
+LATER: dict[str, Any] = {
+    "generation.chat_template_kwargs": {},
+    "generation.date": None,
+    "generation.fold_system": False,
+}
 """Settings that came after schema 2 and change what is learned, by their path, such as
 ``grouping.content``, each with the value that means "as before": it counts only when it differs."""
 
@@ -39,7 +43,7 @@ def fingerprint(config: AssistantConfig, task: Task, *, model: str, schema: int 
     """
     settings = _settings_1(config) if schema == 1 else _settings_2(config, model)
     content = [task.name, task.fingerprint(), settings]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _settings_2(config: AssistantConfig, model: str) -> dict[str, Any]:

@@ -18,16 +18,17 @@ from lcia.evaluation.generate import (
 from lcia.evaluation.metrics import summarise
 from lcia.files import discard, write_jsonl
 from lcia.grouping import (
-    Extraction,
     GroupDecision,
     InstructionCodebook,
-    InstructionRecipe,
     Router,
+    told,
 )
+from lcia.grouping.conversation import whole
 from lcia.learner.environment import environment
 from lcia.learner.fingerprint import fingerprint
 from lcia.learner.finite import check_finite
 from lcia.learner.gate import check_gate
+from lcia.learner.instructions import instructions_of, tell_odd_fields
 from lcia.learner.journal import Journal, Listener
 from lcia.learner.memory import memory_watched, release_memory
 from lcia.learner.outcome import Outcome
@@ -40,6 +41,7 @@ from lcia.learner.training import TRAINED, UNTRAINED, train_adapter
 from lcia.learner.transaction import DRAFT, Run, begin, commit, propose, refuse, refused
 from lcia.learner.version import Version
 from lcia.methods.base import Method
+from lcia.models.answering import TODAY, TemplateSettings
 from lcia.models.host import AdapterHost
 from lcia.models.loading import check_model, content_hash, load_model
 from lcia.models.memory import keep_freed_memory
@@ -276,12 +278,11 @@ class ContinualLearner:
         codebook = current.codebook()
         codebook.open_above(self.store.groups_opened())
         extraction = instructions_of(task)
+        tell_odd_fields(task, extraction)
+        prompts = [told(sample.messages) for sample in task.train]
         if self.config.build_method().config.get("memory") == 0:  # which promises to keep none
-            extraction = extraction.without_prompts(
-                [sample.prompt for sample in task.train], task=task.name
-            )
-        decision = codebook.decide(extraction.instructions)
-        prompts = [sample.prompt for sample in task.train]
+            extraction = extraction.without_prompts(list(map(whole, prompts)), task=task.name)
+        decision = codebook.decide(extraction.instructions, system=extraction.system)
         group = codebook.add(decision.group, extraction, task=task.name, prompts=prompts)
         journal.write(
             "grouped",
@@ -450,19 +451,6 @@ def check_task(task: Task) -> None:
     instructions_of(task)
 
 
-def instructions_of(task: Task) -> Extraction:
-    """Return the instructions of a task, and the recipe that finds them in a prompt.
-
-    Raises:
-        ConfigError: an unknown recipe.
-        DataError: the recipe cannot work on the task's prompts.
-    """
-    return InstructionRecipe.parse(task.instruction).fit(
-        [sample.prompt for sample in task.train],
-        [sample.instruction for sample in task.train],
-    )
-
-
 def load_host(config: AssistantConfig) -> AdapterHost:
     """Load the base model of a configuration.
 
@@ -477,4 +465,9 @@ def load_host(config: AssistantConfig) -> AdapterHost:
         max_prompt_tokens=config.generation.max_prompt_tokens,
         projector=config.projector.mode != "frozen",
         pad_images=config.pad_images,
+        template=TemplateSettings(
+            kwargs=config.generation.chat_template_kwargs,
+            date=config.generation.date or TODAY,
+            fold_system=config.generation.fold_system,
+        ),
     )

@@ -18,6 +18,7 @@ from lcia.config import AssistantConfig
 from lcia.config.training import CANNOT_BE_MADE, one_line
 from lcia.data.task import Task
 from lcia.errors import ConfigError, LciaError, TrainingError
+from lcia.evaluation.reachable import check_answers
 from lcia.learner.memory import is_out_of_memory
 from lcia.learner.training import build_trainer, context_of
 from lcia.models.host import AdapterHost
@@ -36,6 +37,8 @@ def preflight(host: AdapterHost, task: Task, config: AssistantConfig) -> None:
 
     Raises:
         ConfigError: the settings cannot train this model on this task.
+        DataError: no answer of the task could score; see ``check_answers``.
+        ModelError: the model's chat template refuses the task's turns.
     """
     config = config.resolved()
     _check_count(task, config)
@@ -43,6 +46,9 @@ def preflight(host: AdapterHost, task: Task, config: AssistantConfig) -> None:
     shown = next((sample for sample in (*task.train, *task.test) if sample.images), None)
     if shown is not None and host.base.processor is None:
         host.chat.encode_prompt(shown.messages)  # raises: this model reads text only
+    if (content := task.fingerprint()) not in host.answerable:
+        check_answers(host.chat, task)
+        host.answerable.add(content)
     settings = config.model_dump(mode="json", include=set(DETERMINES))
     tried = json.dumps(settings, sort_keys=True)
     if tried in host.proven:

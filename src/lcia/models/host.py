@@ -80,6 +80,7 @@ class AdapterHost:
         base_answers: what the base model answered to a request, kept by those who ask it twice;
             the last ``BASE_ANSWERS`` used.
         proven: settings that took a training step with this model.
+        answerable: fingerprints of tasks whose answers it can give.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class AdapterHost:
         self.max_loaded = max_loaded
         self.base_answers = RecentAnswers(BASE_ANSWERS)
         self.proven: set[str] = set()
+        self.answerable: set[str] = set()
         self._peft: Any | None = None
         self._loaded: dict[str, Path] = {}
 

@@ -6,10 +6,10 @@ import pytest
 
 from lcia.errors import StoreError
 from lcia.files import read_sealed, sha256_of, write_sealed
-from lcia.grouping import InstructionCodebook
+from lcia.grouping import InstructionCodebook, Said
 from lcia.learner import Store
 from lcia.serving.http.api_error import ApiError
-from lcia.serving.http.routing import choose_adapter, route_turns
+from lcia.serving.http.routing import choose_adapter
 from lcia.serving.live import LiveStore
 from serving_server import COLOUR, make_store
 
@@ -42,11 +42,11 @@ def test_a_renamed_group_is_served_by_name_and_id(store):
     snapshot = LiveStore(store.root).current
     assert list(snapshot.names) == ["colour letters", "g2", "g1"]
     for name in ("colour letters", "g1"):
-        choice = choose_adapter(snapshot, name, [COLOUR])
+        choice = choose_adapter(snapshot, name, Said(turns=(COLOUR,)))
         assert (choice.group, choice.adapter[0]) == ("g1", "g1@0001")
         assert choice.headers()["x-lcia-group"] == "g1"
     with pytest.raises(ApiError, match="There are: assistant, base, colour letters, g2, g1"):
-        choose_adapter(snapshot, "g3", [COLOUR])
+        choose_adapter(snapshot, "g3", Said(turns=(COLOUR,)))
 
 
 @pytest.mark.parametrize("name", ["assistant", "base"])
@@ -86,14 +86,18 @@ def test_a_damaged_version_is_tried_again(store):
 def test_a_follow_up_looks_back_for_an_instruction(store):
     router = LiveStore(store.root).current.router
     turns = [COLOUR, "and red?", "and blue?"]
-    assert [route_turns(router, turns[:n])[1] for n in (1, 2, 3)] == [0, 1, 2]
-    assert route_turns(router, ["hello", "you"])[0].reason == "below_nearest"
+    assert [looked_back(router, *turns[:n]).back for n in (1, 2, 3)] == [0, 1, 2]
+    assert looked_back(router, "hello", "you").decision.reason == "below_nearest"
     far = [COLOUR, *["and this?"] * 8]
-    assert route_turns(router, far)[1] == 0, "eight turns, and no further"
+    assert looked_back(router, *far).back == 0, "eight turns, and no further"
+
+
+def looked_back(router, *turns):
+    return router.consider(Said(turns=turns))
 
 
 def test_an_assistant_that_learned_nothing_answers_with_the_base_model(store):
     store.roll_back(0)
-    choice = choose_adapter(LiveStore(store.root).current, "assistant", ["hello"])
+    choice = choose_adapter(LiveStore(store.root).current, "assistant", Said(turns=("hello",)))
     assert (choice.group, choice.adapter, choice.reason) == (None, None, "no_groups")
     assert choice.headers()["x-lcia-group"] == "base"

@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from lcia.grouping import Said
 from lcia.serving.config import AccessConfig
 from lcia.serving.gateway.relay import StaleModelError, forward
 from lcia.serving.gateway.upstreams import Upstreams
@@ -23,7 +24,7 @@ from lcia.serving.http.body import read_tree
 from lcia.serving.http.connection import CLIENT_GONE, ClientGoneError, while_connected
 from lcia.serving.http.metrics import Metrics
 from lcia.serving.http.routing import check_length, choose_adapter, explain
-from lcia.serving.http.schemas import RouteRequest, parse, user_turns
+from lcia.serving.http.schemas import RouteRequest, parse, said_in
 from lcia.serving.live import ASSISTANT, BASE, LiveStore
 
 FIRST_CHECK_S = 10.0
@@ -98,10 +99,10 @@ class Gateway:
         model = asked.get("model")
         if not isinstance(model, str):
             raise ApiError(400, "'model' is missing.", code="missing_parameter", param="model")
-        turns = _turns(asked) if model == ASSISTANT else []
-        check_length(turns)
+        said = _said(asked) if model == ASSISTANT else Said()
+        check_length(said)
         started = time.perf_counter()
-        choice = await self.in_thread(choose_adapter, self.live.current, model, turns)
+        choice = await self.in_thread(choose_adapter, self.live.current, model, said)
         self.metrics.routing_seconds.observe(time.perf_counter() - started)
         adapter = choice.adapter[0] if choice.adapter else None
         choices = self.upstreams.serving(adapter)
@@ -192,9 +193,9 @@ def build_gateway(gateway: Gateway) -> FastAPI:
         tree = await read_tree(
             request, limit=access.max_body_bytes, timeout_s=access.body_timeout_s
         )
-        turns = user_turns(parse(RouteRequest, tree).messages)
-        check_length(turns)
-        return JSONResponse(await gateway.in_thread(explain, gateway.live.current, turns))
+        said = said_in(parse(RouteRequest, tree).messages)
+        check_length(said)
+        return JSONResponse(await gateway.in_thread(explain, gateway.live.current, said))
 
     def records() -> list[dict[str, Any]]:
         created = gateway.live.current.created
@@ -225,8 +226,10 @@ def build_gateway(gateway: Gateway) -> FastAPI:
     return app
 
 
-def _turns(asked: Mapping[str, Any]) -> list[str]:
-    """Return what the user wrote. Other fields are the server's business, and are not looked at.
+def _said(asked: Mapping[str, Any]) -> Said:
+    """Return what a conversation says to the model.
+
+    Other fields are the server's business, and are not looked at.
 
     Raises:
         ApiError: 400, there is no text of a user.
@@ -242,14 +245,14 @@ def _turns(asked: Mapping[str, Any]) -> list[str]:
                 code="invalid_value",
                 param="prompt",
             )
-        return prompts
+        return Said(turns=tuple(prompts))
     messages = asked.get("messages")
-    turns = [
-        _text(message.get("content"))
+    said = Said.by(
+        (str(message.get("role")), _text(message.get("content")))
         for message in (messages if isinstance(messages, list) else ())
-        if isinstance(message, dict) and message.get("role") == "user"
-    ]
-    if not turns:
+        if isinstance(message, dict)
+    )
+    if not said.turns:
         raise ApiError(
             400,
             "There is nothing to route by; expected 'messages' with a turn of the user, or "
@@ -257,7 +260,7 @@ def _turns(asked: Mapping[str, Any]) -> list[str]:
             code="invalid_messages",
             param="messages",
         )
-    return turns
+    return said
 
 
 def _text(content: Any) -> str:

@@ -27,7 +27,7 @@ from lcia.serving.http.schemas import (
     RouteRequest,
     parse,
     parse_completions,
-    user_turns,
+    said_in,
 )
 from lcia.serving.http.service import Service
 from lcia.serving.http.shapes import ChatShape, CompletionShape, Shape
@@ -149,7 +149,7 @@ def _add_openai(app: FastAPI, service: Service) -> None:
     @app.post("/v1/route")
     async def route(request: Request) -> Response:
         asked = parse(RouteRequest, await tree(request))
-        return JSONResponse(await service.explain(user_turns(asked.messages)))
+        return JSONResponse(await service.explain(said_in(asked.messages)))
 
     def model_record(name: str) -> dict[str, Any]:
         current = service.live.current

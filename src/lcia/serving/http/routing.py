@@ -1,20 +1,16 @@
 """Which adapter answers a request, and what the client is told about it."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from lcia.grouping import RouteDecision, Router
+from lcia.grouping import Prompt, RouteDecision, Said
 from lcia.serving.http.api_error import ApiError
 from lcia.serving.live import ASSISTANT, BASE, Snapshot
 
 MAX_CHARACTERS = 1 << 18
-"""Of the user's turns of a request that a gateway routes: it knows no context's length."""
-
-TURNS = 8
-"""User turns looked at, from the last one back."""
+"""Of what a request says that a gateway routes: it knows no context's length."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,19 +62,20 @@ class Choice:
         }
 
 
-def choose_adapter(snapshot: Snapshot, model: str, user_turns: Sequence[str]) -> Choice:
+def choose_adapter(snapshot: Snapshot, model: str, said: Said) -> Choice:
     """Return what answers a request for ``model``.
 
     Args:
         snapshot: the version in service.
         model: ``assistant``, ``base``, a group, or a group of a version, ``g1@0002``.
-        user_turns: what the user wrote, the last turn last; ``assistant`` needs at least one.
+        said: what the conversation says; ``assistant`` needs a turn of the user.
 
     Raises:
         ApiError: 404, there is no such model.
     """
     if model == ASSISTANT:
-        decision, turns_back = route_turns(snapshot.router, user_turns)
+        considered = snapshot.router.consider(prompt_of(said))
+        decision, turns_back = considered.decision, considered.back
         group = decision.group
     elif model == BASE or model in snapshot.names or model in snapshot.pinned:
         decision, turns_back = None, 0
@@ -100,13 +97,13 @@ def choose_adapter(snapshot: Snapshot, model: str, user_turns: Sequence[str]) ->
     )
 
 
-def check_length(texts: Sequence[str]) -> None:
+def check_length(said: Said) -> None:
     """Refuse what nobody writes by hand: routing reads every word.
 
     Raises:
         ApiError: 400, the texts are too long.
     """
-    if sum(map(len, texts)) > MAX_CHARACTERS:
+    if sum(map(len, said.parts())) > MAX_CHARACTERS:
         raise ApiError(
             400,
             f"The prompt is too long to be routed: over {MAX_CHARACTERS} characters; name a group.",
@@ -115,10 +112,10 @@ def check_length(texts: Sequence[str]) -> None:
         )
 
 
-def explain(snapshot: Snapshot, user_turns: Sequence[str]) -> dict[str, Any]:
+def explain(snapshot: Snapshot, said: Said) -> dict[str, Any]:
     """Return which group would answer a conversation, and what that rests on."""
-    choice = choose_adapter(snapshot, ASSISTANT, user_turns)
-    explained = snapshot.router.explain(user_turns[-1 - choice.turns_back])
+    choice = choose_adapter(snapshot, ASSISTANT, said)
+    explained = snapshot.router.explain(prompt_of(said))
     return {
         **choice.to_json(),
         "instruction": explained.decision.instruction,
@@ -129,20 +126,6 @@ def explain(snapshot: Snapshot, user_turns: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def route_turns(router: Router, user_turns: Sequence[str]) -> tuple[RouteDecision, int]:
-    """Route a conversation: by its last user turn, or the last one that says what to do.
-
-    A follow-up such as "and for Peru?" holds no instruction; it stays with the group of the turn
-    it follows. Where no turn reaches the threshold, the last one decides.
-
-    Returns:
-        The decision, and how many user turns before the last it rests on.
-    """
-    last = router.route(user_turns[-1])
-    if last.reason == "reached":
-        return last, 0
-    for back, text in enumerate(user_turns[-2 : -TURNS - 1 : -1], start=1):
-        earlier = router.route(text)
-        if earlier.reason == "reached":
-            return earlier, back
-    return last, 0
+def prompt_of(said: Said) -> Prompt:
+    """Return what is routed: the text of a single turn, else all that the conversation says."""
+    return said.turns[0] if said.is_one_turn else said

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError
 
+from lcia.grouping import Said
 from lcia.registry import nearest
 from lcia.serving.http.api_error import ApiError
 
@@ -210,18 +211,18 @@ class RouteRequest(_Strict):
     messages: Messages
 
 
-def user_turns(messages: Sequence[ChatMessage]) -> list[str]:
-    """Return what the user wrote.
+def said_in(messages: Sequence[ChatMessage]) -> Said:
+    """Return what a conversation says to the model, to route by.
 
     Raises:
-        ApiError: nothing.
+        ApiError: the user says nothing.
     """
-    turns = [message.text for message in messages if message.role == "user"]
-    if not turns:
+    said = Said.by((message.role, message.text) for message in messages)
+    if not said.turns:
         raise ApiError(
             400, "'messages' has no turn of the user.", code="invalid_messages", param="messages"
         )
-    return turns
+    return said
 
 
 Request = TypeVar("Request", bound=_Strict)

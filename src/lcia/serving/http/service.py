@@ -17,6 +17,7 @@ from jinja2 import TemplateError
 
 from lcia.data import Image, Message
 from lcia.errors import ConfigError, ModelError
+from lcia.grouping import Said
 from lcia.models import AdapterHost, ChatFormat
 from lcia.models.visual import VisualFormat
 from lcia.serving.config import ServeConfig
@@ -28,7 +29,7 @@ from lcia.serving.http.api_error import ApiError, api_error
 from lcia.serving.http.images import load_images, open_pictures
 from lcia.serving.http.metrics import Metrics
 from lcia.serving.http.routing import Choice, choose_adapter, explain
-from lcia.serving.http.schemas import ChatMessage, ChatRequest, CompletionRequest, user_turns
+from lcia.serving.http.schemas import ChatMessage, ChatRequest, CompletionRequest, said_in
 from lcia.serving.live import BASE, LiveStore
 
 logger = logging.getLogger(__name__)
@@ -127,12 +128,12 @@ class Service:
             for task in working:
                 task.cancel()
 
-    async def explain(self, turns: Sequence[str]) -> dict[str, Any]:
+    async def explain(self, said: Said) -> dict[str, Any]:
         """Return which group would answer a conversation, and what that rests on."""
 
         def work() -> dict[str, Any]:
             with self._routing:
-                return explain(self.live.current, turns)
+                return explain(self.live.current, said)
 
         return await asyncio.to_thread(work)
 
@@ -170,8 +171,8 @@ class Service:
         """Return which adapter answers; called on one of the engine's preparing threads."""
         with self._routing:
             started = time.perf_counter()
-            turns = user_turns(asked.conversation)
-            choice = choose_adapter(self.live.current, asked.model, turns)
+            said = said_in(asked.conversation)
+            choice = choose_adapter(self.live.current, asked.model, said)
             if choice.decision is not None:
                 self.metrics.routing_seconds.observe(time.perf_counter() - started)
         return choice
