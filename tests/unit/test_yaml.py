@@ -85,3 +85,9 @@ def test_what_stands_in_a_file_cannot_steer_the_terminal():
     long = printable("x" * 10_000 + ": expected y.\nz")
     assert len(long) < 1_700
     assert long.endswith("x: expected y.\nz")
+
+
+def test_a_stream_without_any_seed_is_refused():
+    tree = {"model": "m", "stream": "builtin:skills", "output": "out", "seeds": []}
+    with pytest.raises(ConfigError, match=r"stream: seeds is .*at least 1 item"):
+        parse_config(StreamConfig, tree, where="stream")

@@ -49,7 +49,7 @@ class StreamConfig(AssistantConfig, TaskSource):
     methods: tuple[Named, ...] = ()
     rules: tuple[Named, ...] = ()
     groupings: tuple[bool | str | dict[str, Any], ...] = ()
-    seeds: tuple[Seed, ...] = (0,)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
     orders: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     output: Path
 
