@@ -32,6 +32,15 @@ def make_store(root: Path, model: Path) -> Store:
     return learner.store
 
 
+def make_versions(root: Path, model: Path) -> Store:
+    """The same after a third task, which teaches g1 more: three versions, two of them of g1."""
+    store = make_store(root, model)
+    learner = ContinualLearner(store)
+    instruction = COLOUR.partition("\n")[0]
+    learner.learn(make_task("shades", instruction, {"blue": "b", "white": "w"}))
+    return store
+
+
 def make_service(store: Store, **settings) -> Service:
     config = ServeConfig(**{"access": AccessConfig(port=0), "poll_s": 0.05, **settings})
     limits = {**vars(config.limits), "max_context": min(512, config.limits.max_context)}
