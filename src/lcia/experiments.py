@@ -15,13 +15,21 @@ from lcia.config import AssistantConfig, StreamConfig, parse_config
 from lcia.data import Task
 from lcia.data.paths import resolve
 from lcia.data.task import NAME
-from lcia.errors import ConfigError, GateError, LciaError, OutOfMemoryError, TrainingError
+from lcia.distributed.launch import joined, start
+from lcia.distributed.processes import claimed, is_main, on_main
+from lcia.errors import (
+    ConfigError,
+    DivergenceError,
+    GateError,
+    LciaError,
+    OutOfMemoryError,
+    TrainingError,
+)
 from lcia.files import write_text
 from lcia.learner import ContinualLearner, Listener, Store, check_task, load_host
 from lcia.learner.environment import environment
 from lcia.learner.memory import forget, memory_watched
 from lcia.learner.preflight import preflight
-from lcia.learner.processes import claimed, is_main, on_main
 from lcia.models.host import AdapterHost
 from lcia.models.loading import check_model, reads_pictures
 from lcia.registry import METHODS
@@ -197,6 +205,7 @@ def run_experiment(
         LciaError: configuration, data or model cannot be used, or the output folder holds
             results of other settings.
     """
+    start(config.training)
     planned = check_experiment(config, base=base)
     host = _prove(planned)
     results: list[Result] = []
@@ -212,6 +221,8 @@ def run_experiment(
                 try:
                     host = _learn(sub, planned, host=host, listener=listener)
                 except (TrainingError, GateError) as error:
+                    if joined() and not isinstance(error, (DivergenceError, GateError)):
+                        raise  # the other processes may know nothing of it
                     host = None  # its adapter is in an unknown state
                     forget(error)
                     failures[sub.folder.name] = error
@@ -262,6 +273,7 @@ def _learn(
     listener: Listener | None,
 ) -> AdapterHost:
     """Learn what is left of a sub-run and write its result; return the model for the next."""
+    start(sub.config.training)
     learner = _open(sub, host=host, listener=listener)
     _tell_started(listener, sub, planned)
     learner.run(sub.tasks)

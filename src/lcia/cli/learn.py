@@ -84,6 +84,9 @@ def learn(
     from lcia.cli.console import LearningProgress, console, number, print_json, print_table
     from lcia.config import AssistantConfig, parse_config
     from lcia.data import TaskConfig, load_task
+    from lcia.distributed.launch import start
+    from lcia.distributed.output import keep_output
+    from lcia.distributed.processes import is_main
     from lcia.errors import ConfigError
     from lcia.learner import ContinualLearner, Store, check_task
     from lcia.reports.numbers import duration
@@ -106,7 +109,11 @@ def learn(
         else:
             assert config is not None, "a new assistant has a model"
             learner = ContinualLearner.create(store, config, first=task, listener=progress)
+        start(learner.config.training)
+        keep_output(store.with_name(f"{store.name}-logs"))
         outcome = learner.learn(task)
+    if not is_main():
+        return
     if as_json:
         print_json(asdict(outcome))
         return

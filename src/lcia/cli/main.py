@@ -9,6 +9,7 @@ import io
 import logging
 import os
 import sys
+import traceback
 from typing import Annotated
 
 import typer
@@ -93,6 +94,10 @@ class _Plain(logging.Formatter):
 
 def main() -> None:
     """Run the command line; errors are one line, and the exit code says whose they are."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from lcia.distributed.output import hold_output
+
+        hold_output()
     debug = "--debug" in sys.argv
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names and texts that it cannot write
@@ -101,19 +106,29 @@ def main() -> None:
     try:
         app()
     except LciaError as error:
-        if debug:
-            raise
-        sys.stderr.write(f"{printable(str(error))}\n")
-        sys.exit(error.exit_code)
+        _fail(str(error), error.exit_code, debug=debug)
     except KeyboardInterrupt:
         sys.stderr.write("Stopped. Run the same command again to continue.\n")
         sys.exit(130)
     except Exception as error:  # the outermost edge
-        if debug:
-            raise
         if isinstance(error, OSError) and error.errno in UNUSABLE and error.filename is not None:
-            sys.stderr.write(printable(f"{error.filename}: cannot be used: {error.strerror}.\n"))
-            sys.exit(2)
-        text = printable(f"{type(error).__name__}: {error}")
-        sys.stderr.write(f"{text}\nRun with --debug for the traceback.\n")
-        sys.exit(1)
+            text = f"{error.filename}: cannot be used: {error.strerror}."
+            _fail(text, 2, debug=debug)
+        text = f"{type(error).__name__}: {error}\nRun with --debug for the traceback."
+        _fail(text, 1, debug=debug)
+
+
+def _fail(message: str, code: int, *, debug: bool) -> None:
+    """Print an error, once for all processes that a launcher started, and end them."""
+    if debug:
+        traceback.print_exc()
+    message = printable(message)
+    channel = None
+    if "lcia.distributed.launch" in sys.modules:
+        from lcia.distributed.launch import joined
+
+        channel = joined()
+    if channel is not None:
+        channel.fail(message, code)
+    sys.stderr.write(f"{message}\n")
+    sys.exit(code)

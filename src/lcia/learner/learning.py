@@ -9,6 +9,8 @@ from typing import Any
 
 from lcia.config import AssistantConfig
 from lcia.data.task import Task
+from lcia.distributed.launch import start
+from lcia.distributed.processes import everyone, is_main, on_main
 from lcia.errors import DivergenceError, GateError, ModelError, StoreError
 from lcia.evaluation.generate import (
     Prediction,
@@ -33,7 +35,6 @@ from lcia.learner.journal import Journal, Listener
 from lcia.learner.memory import memory_watched, release_memory
 from lcia.learner.outcome import Outcome
 from lcia.learner.preflight import preflight
-from lcia.learner.processes import everyone, is_main, on_main
 from lcia.learner.projectors import share_projector, shared_projector
 from lcia.learner.scoring import score_tasks
 from lcia.learner.store import Store
@@ -89,6 +90,7 @@ class ContinualLearner:
             ModelError: the model does not exist.
             StoreError: ``root`` is not empty.
         """
+        start(config.training)
         config.check()
         check_model(config.model)
         stored = config.resolved()
@@ -179,6 +181,7 @@ class ContinualLearner:
 
     @memory_watched()
     def _learn(self, task: Task, *, gather: bool) -> Outcome:
+        start(self.config.training)
         check_task(task)
         method = self.config.build_method()
         with self.store.writing() if is_main() else nullcontext():

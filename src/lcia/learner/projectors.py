@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
+from lcia.distributed.processes import on_main
 from lcia.files import publish
-from lcia.learner.processes import on_main
 from lcia.models.projector import FILE
 
 

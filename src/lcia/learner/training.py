@@ -13,12 +13,13 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments, se
 from lcia.config import ADAPTER_DEFAULTS, TRAINING_DEFAULTS, AssistantConfig
 from lcia.data.sample import Sample
 from lcia.data.task import Task
+from lcia.distributed.checkpoint import TrainingState, checkpoint_step, last_checkpoint
+from lcia.distributed.launch import joined
+from lcia.distributed.processes import on_main
 from lcia.errors import ConfigError
 from lcia.files import publish
-from lcia.learner.checkpoint import TrainingState, checkpoint_step, last_checkpoint
 from lcia.learner.finite import FiniteSteps
 from lcia.learner.journal import Journal
-from lcia.learner.processes import on_main
 from lcia.learner.samples import read_samples, read_tasks, write_samples
 from lcia.learner.trainer import MethodTrainer, ProjectorState, is_sharded
 from lcia.methods.base import Method, TaskContext
@@ -221,6 +222,9 @@ def _arguments(
         **TRAINING_DEFAULTS,
         **config.training,
     }
+    if joined() is not None:  # the processes are joined; TrainingArguments would join them anew
+        configured = dict(settings.get("accelerator_config") or {})
+        settings["accelerator_config"] = {**configured, "use_configured_state": True}
     fixed = {
         "output_dir": str(folder / "checkpoints"),
         "seed": seed,

@@ -6,7 +6,7 @@ from typing import Any
 
 from lcia.errors import StoreError
 from lcia.files import checksums, files_below, is_leftover, read_sealed, sha256_of
-from lcia.learner.checkpoint import COMPLETE
+from lcia.distributed.checkpoint import COMPLETE
 from lcia.learner.journal import check_journal
 from lcia.learner.store import Store
 from lcia.learner.transaction import PLAN, PROPOSAL, REPORT, abandoning

@@ -11,7 +11,7 @@ from lcia.data import Message, Sample, Task
 from lcia.errors import LciaError, StoreError
 from lcia.files import read_sealed, write_sealed
 from lcia.learner import ContinualLearner, Store, rename_group
-from lcia.learner.checkpoint import last_checkpoint
+from lcia.distributed.checkpoint import last_checkpoint
 from lcia.learner.fingerprint import LATER, WITHOUT_EFFECT, fingerprint
 from lcia.learner.verify import verify
 

@@ -5,27 +5,28 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
+
+from lcia.distributed.launch import state
 
 
 def is_main() -> bool:
     """Tell whether this is the process that writes."""
-    return bool(PartialState().is_main_process)
+    return bool(state().is_main_process)
 
 
 def on_main(action: Callable[[], Any]) -> None:
     """Do something on the main process only, while the others wait until it is done."""
     if is_main():
         action()
-    PartialState().wait_for_everyone()
+    state().wait_for_everyone()
 
 
 def everyone(look: Callable[[], bool]) -> bool:
     """Look at files before any process goes on to change them."""
     seen = look()
-    PartialState().wait_for_everyone()
+    state().wait_for_everyone()
     return seen
 
 
@@ -41,6 +42,7 @@ def claimed(path: Path) -> Iterator[bool]:
         with suppress(Timeout):
             lock.acquire()
             ours = [True]
+    state()
     broadcast_object_list(ours)
     try:
         yield ours[0]

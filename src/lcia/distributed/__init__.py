@@ -1,0 +1,1 @@
+"""Several processes: joining them, what is in force, checkpoints, answers on all ranks."""

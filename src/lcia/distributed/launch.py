@@ -1,0 +1,233 @@
+"""Join the processes a launcher started, once, and know what was asked for."""
+
+import atexit
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from lcia.distributed.channel import Channel
+from lcia.errors import ConfigError
+
+TIMEOUT_S = 1800
+"""transformers' default of ``training.ddp_timeout``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """What a launcher and the settings ask for.
+
+    Attributes:
+        processes: how many the launcher started.
+        rank: of this one.
+        cpu: whether models are trained on the CPU.
+        deepspeed: whether DeepSpeed is asked for, in the settings or by accelerate's launcher.
+        fsdp: whether FSDP is.
+        timeout_s: longest wait in a collective.
+        backend: of the process group; None: as the device wants.
+    """
+
+    processes: int
+    rank: int
+    cpu: bool
+    deepspeed: bool
+    fsdp: bool
+    timeout_s: float
+    backend: str | None
+
+    @property
+    def sharding(self) -> str | None:
+        """What spreads over processes what, by its usual name; None for nothing."""
+        if self.deepspeed:
+            return "DeepSpeed"
+        return "FSDP" if self.fsdp else "DDP" if self.processes > 1 else None
+
+
+def launch_of(training: Mapping[str, Any]) -> Launch:
+    """Return what this process was started for.
+
+    Args:
+        training: ``transformers.TrainingArguments``.
+
+    Raises:
+        ConfigError: the launcher started fewer processes than it was told to, or both FSDP and
+            DeepSpeed are asked for.
+    """
+    deepspeed = bool(training.get("deepspeed")) or _says("ACCELERATE_USE_DEEPSPEED")
+    fsdp = bool(training.get("fsdp")) or _says("ACCELERATE_USE_FSDP")
+    if deepspeed and fsdp:
+        raise ConfigError("training: both fsdp and deepspeed are asked for. Remove one of them.")
+    cpu = bool(training.get("use_cpu")) or _says("ACCELERATE_USE_CPU")
+    launch = Launch(
+        processes=int(os.environ.get("WORLD_SIZE", 1)),
+        rank=int(os.environ.get("RANK", 0)),
+        cpu=cpu or not torch.accelerator.is_available(),
+        deepspeed=deepspeed,
+        fsdp=fsdp,
+        timeout_s=float(training.get("ddp_timeout") or TIMEOUT_S),
+        backend=training.get("ddp_backend"),
+    )
+    if launch.processes == 1:
+        _check_alone(launch)
+    return launch
+
+
+def start(training: Mapping[str, Any]) -> Channel | None:
+    """Join the other processes, if a launcher started several; calls after the first do nothing.
+
+    The process group gets ``training.ddp_timeout``, and every process knows its rank whatever
+    the device: torchrun alone does not say that a CPU is meant.
+
+    Args:
+        training: ``transformers.TrainingArguments``.
+
+    Returns:
+        The channel to the others; None for one process.
+
+    Raises:
+        ConfigError: what is asked for cannot be had, or differs from what this command's earlier
+            runs were started for.
+    """
+    launch = launch_of(training)
+    if launch.processes == 1:
+        return None
+    if _JOINED and _JOINED[0][0].deepspeed != launch.deepspeed:
+        raise ConfigError(
+            "training.deepspeed: some of the runs ask for it and some do not, and one command "
+            "starts its processes for one of the two. Put them into two stream files."
+        )
+    make_state(launch)
+    if not _JOINED:
+        channel = Channel.open(
+            launch.rank,
+            launch.processes,
+            host=os.environ.get("MASTER_ADDR", "localhost"),
+            spread=broadcast_object_list,
+        )
+        atexit.register(_part, channel)
+        _JOINED.append((launch, channel))
+    return _JOINED[0][1]
+
+
+def joined() -> Channel | None:
+    """Return the channel to the other processes; None for one process, or before ``start``."""
+    return _JOINED[0][1] if _JOINED else None
+
+
+def state() -> PartialState:
+    """Return accelerate's state of this process among the others, in force."""
+    if _JOINED:
+        make_state(_JOINED[0][0])
+    return PartialState()
+
+
+def make_state(launch: Launch) -> None:
+    """Make accelerate's state of processes what the launcher started.
+
+    Every ``TrainingArguments`` makes it anew, and on a CPU under DeepSpeed it makes each rank the
+    only one.
+    """
+    if PartialState._shared_state and PartialState().num_processes == launch.processes:
+        return
+    PartialState._reset_state()
+    options: dict[str, Any] = {"timeout": timedelta(seconds=launch.timeout_s)}
+    if launch.backend is not None:
+        options["backend"] = launch.backend
+    if launch.cpu and not launch.deepspeed:
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # for every TrainingArguments from here on
+        PartialState(cpu=True, **options)
+        return
+    if launch.cpu:
+        _prepare_deepspeed_on_cpu()
+        options["backend"] = launch.backend or "gloo"
+    before = os.environ.get("ACCELERATE_USE_DEEPSPEED")
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = str(launch.deepspeed).lower()
+    PartialState(**options)
+    if before is None:
+        del os.environ["ACCELERATE_USE_DEEPSPEED"]
+    else:
+        os.environ["ACCELERATE_USE_DEEPSPEED"] = before
+
+
+_JOINED: list[tuple[Launch, Channel]] = []
+"""What this process was started for, and its channel: one entry once ``start`` has joined."""
+
+
+def _part(channel: Channel) -> None:
+    """Say goodbye at a good end; an exception that nobody caught is none."""
+    if not hasattr(sys, "last_value"):
+        channel.close()
+
+
+def _says(name: str) -> bool:
+    return os.environ.get(name, "false").lower() in ("1", "true", "yes", "on", "y", "t")
+
+
+def _prepare_deepspeed_on_cpu() -> None:
+    """Make DeepSpeed take the CPU, and gloo as it is: its own kernel would be compiled first."""
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    os.environ.pop("ACCELERATE_USE_CPU", None)  # accelerate then drops DeepSpeed
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def _check_alone(launch: Launch) -> None:
+    """Refuse to be the only process where several were asked for, or sharding."""
+    wanted = asked_of_accelerate()
+    if wanted > 1:
+        raise ConfigError(
+            f"accelerate launch: {wanted} processes are asked for, and it started one, as it does "
+            f"with --cpu. Start them with: torchrun --nproc_per_node {wanted} -m lcia ..."
+        )
+    if launch.fsdp:
+        raise ConfigError(
+            "training.fsdp: spreads parameters over processes, and there is one. Start several: "
+            "torchrun --nproc_per_node 2 -m lcia ..., or remove it."
+        )
+
+
+def asked_of_accelerate() -> int:
+    """Return how many processes ``accelerate launch`` was told to start; 1 under no such parent.
+
+    With ``--cpu`` it starts one and says so nowhere: only its own command line and configuration
+    file know.
+    """
+    import psutil
+    from accelerate.commands.config import load_config_from_file
+
+    try:
+        words = psutil.Process(os.getppid()).cmdline()
+    except psutil.Error:
+        return 1
+    names = [os.path.basename(word) for word in words[:4]]
+    if "launch" not in words or not {"accelerate", "accelerate.commands.accelerate_cli"} & {
+        *names,
+        *words,
+    }:
+        return 1
+    options = dict(_options(words[words.index("launch") + 1 :]))
+    if "num_processes" in options:
+        return int(options["num_processes"])
+    from accelerate.commands.config.config_args import default_config_file
+
+    file = options.get("config_file")
+    if file is None and not os.path.isfile(default_config_file):
+        return 1
+    return int(load_config_from_file(file).num_processes)
+
+
+def _options(words: list[str]) -> list[tuple[str, str]]:
+    """Return name and value of the options of ``accelerate launch``, up to the script."""
+    found = []
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        name, sign, value = word.partition("=")
+        if name.startswith("-"):
+            found.append((name.lstrip("-").replace("-", "_"), value if sign else after))
+    return found
