@@ -110,7 +110,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.stderr.write("Stopped. Run the same command again to continue.\n")
         sys.exit(130)
-    except Exception as error:  # the outermost edge
+    except Exception as error:  # noqa: BLE001  the outermost edge
         if isinstance(error, OSError) and error.errno in UNUSABLE and error.filename is not None:
             text = f"{error.filename}: cannot be used: {error.strerror}."
             _fail(text, 2, debug=debug)
