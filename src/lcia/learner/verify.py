@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lcia.distributed.checkpoint import COMPLETE
 from lcia.errors import StoreError
 from lcia.files import checksums, files_below, is_leftover, read_sealed, sha256_of
-from lcia.distributed.checkpoint import COMPLETE
 from lcia.learner.journal import check_journal
 from lcia.learner.store import Store
 from lcia.learner.transaction import PLAN, PROPOSAL, REPORT, abandoning

@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 
 from lcia.config import AssistantConfig
 from lcia.data import Task
+from lcia.distributed.checkpoint import last_checkpoint
 from lcia.errors import ConfigError, GateError, ModelError, StoreError
 from lcia.learner import ContinualLearner, Store
-from lcia.distributed.checkpoint import last_checkpoint
 
 TRAINING = {"num_train_epochs": 2, "learning_rate": 1e-2, "save_steps": 1}
 

@@ -1,0 +1,59 @@
+"""Start two processes as users do, on a tiny stream."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def torchrun(*what, processes=2):
+    port = str(free_port())
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+    return [*command, "--master_port", port, *map(str, what)]
+
+
+def environment(**more):
+    """The environment without a word about the CPU: lcia finds that out."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "FSDP_"))}
+    return {**env, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **more}
+
+
+def run(command, cwd, *, timeout=300, **more):
+    return subprocess.run(
+        command, cwd=cwd, env=environment(**more), capture_output=True, text=True, timeout=timeout
+    )
+
+
+def write_data(folder, task):
+    path = folder / f"{task.name}.jsonl"
+    lines = [{"prompt": s.prompt, "completion": s.answers[0]} for s in task.train]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def write_stream(folder, model, tasks, **training):
+    settings = {
+        "num_train_epochs": 1,
+        "learning_rate": 0.01,
+        "save_steps": 2,
+        "per_device_train_batch_size": 2,
+        **training,
+    }
+    entries = []
+    for task in tasks:
+        name = write_data(folder, task).name
+        entries.append(f"{{name: {task.name}, train: {name}, instruction: first_line}}")
+    (folder / "stream.yaml").write_text(
+        f"model: {model}\ndtype: float32\ntasks: [{', '.join(entries)}]\noutput: out\n"
+        f"training: {json.dumps(settings)}\n"
+    )

@@ -1,0 +1,111 @@
+"""Two processes are one run: joined whatever the launcher says, ended together, heard once."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+from tests.distributed.launching import HERE, run, torchrun, write_data, write_stream
+
+from lcia.learner import Store
+
+TALK = """
+import os, signal, sys, time
+from multiprocessing.connection import Client
+from lcia.distributed.channel import Channel
+rank, meeting, how = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+def spread(values):
+    if rank == 0:
+        with open(meeting + ".tmp", "w") as file:
+            print(*values[0], file=file)
+        os.replace(meeting + ".tmp", meeting)
+        return
+    while not os.path.exists(meeting):
+        time.sleep(0.02)
+    port, secret = open(meeting).read().split()
+    values[0] = (int(port), secret)
+channel = Channel.open(rank, 2, host="127.0.0.1", spread=spread)
+if rank == 1 and how == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+if rank == 1 or how == "both":
+    channel.fail("disk is full", 3)
+time.sleep(100)
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "said", "code"),
+    [
+        ("raise", "Process 1 of 2: disk is full", 3),
+        ("both", "disk is full", 3),
+        ("kill", "Process 1 of 2 ended without a word", 1),
+    ],
+)
+def test_what_happens_to_one_process_ends_all_with_one_line(how, said, code, tmp_path):
+    command = [sys.executable, "-c", TALK]
+    ranks = [
+        subprocess.Popen(
+            [*command, str(rank), str(tmp_path / "meeting"), how], stderr=subprocess.PIPE, text=True
+        )
+        for rank in (0, 1)
+    ]
+    begun = time.monotonic()
+    errors = [rank.communicate(timeout=60)[1] for rank in ranks]
+    assert time.monotonic() - begun < 15
+    assert ranks[0].returncode == code
+    assert errors[0].startswith(said)
+    assert errors[0].count("\n") == 1
+    assert errors[1] == ""
+
+
+def test_a_failed_process_ends_the_command_and_the_same_command_continues(
+    tmp_path, tiny_model, colours
+):
+    write_stream(tmp_path, tiny_model, [colours])
+    command = [HERE / "failing_rank.py", "raise", "run", "stream.yaml"]
+    failed = run(torchrun(*command), tmp_path)
+    assert failed.returncode != 0
+    assert "Process 1 of 2: ValueError: the third step is too much" in failed.stderr
+    assert failed.stderr.count("third step is too much") == 1
+    done = run(torchrun("-m", "lcia", "run", "stream.yaml"), tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("scores:") == 1
+    events = Store.open(tmp_path / "out" / "lcia-seed0" / "assistant").current.journal()
+    assert [e["step"] for e in events if e["event"] == "step"] == [1, 2, 3, 4]
+    assert "resumed" in {e["event"] for e in events}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "said"), [("kill", "ended without a word"), ("disk", "File too large")]
+)
+def test_a_killed_process_and_a_full_disk_end_the_command(how, said, tmp_path, tiny_model, colours):
+    write_stream(tmp_path, tiny_model, [colours])
+    failed = run(torchrun(HERE / "failing_rank.py", how, "run", "stream.yaml"), tmp_path)
+    assert failed.returncode != 0
+    assert failed.stderr.count(said) == 1
+    done = run(torchrun("-m", "lcia", "run", "stream.yaml"), tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_two_processes_teach_an_assistant_again_and_one_speaks(
+    tmp_path, tiny_model, colours, shades
+):
+    for task, more in ((colours, ["--model", str(tiny_model)]), (shades, [])):
+        settings = ["--set", "dtype=float32"] if more else []
+        data = write_data(tmp_path, task)
+        learn = ["-m", "lcia", "learn", "store", data, "--name", task.name, *more, *settings]
+        done = run(torchrun(*learn), tmp_path)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("Scores in percent") == 1
+    assert len(Store.open(tmp_path / "store").history()) == 2
+    assert (tmp_path / "store-logs" / "process-1.log").is_file()
+
+
+def test_one_process_where_accelerate_was_asked_for_two_is_refused(tmp_path, tiny_model, colours):
+    write_stream(tmp_path, tiny_model, [colours])
+    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu"]
+    done = run([*launch, "--num_processes", "2", "-m", "lcia", "run", "stream.yaml"], tmp_path)
+    assert done.returncode != 0
+    assert "torchrun --nproc_per_node 2" in done.stderr
+    assert not (tmp_path / "out").exists()
