@@ -84,8 +84,7 @@ def learn(
     from lcia.cli.console import LearningProgress, console, number, print_json, print_table
     from lcia.config import AssistantConfig, parse_config
     from lcia.data import TaskConfig, load_task
-    from lcia.distributed.launch import start
-    from lcia.distributed.output import keep_output
+    from lcia.distributed.output import join
     from lcia.distributed.processes import is_main
     from lcia.errors import ConfigError
     from lcia.learner import ContinualLearner, Store, check_task
@@ -109,8 +108,7 @@ def learn(
         else:
             assert config is not None, "a new assistant has a model"
             learner = ContinualLearner.create(store, config, first=task, listener=progress)
-        start(learner.config.training)
-        keep_output(store.with_name(f"{store.name}-logs"))
+        join(learner.config.training, logs=store.with_name(f"{store.name}-logs"))
         outcome = learner.learn(task)
     if not is_main():
         return

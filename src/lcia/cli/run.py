@@ -45,8 +45,7 @@ def run(
     from lcia.cli.console import LearningProgress, console, print_json
     from lcia.cli.results import show_results
     from lcia.config import load_stream_config
-    from lcia.distributed.launch import start
-    from lcia.distributed.output import keep_output
+    from lcia.distributed.output import join
     from lcia.distributed.processes import is_main
     from lcia.errors import TrainingError
     from lcia.experiments import check_experiment, output_folder, run_experiment
@@ -57,8 +56,7 @@ def run(
     if dry_run:
         _show_plan(check_experiment(config, base=stream.parent), as_json=as_json)
         return
-    start(config.training)
-    keep_output(output_folder(config, base=stream.parent) / "logs")
+    join(config.training, logs=output_folder(config, base=stream.parent) / "logs")
     with LearningProgress(quiet=as_json) as progress:
 
         def finished(result: "Result") -> None:

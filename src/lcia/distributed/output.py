@@ -3,10 +3,12 @@
 import os
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lcia.distributed.channel import LAST_WORDS
-from lcia.distributed.launch import joined
+from lcia.distributed.launch import joined, start
 
 LOG = "process-{rank}.log"
 """Name of a process's file in the folder of logs."""
@@ -23,6 +25,20 @@ def hold_output() -> None:
     LAST_WORDS.append(os.dup(2))
     with tempfile.TemporaryFile() as file:
         _send_output(file.fileno())
+
+
+def join(training: Mapping[str, Any], *, logs: Path) -> None:
+    """Join the other processes, as ``start`` does; all but the main one print into files.
+
+    Args:
+        training: ``transformers.TrainingArguments``.
+        logs: the folder of these files.
+
+    Raises:
+        ConfigError: as ``start``.
+    """
+    start(training)
+    keep_output(logs)
 
 
 def keep_output(folder: Path) -> None:

@@ -8,10 +8,10 @@ import pytest
 
 from lcia.config import AssistantConfig
 from lcia.data import Message, Sample, Task
+from lcia.distributed.checkpoint import last_checkpoint
 from lcia.errors import LciaError, StoreError
 from lcia.files import read_sealed, write_sealed
 from lcia.learner import ContinualLearner, Store, rename_group
-from lcia.distributed.checkpoint import last_checkpoint
 from lcia.learner.fingerprint import LATER, WITHOUT_EFFECT, fingerprint
 from lcia.learner.verify import verify
 
