@@ -24,12 +24,13 @@ DEALT_GROUPS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A task: what it teaches, and variant to the prompts it is asked."""
+    """A task: what it teaches, variant to what it is asked, and that without an instruction."""
 
     name: str
     definition: str
     train: list[str]
     test: dict[str, list[str]]
+    asked: list[str]
 
 
 def read_task(path: Path, *, train: int, test: int) -> Task:
@@ -57,6 +58,7 @@ def read_task(path: Path, *, train: int, test: int) -> Task:
             ]
             for variant in VARIANTS
         },
+        asked=asked,
     )
 
 

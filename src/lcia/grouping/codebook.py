@@ -12,6 +12,7 @@ from lcia.errors import ConfigError, DataError, LciaError, StoreError
 from lcia.files import read_json, write_json
 from lcia.grouping.backend import Similarity
 from lcia.grouping.config import GroupingConfig
+from lcia.grouping.content import Content, ContentIndex
 from lcia.grouping.conversation import Prompt, undecided, whole, without
 from lcia.grouping.groups import Group, TaughtTask
 from lcia.grouping.instruction import Extraction
@@ -170,7 +171,7 @@ class InstructionCodebook:
             extraction: the task's instructions and the recipe that finds them.
             task: its name. A task learned again adds to what it left in that group before.
             prompts: its training prompts; needed, and read, unless answering compares instructions
-                alone (``route_on: instruction``).
+                alone (``route_on: instruction``, and ``below`` not ``content``).
 
         Raises:
             ConfigError: there is no such group.
@@ -184,6 +185,7 @@ class InstructionCodebook:
             instructions=extraction.counts,
             prototypes=self._prototypes(extraction, prompts),
             system=extraction.system,
+            content=self._content(extraction, prompts),
         )
         target = target or self._open()
         known_texts = set(self._compared(target))
@@ -196,6 +198,7 @@ class InstructionCodebook:
         new_texts = [text for text in texts if text not in known_texts]
         self._instructions.add(position, new_texts)
         self._prompts.add(position, taught.prototypes)
+        self._add_content(position, taught)
         return target.id
 
     def open_above(self, opened: int) -> None:
@@ -322,6 +325,35 @@ class InstructionCodebook:
             prompts = [extraction.recipe.split(prompt)[1] for prompt in prompts]
         return tuple(self.backend.prototypes(list(map(whole, prompts))))
 
+    def _content(self, extraction: Extraction, prompts: Sequence[Prompt]) -> Content | None:
+        if self.config.below != "content":
+            return None
+        if not prompts:
+            raise DataError(
+                "grouping.below is 'content', which reads what prompts are about, but the task "
+                "came without any. Pass its training prompts, or choose another policy."
+            )
+        rests = [extraction.recipe.split(prompt)[1] for prompt in prompts]
+        return Content.of(list(map(whole, prompts)), rests)
+
+    def _add_content(self, position: int, task: TaughtTask) -> None:
+        if task.content is not None:
+            self._contents.add(task.content)
+            self._content_groups.append(position)
+
+    def read_content(self, text: str) -> tuple[str | None, float]:
+        """Return the active group whose prompts are most like a text, and how well that fits.
+
+        Returns:
+            The group, None if none knows what its prompts are about; and ``Reading.fit``.
+        """
+        active = [not self.groups[position].retired for position in self._content_groups]
+        reading = self._contents.read(text)
+        if not any(active):
+            return None, 0.0
+        row = int(np.argmax(np.where(active, reading.evidence, -np.inf)))
+        return self.groups[self._content_groups[row]].id, float(reading.fit[row])
+
     def _compared(self, group: Group) -> list[str]:
         """Return the instructions of a group as they are compared."""
         return list(dict.fromkeys(without(text, self._undecided) for text in group.instructions))
@@ -336,6 +368,10 @@ class InstructionCodebook:
             self.backend.instruction_index(), mean=self.config.aggregate == "mean"
         )
         self._prompts = GroupedRows(self.backend.prompt_index(), mean=False)
+        self._contents = ContentIndex()
+        self._content_groups: list[int] = []
         for position, group in enumerate(self.groups):
             self._instructions.add(position, self._compared(group))
             self._prompts.add(position, group.prototypes)
+            for task in group.tasks:
+                self._add_content(position, task)

@@ -9,7 +9,7 @@ from lcia.registry import SIMILARITIES, nearest
 
 GROUPS = ("similar", "one", "per_task")
 AGGREGATES = ("best", "mean")
-POLICIES = ("nearest", "latest", "base")
+POLICIES = ("nearest", "content", "latest", "base")
 ROUTE_ON = ("instruction", "prompt", "both")
 STARTS = ("fresh", "nearest", "latest")
 
@@ -28,7 +28,9 @@ class GroupingConfig:
         threshold: in [0, 1]; a group at least this similar is reused (paper: 0.9 for one template
             a task, 0.3 for diverse templates).
         below: what answers a prompt whose best group stays below the threshold: the ``nearest``
-            group, the ``latest`` one (the authors' released code) or the ``base`` model.
+            group, the one whose prompts are about the same (``content``; the base model where they
+            are about nothing that was taught), the ``latest`` one (the authors' released code) or
+            the ``base`` model.
         start: what a new group's adapter starts from: ``fresh`` (the paper), or a copy of the
             ``nearest`` group's or of the ``latest`` trained one, which stay as they are;
             docs/study.md measures both.

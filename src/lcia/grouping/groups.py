@@ -1,9 +1,12 @@
 """What the codebook holds: groups, and what each task left in them."""
 
+import functools
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lcia.grouping.content import Content
 from lcia.grouping.instruction import InstructionRecipe
 
 
@@ -19,6 +22,7 @@ class TaughtTask:
         prototypes: of its prompts, as the similarity backend writes them; empty where answering
             compares instructions alone.
         system: those lines of the instructions that stand in system turns.
+        content: what its prompts are about; None where answering does not ask for it.
     """
 
     name: str
@@ -27,6 +31,7 @@ class TaughtTask:
     instructions: Mapping[str, int]
     prototypes: tuple[Any, ...] = ()
     system: tuple[str, ...] = ()
+    content: Content | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON object that `from_dict` reads back."""
@@ -37,14 +42,19 @@ class TaughtTask:
             "instructions": dict(self.instructions),
             "prototypes": list(self.prototypes),
         }
-        return {**record, "system": list(self.system)} if self.system else record
+        if self.system:
+            record["system"] = list(self.system)
+        if self.content is not None:
+            record["content"] = self.content.to_dict()
+        return record
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "TaughtTask":
         """Build the task `to_dict` wrote."""
         recipe = InstructionRecipe.from_dict(record["recipe"])
         lists = {key: tuple(record.get(key, ())) for key in ("prototypes", "system")}
-        return cls(**{**record, **lists, "recipe": recipe})
+        content = Content.from_dict(record["content"]) if "content" in record else None
+        return cls(**{**record, **lists, "recipe": recipe, "content": content})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +98,7 @@ class Group:
             instructions=_sum_counts(known.instructions for known in [*earlier, task]),
             prototypes=tuple(p for known in [*earlier, task] for p in known.prototypes),
             system=tuple(dict.fromkeys(s for known in [*earlier, task] for s in known.system)),
+            content=_added(known.content for known in [*earlier, task]),
         )
         return replace(self, tasks=tuple(sorted([*others, merged], key=lambda t: t.order)))
 
@@ -104,6 +115,11 @@ class Group:
     def from_dict(cls, record: Mapping[str, Any]) -> "Group":
         """Build the group `to_dict` wrote."""
         return cls(**{**record, "tasks": tuple(map(TaughtTask.from_dict, record["tasks"]))})
+
+
+def _added(contents: Iterable[Content | None]) -> Content | None:
+    known = [content for content in contents if content is not None]
+    return functools.reduce(operator.add, known) if known else None
 
 
 def _sum_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:

@@ -18,6 +18,9 @@ class Postings:
         self._rows: dict[str, array[int]] = {}
         self._values: dict[str, array[float]] = {}
 
+    def __contains__(self, term: str) -> bool:
+        return term in self._rows
+
     def add(self, row: int, values: Mapping[str, float]) -> None:
         """Append the terms of one row; rows come in rising order."""
         for term, value in values.items():

@@ -18,6 +18,12 @@ ROUTED_CHARACTERS = 1 << 14
 Instructions stand there, and routing is to cost the same whatever somebody pastes in between.
 """
 
+LEAST_FIT = 0.1
+"""Nats a term by which a group has to explain a prompt better than chance does, for ``content``.
+
+One in twenty prompts of tasks that were taught stays below it when its instruction is missing.
+"""
+
 TURNS = 8
 """User turns looked at, from the last one back."""
 
@@ -33,8 +39,10 @@ class RouteDecision:
         nearest: the most similar group, whether it was chosen or not.
         runner_up: the second most similar group.
         runner_up_similarity: its similarity.
-        reason: ``reached`` (the threshold), ``below_nearest``, ``below_latest``, ``below_base``
-            (the policy that chose), ``task_given`` (nothing was compared) or ``no_groups``.
+        reason: ``reached`` (the threshold), ``below_nearest``, ``below_content``,
+            ``below_latest``, ``below_base`` (the policy that chose), ``off_topic`` (the base model,
+            because ``content`` fits no group), ``task_given`` (nothing was compared) or
+            ``no_groups``.
         instruction: the text that was taken for the instruction.
         instruction_found: False where no stored recipe found an instruction, so the whole
             prompt was compared.
@@ -147,7 +155,11 @@ class Router:
             if all(similarity > one.decision.similarity for one in parts):
                 return all_of_it
         reached = (one for one in parts if one.decision.reason == "reached")
-        return next(reached, parts[0])
+        last = parts[0]
+        if self.below == "content":  # which asks what all of it is about
+            said = Said(system=prompt.system, turns=turns)
+            last = Considered(decision=self._route(said)[0], text=said)
+        return next(reached, last)
 
     def route_task(self, task: str) -> RouteDecision:
         """Return the group that learned a task: routing where the task's identity is given."""
@@ -201,17 +213,18 @@ class Router:
                     instruction = candidate
                 scores = np.maximum(scores, found)
         scores[self._retired] = -1
-        return self._decision(scores, instruction, found=instruction_found), scores
+        decision = self._decision(scores, instruction, found=instruction_found, text=text)
+        return decision, scores
 
     def _decision(
-        self, scores: NDArray[np.float64], instruction: str, *, found: bool
+        self, scores: NDArray[np.float64], instruction: str, *, found: bool, text: str
     ) -> RouteDecision:
         best, similarity = self._highest(scores)
         others = scores.copy()
         if best is not None:
             others[self._ids.index(best)] = -1
         second, runner_up_similarity = self._highest(others)
-        group, reason = self._choose(best, similarity)
+        group, reason = self._choose(best, similarity, text)
         return RouteDecision(
             group=group,
             similarity=similarity,
@@ -230,12 +243,15 @@ class Router:
         position = int(np.argmax(scores))
         return self._ids[position], float(scores[position])
 
-    def _choose(self, best: str | None, similarity: float) -> tuple[str | None, str]:
+    def _choose(self, best: str | None, similarity: float, text: str) -> tuple[str | None, str]:
         config = self.codebook.config
         if best is None:
             return None, "no_groups"
         if similarity >= config.answer_threshold:
             return best, "reached"
+        if self.below == "content":
+            group, fit = self.codebook.read_content(text)
+            return (group, "below_content") if fit >= LEAST_FIT else (None, "off_topic")
         chosen = {"nearest": best, "latest": self._latest, "base": None}[self.below]
         return chosen, f"below_{self.below}"
 

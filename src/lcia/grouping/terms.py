@@ -9,17 +9,17 @@ Terms = Callable[[str], list[str]]
 
 _WORD = re.compile(r"(?u)\b\w\w+\b")
 # Marks and joiners are not \w, so accents and vowel signs would cut the words of these scripts.
-_MARKS = (
+MARKS = (
     "\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0670"
     "\u0900-\u0963\u0966-\u0dff\u200c\u200d"
 )
 # Scripts written without spaces: kana, Han, Thai, Lao, Burmese, Khmer.
-_UNSPACED = (
+UNSPACED = (
     "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
 )
-_RUN = re.compile(f"[{_UNSPACED}]+|(?:(?![{_UNSPACED}])[\\w{_MARKS}])+")
-_is_unspaced = re.compile(f"[{_UNSPACED}]").match
+_RUN = re.compile(f"[{UNSPACED}]+|(?:(?![{UNSPACED}])[\\w{MARKS}])+")
+_is_unspaced = re.compile(f"[{UNSPACED}]").match
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b\u200e\u200f\u2060\ufeff\ud800-\udfff]+")
 
 # Written out, not imported from scikit-learn: importing that takes a second, and a list that
