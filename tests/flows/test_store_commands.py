@@ -151,3 +151,27 @@ def test_a_refused_candidate_is_kept_listed_accepted_or_removed(
     assert Store.open(tmp_path / "a").current.manifest["task"] == "shades"
     assert lcia("verify", tmp_path / "a").returncode == 0
     assert "has no refused candidate 2" in lcia(*remove).stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        ("OSError(errno.ENOSPC, 'No space left on device', 'a/b')", "a/b: no space is left on the"),
+        ("SafetensorError('I/O error: No space left on device (os error 28)')", "No space is left"),
+        ("OSError(errno.EROFS, 'Read-only file system', 'a')", "a: the disk is read-only: make it"),
+    ],
+)
+def test_a_disk_that_takes_no_more_is_one_line(lcia, monkeypatch, tmp_path, error, expected):
+    import errno
+
+    from safetensors import SafetensorError
+
+    def fails(root):
+        raise eval(error, {"errno": errno, "SafetensorError": SafetensorError})
+
+    monkeypatch.setattr(Store, "open", fails)
+    done = lcia("versions", tmp_path)
+    assert done.returncode == 1
+    assert expected in done.stderr
+    assert done.stderr.strip().endswith("Then run the same command again.")
+    assert "\n" not in done.stderr.strip()

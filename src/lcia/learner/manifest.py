@@ -65,6 +65,20 @@ def check_manifest(manifest: Mapping[str, Any], *, root: Path, number: int) -> N
     _check_files(path, manifest.get("files", {}))
 
 
+def check_proposal(proposal: Mapping[str, Any], path: Path) -> None:
+    """Check that what a run proposes stays in the store.
+
+    Raises:
+        StoreError: it does not, or is no proposal.
+    """
+    _expect(path, proposal, {"adapters": dict, "task": str})
+    _check_place(path, proposal["task"], "tasks", "task")
+    for group, folder in proposal["adapters"].items():
+        _check_place(path, f"groups/{group}/0001", "groups", f"adapters.{group}")
+        if not isinstance(folder, str) or not _INSIDE.fullmatch(folder):
+            raise StoreError(f"{path}: adapters.{group}: expected a folder of the run.")
+
+
 def refuse_links(root: Path, paths: Iterable[Path]) -> None:
     """Check that nothing on the way to these files and folders, or in them, is a link.
 

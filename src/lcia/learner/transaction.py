@@ -25,7 +25,7 @@ from lcia.files import (
     write_json,
     write_sealed,
 )
-from lcia.learner.manifest import SCHEMA
+from lcia.learner.manifest import SCHEMA, check_proposal, refuse_links
 from lcia.learner.samples import write_samples
 from lcia.learner.store import Store
 from lcia.learner.version import Version, version_path
@@ -59,7 +59,7 @@ class Run:
     def done(self) -> dict[str, str]:
         """The files that are finished, by their path in the folder, with their SHA-256."""
         path = self.folder / DONE
-        return dict(read_sealed(path)["files"]) if path.is_file() else {}
+        return dict(read_sealed(path).get("files", {})) if path.is_file() else {}
 
     def holds(self, name: str) -> bool:
         """Tell whether a file or folder is finished, after comparing it with its checksums.
@@ -244,7 +244,9 @@ def propose(
 
 def commit(store: Store, run: Run) -> Version:
     """Publish what a run proposes as a version, make it current and delete the run."""
+    refuse_links(store.root, [run.folder])
     proposal = read_sealed(run.folder / PROPOSAL)
+    check_proposal(proposal, run.folder / PROPOSAL)
     target = version_path(store.root, run.number)
     if not target.exists():
         adapters = {group: run.folder / path for group, path in proposal["adapters"].items()}

@@ -8,6 +8,7 @@ from lcia.distributed.checkpoint import COMPLETE
 from lcia.errors import StoreError
 from lcia.files import checksums, files_below, is_leftover, read_sealed, sha256_of
 from lcia.learner.journal import check_journal
+from lcia.learner.manifest import check_proposal
 from lcia.learner.store import Store
 from lcia.learner.transaction import PLAN, PROPOSAL, REPORT, abandoning
 from lcia.learner.version import Version
@@ -155,7 +156,7 @@ class _Checker:
                 plan = plan or record
             schema_1 = plan.get("schema", 1) == 1
             done = folder / "done.json"
-            files = read_sealed(done)["files"] if done.is_file() else {}
+            files = read_sealed(done).get("files", {}) if done.is_file() else {}
             for path, wanted in files.items():
                 if not self.weights and path.endswith(WEIGHTS):
                     continue
@@ -172,6 +173,7 @@ class _Checker:
     def _proposal(self, folder: Path, remedy: str) -> Iterator[str]:
         """Check a proposed version's own files, and the task's, where they are now."""
         proposal = read_sealed(folder / PROPOSAL)
+        check_proposal(proposal, folder / PROPOSAL)
         manifest = read_sealed(folder / "version" / "manifest.json")
         places = {f"versions/{manifest['version']:04d}": "version", proposal["task"]: "task"}
         for group, path in proposal["adapters"].items():

@@ -13,6 +13,7 @@ from lcia.errors import LciaError, StoreError
 from lcia.files import read_sealed, write_sealed
 from lcia.learner import ContinualLearner, Store, rename_group
 from lcia.learner.fingerprint import LATER, WITHOUT_EFFECT, fingerprint
+from lcia.learner.manifest import check_proposal
 from lcia.learner.verify import verify
 
 TRAINING = {"num_train_epochs": 1, "learning_rate": 1e-2, "save_steps": 1}
@@ -252,3 +253,12 @@ def test_hostile_records_are_one_line(root, name, damage):
     with pytest.raises(LciaError) as caught:
         Store.open(root)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", [*OUTSIDE, "tasks/../x", "tasks/a/../../x"])
+def test_a_run_cannot_propose_a_path_outside_the_store(root, place):
+    good = {"adapters": {"g1": "adapter"}, "task": "tasks/a/0001"}
+    check_proposal(good, root)
+    for bad in ({"task": place}, {"adapters": {"../g1": "adapter"}}, {"adapters": {"g1": "../x"}}):
+        with pytest.raises(StoreError, match="expected a folder of the"):
+            check_proposal({**good, **bad}, root)
