@@ -335,24 +335,69 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+def sync_file(path: Path) -> None:
+    """Make what was written to a file durable."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def sync_tree(folder: Path) -> None:
     """Make everything in ``folder`` durable."""
     for parent, _, names in os.walk(folder, topdown=False):
         for name in names:
-            with Path(parent, name).open("rb") as file:
-                os.fsync(file.fileno())
+            sync_file(Path(parent, name))
         sync_folder(Path(parent))
 
 
 def cannot_write(path: Path, error: OSError) -> WriteError:
     """Return the error that says why ``path`` cannot be written and what to do."""
-    remedies = {
-        errno.ENOSPC: "Make room and run the same command again.",
-        errno.EDQUOT: "Make room and run the same command again.",
-        errno.EMFILE: "Allow more open files ('ulimit -n') and run the same command again.",
-    }
-    remedy = remedies.get(error.errno or 0, "Make it writable and run the same command again.")
-    return WriteError(f"{path}: cannot be written: {error.strerror or error}. {remedy}")
+    number = _errno_of(error)
+    reason = os.strerror(number) if number else str(error)
+    return WriteError(f"{path}: cannot be written: {reason}. {_remedy(number)}")
+
+
+def disk_error(error: Exception) -> WriteError | None:
+    """Return what a disk's refusal, whoever met it, means for the user; None: it was none.
+
+    Libraries raise errors of their own for a full disk. The number of the system's error is in
+    their text; torch's has none.
+    """
+    number = _errno_of(error)
+    if _TORCH_WRITER.search(str(error)):
+        return WriteError(
+            "A checkpoint cannot be written: the disk is full or read-only, or too many files are "
+            "open. Make room for it and run the same command again."
+        )
+    if number not in _DISK:
+        return None
+    path = getattr(error, "filename", None)
+    where = f"{path}: " if path else ""
+    return WriteError(f"{where}{os.strerror(number)}. {_remedy(number)}")
+
+
+_ROOM = "Make room and run the same command again."
+_OPEN = "Allow more open files ('ulimit -n') and run the same command again."
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _ROOM),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), _OPEN),
+    errno.EFBIG: "Allow larger files ('ulimit -f') and run the same command again.",
+}
+_DISK = frozenset((*_REMEDIES, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO))
+_TORCH_WRITER = re.compile(
+    r"inline_container\.cc:\d+\] \. (unexpected pos|file write)|StreamWriter"
+)
+_NUMBER = re.compile(r"\[Errno (\d+)\]|\(os error (\d+)\)")
+
+
+def _remedy(number: int) -> str:
+    return _REMEDIES.get(number, "Make it writable and run the same command again.")
+
+
+def _errno_of(error: Exception) -> int:
+    if isinstance(number := getattr(error, "errno", None), int):
+        return number
+    found = _NUMBER.search(str(error))
+    return int(found[1] or found[2]) if found else 0
 
 
 @contextmanager

@@ -1,17 +1,22 @@
 """Files: whole or not there, read to the letter, within limits, removed as a whole."""
 
+import errno
 import json
 import os
 import resource
+import shutil
+import signal
 import subprocess
 import sys
 
 import pytest
+import torch
 
 from lcia.errors import StoreError, WriteError
 from lcia.files import (
     checksums,
     discard,
+    disk_error,
     publish,
     read_json,
     read_jsonl,
@@ -172,3 +177,39 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(WriteError, match=r"cannot be written: Not a directory\. Make it writable"):
         write_json(tmp_path / "file" / "a.json", 1)
+
+
+def _full(where):
+    return OSError(errno.ENOSPC, "No space left on device", where)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        _full("a.bin"),
+        shutil.Error([("from", "to", str(_full("to")))]),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+    ids=["system", "copying", "safetensors"],
+)
+def test_a_full_disk_is_told_with_its_remedy_whoever_met_it(error):
+    assert "No space left on device. Make room and run the same command again." in str(
+        disk_error(error)
+    )
+
+
+def test_a_checkpoint_that_torch_cannot_write_is_told_with_what_to_do(tmp_path):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with pytest.raises(RuntimeError) as failed:
+            torch.save({"a": torch.zeros(100)}, tmp_path / "a.bin")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+        signal.signal(signal.SIGXFSZ, before)
+    assert "Make room for it and run the same command again." in str(disk_error(failed.value))
+
+
+@pytest.mark.parametrize("error", [ValueError("28"), OSError(errno.ENOENT, "No such file", "a")])
+def test_other_errors_are_not_the_disks(error):
+    assert disk_error(error) is None

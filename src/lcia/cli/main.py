@@ -8,7 +8,6 @@ import errno
 import io
 import logging
 import os
-import re
 import sys
 import traceback
 from typing import Annotated
@@ -33,6 +32,7 @@ from lcia.cli import (
     store,
 )
 from lcia.errors import LciaError, printable
+from lcia.files import disk_error
 
 UNUSABLE = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM)
 """What is wrong with a path wherever it is first looked at."""
@@ -93,27 +93,6 @@ class _Plain(logging.Formatter):
         return printable(super().format(record))
 
 
-def _disk(error: Exception) -> str | None:
-    """Return what to do about a disk that takes no more; None if it is something else.
-
-    Weights are written by a library that tells the number in its text alone.
-    """
-    remedies = {
-        errno.ENOSPC: "no space is left on the disk: make room",
-        errno.EDQUOT: "the quota of the disk is used up: make room",
-        errno.EROFS: "the disk is read-only: make it writable",
-        errno.EMFILE: "too many files are open: allow more ('ulimit -n')",
-        errno.EFBIG: "a file is larger than may be written: raise the limit ('ulimit -f')",
-    }
-    number = error.errno if isinstance(error, OSError) else None
-    if number is None and (found := re.search(r"\(os error (\d+)\)", str(error))):
-        number = int(found[1])
-    if number not in remedies:
-        return None
-    where = getattr(error, "filename", None)
-    return f"{where}: {remedies[number]}" if where else remedies[number].capitalize()
-
-
 def main() -> None:
     """Run the command line; errors are one line, and the exit code says whose they are."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -136,8 +115,8 @@ def main() -> None:
         if isinstance(error, OSError) and error.errno in UNUSABLE and error.filename is not None:
             text = f"{error.filename}: cannot be used: {error.strerror}."
             _fail(text, 2, debug=debug)
-        if (reason := _disk(error)) is not None:
-            _fail(f"{reason}. Then run the same command again.", 1, debug=debug)
+        if refused := disk_error(error):
+            _fail(str(refused), refused.exit_code, debug=debug)
         text = f"{type(error).__name__}: {error}\nRun with --debug for the traceback."
         _fail(text, 1, debug=debug)
 

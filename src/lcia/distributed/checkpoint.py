@@ -17,7 +17,15 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from lcia.errors import StoreError
-from lcia.files import check_sum, checksums, discard, read_sealed, sync_tree, write_sealed
+from lcia.files import (
+    check_sum,
+    checksums,
+    discard,
+    read_sealed,
+    sync_file,
+    sync_tree,
+    write_sealed,
+)
 
 COMPLETE = "complete.json"
 
@@ -121,6 +129,9 @@ class TrainingState(TrainerCallback):
         if processes.is_main_process:
             (folder / "training_args.bin").unlink(missing_ok=True)
             sync_tree(folder)
+            journal = Path(args.output_dir).parent / "journal.jsonl"
+            if journal.is_file():  # the steps before a checkpoint are not taken, nor told, again
+                sync_file(journal)
             files = {name: s for name, s in checksums(folder).items() if name != COMPLETE}
             write_sealed(
                 folder / COMPLETE, {"schema": 2, "step": state.global_step, "files": files}

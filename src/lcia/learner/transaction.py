@@ -22,6 +22,7 @@ from lcia.files import (
     read_sealed,
     settle,
     sync_folder,
+    sync_tree,
     write_json,
     write_sealed,
 )
@@ -76,8 +77,10 @@ class Run:
         return bool(files) or (self.schema == 1 and (self.folder / name).exists())
 
     def record(self, name: str) -> None:
-        """Record that a file or folder is finished."""
+        """Record that a file or folder is finished, after all of it is on disk."""
         path = self.folder / name
+        if path.is_dir():
+            sync_tree(path)
         found = checksums(self.folder / name) if path.is_dir() else {}
         files = {f"{name}/{inner}": value for inner, value in found.items()}
         if not files:
@@ -238,6 +241,8 @@ def propose(
     }
     draft = run.folder / DRAFT
     store.seal(draft, manifest, parent=parent, adapters=adapters, task=(place, kept))
+    for folder in (draft, *adapters.values()):
+        sync_tree(folder)
     folders = {g: folder.relative_to(run.folder).as_posix() for g, folder in adapters.items()}
     write_sealed(run.folder / PROPOSAL, {"schema": SCHEMA, "adapters": folders, "task": place})
 

@@ -4,14 +4,13 @@ import json
 import math
 import shlex
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lcia.errors import StoreError
-from lcia.files import settle, write_json
-from lcia.learner import Store
+from lcia.files import discard, make_folders, settle, write_json
+from lcia.learner import Store, Version
 from lcia.models.embedded import EMBEDDED, prepare
 from lcia.models.gates import GATES
 from lcia.models.lora import read_config
@@ -52,27 +51,35 @@ def export_vllm(store: Store, folder: Path) -> dict[str, Any]:
         raise StoreError(f"{store.root}: has learned nothing yet; there are no adapters.")
     for group, (_, adapter) in version.adapters.items():
         _check(group, adapter)
-    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-    scratch_root = folder.absolute().parent
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=scratch_root) as scratch:
-        draft = Path(scratch) / "export"
-        ranks = {
-            group: _write_adapter(adapter, draft / "adapters" / key)
-            for group, (key, adapter) in version.adapters.items()
-        }
-        model = store.config.model
-        if model in EMBEDDED:
-            shutil.copytree(prepare(model), draft / "model")
-        elif Path(model).expanduser().is_dir():
-            model = str(Path(model).expanduser().absolute())
-        about = {"assistant": store.root.resolve().name, "version": version.number}
-        about |= {"adapters": {group: key for group, (key, _) in version.adapters.items()}}
-        about |= {"model": model, "ranks": ranks, "max_lora_rank": _served_rank(ranks)}
-        write_json(draft / "lcia.json", about)
-        script = draft / "serve.sh"
-        script.write_text(_script(about))
-        script.chmod(0o755)
-        settle(draft, folder.absolute())
+    target = folder.absolute()
+    make_folders(target.parent)
+    draft = target.with_name(f".{target.name}.tmp")
+    try:
+        discard(draft)  # a killed export's
+        about = _write(store, version, draft)
+        settle(draft, target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return about
+
+
+def _write(store: Store, version: Version, draft: Path) -> dict[str, Any]:
+    ranks = {
+        group: _write_adapter(adapter, draft / "adapters" / key)
+        for group, (key, adapter) in version.adapters.items()
+    }
+    model = store.config.model
+    if model in EMBEDDED:
+        shutil.copytree(prepare(model), draft / "model")
+    elif Path(model).expanduser().is_dir():
+        model = str(Path(model).expanduser().absolute())
+    about = {"assistant": store.root.resolve().name, "version": version.number}
+    about |= {"adapters": {group: key for group, (key, _) in version.adapters.items()}}
+    about |= {"model": model, "ranks": ranks, "max_lora_rank": _served_rank(ranks)}
+    write_json(draft / "lcia.json", about)
+    script = draft / "serve.sh"
+    script.write_text(_script(about))
+    script.chmod(0o755)
     return about
 
 

@@ -91,3 +91,11 @@ def test_ranks_are_rounded_up_to_what_vllm_knows():
     assert [_served_rank({"g": r}) for r in (1, 8, 9, 64, 300, 512)] == [8, 8, 16, 64, 320, 512]
     with pytest.raises(StoreError, match="group h: has rank 600"):
         _served_rank({"g": 8, "h": 600})
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next(store, tmp_path):
+    left = tmp_path / ".out.tmp"
+    (left / "adapters" / "g9@0009").mkdir(parents=True)
+    export_vllm(store, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert not (tmp_path / "out" / "adapters" / "g9@0009").exists()
