@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo demo-visual bench-small bench-small-first bench-small-second test test-slow lint clean
+.PHONY: demo demo-visual bench-small bench-small-first bench-small-second test test-slow campaign lint clean
 
 demo: $(VENV)/.installed-skills
 	$(BIN)/lcia run recipes/demo.yaml
@@ -36,6 +36,11 @@ test: $(VENV)/.installed-test
 
 test-slow: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+
+# Kills, full disks, flipped bits and the like: hours. Stopped, it continues; docs/reliability.md gets its
+# table. OPTIONS, such as "--share 0.1 --minutes 20", make it shorter.
+campaign: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m campaign $(OPTIONS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check src tests benchmarks examples

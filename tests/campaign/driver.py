@@ -1,0 +1,90 @@
+"""Commands of lcia that are killed, or whose files fail, at a chosen call to the file system."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import lcia
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+SOURCE = Path(lcia.__file__).parents[1]
+COUNT, KILL, FAIL, KILL_AFTER = 1, 2, 3, 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """A command that ended."""
+
+    code: int
+    hung: bool
+    out: str
+    err: str
+    calls: int | None
+    seconds: float
+
+    @property
+    def lines(self):
+        """What it said on stderr, as a terminal shows it at the end."""
+        shown = (line.rpartition("\r")[2] for line in self.err.split("\n"))
+        return [line for line in shown if line.strip()]
+
+
+class Driver:
+    """A process that runs commands in forked children; see ``server``."""
+
+    def __init__(self):
+        self.scratch = Path(tempfile.mkdtemp(prefix="campaign-"))
+        shim = self.scratch / "shim.so"
+        compile_ = ["cc", "-shared", "-fPIC", "-O1", "-o", str(shim), str(HERE / "shim.c"), "-ldl"]
+        subprocess.run(compile_, check=True)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "campaign.server"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={
+                **os.environ,
+                "LD_PRELOAD": str(shim),
+                "OMP_NUM_THREADS": "1",
+                "HF_HUB_OFFLINE": "1",
+                "TOKENIZERS_PARALLELISM": "false",
+                # As the command line sets them before it imports the libraries.
+                "TQDM_DISABLE": "1",
+                "TRANSFORMERS_VERBOSITY": "error",
+                "PYTHONPATH": os.pathsep.join([str(SOURCE), str(ROOT / "tests"), str(ROOT)]),
+            },
+        )
+        assert json.loads(self._process.stdout.readline())["ready"]
+
+    def run(self, *argv, folder=None, mode=None, at=-1, **more):
+        """Run ``lcia ARGV``; ``folder`` is what the shim watches."""
+        cwd = more.pop("cwd", self.scratch)
+        request = {"argv": [str(a) for a in argv], "cwd": str(cwd)}
+        if mode is not None:
+            arm = {"folder": str(folder), "mode": mode, "at": at}
+            arm |= {key: more.pop(key) for key in ("error", "opens") if key in more}
+            request["arm"] = arm
+        request |= {key: str(value) if key == "log" else value for key, value in more.items()}
+        return self._ask([request])[0]
+
+    def run_together(self, commands):
+        """Run several commands at the same time."""
+        return self._ask([{"argv": argv, "cwd": str(self.scratch)} for argv in commands])
+
+    def _ask(self, requests):
+        self._process.stdin.write(json.dumps(requests) + "\n")
+        self._process.stdin.flush()
+        return [Done(**answer) for answer in json.loads(self._process.stdout.readline())]
+
+    def close(self):
+        """End it."""
+        self._process.stdin.close()
+        self._process.wait(timeout=60)
+        shutil.rmtree(self.scratch)

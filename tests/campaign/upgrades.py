@@ -1,0 +1,93 @@
+"""Stores of every earlier schema: they open, verify, finish what was interrupted and learn on."""
+
+import contextlib
+import shutil
+from pathlib import Path
+
+from campaign.states import verified
+
+STORES = Path(__file__).parents[1] / "fixtures" / "stores"
+
+
+def schemas():
+    """The names of the fixtures."""
+    return sorted(path.name for path in STORES.iterdir() if path.is_dir())
+
+
+def place(stores, schema):
+    """Copy a fixture; return the store in it. The model lies beside it."""
+    folder = stores.driver.scratch / "upgrade"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(STORES / schema, folder)
+    return folder / "assistant"
+
+
+def learn(root, name):
+    """Learn one of the fixture's tasks, as it was begun there; return what is wrong, or None."""
+    from lcia.data import TaskConfig, load_task
+    from lcia.errors import LciaError
+    from lcia.learner import ContinualLearner, Store
+
+    files = {split: root.parent / "data" / f"{name}-{split}.jsonl" for split in ("train", "test")}
+    task = TaskConfig(name=name, **files, instruction="first_line", max_new_tokens=1)
+    with contextlib.chdir(root.parent):  # its settings say ./model
+        try:
+            ContinualLearner(Store.open(root)).learn(load_task(task))
+        except LciaError as error:
+            return f"learning {name}: {error}"
+    return verified(root)
+
+
+def opens(stores, schema):
+    """Open and verify it; nothing may be written."""
+    root = place(stores, schema)
+    before = {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
+    if problem := verified(root):
+        return problem
+    listed = stores.driver.run("versions", root)
+    if listed.code != 0:
+        return f"versions: {' '.join(listed.lines)}"
+    after = {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
+    return None if after == before else "opening it wrote"
+
+
+def flips(stores, schema):
+    """Flip one bit of every file of the newest store that was upgraded; each is found."""
+    from campaign import corruption
+
+    root = place(stores, schema)
+    done = stores.driver.run("rollback", root, "4", cwd=root.parent)
+    if done.code != 0:
+        return f"rollback: {' '.join(done.lines)}"
+    for path, at, bit in corruption.flips(root, per_file=2):
+        if problem := corruption.flip(root, path, at, bit):
+            return f"{path.relative_to(root)}, byte {at}: {problem}"
+    return None
+
+
+def learns_on(stores, schema):
+    """Learn one more task."""
+    return learn(place(stores, schema), "more-numbers")
+
+
+def resumes(stores, schema):
+    """Finish the run that an earlier lcia began, to the bit as it would have."""
+    from lcia.learner import Store
+
+    root = place(stores, schema)
+    shutil.copytree(root.parent / "interrupted", root / "runs", dirs_exist_ok=True)
+    if problem := learn(root, "tones"):
+        return problem
+    adapter = Store.open(root).current.adapters["g1"][1]
+    for path in (root.parent / "expected" / "g1").glob("*.safetensors"):
+        if (adapter / path.name).read_bytes() != path.read_bytes():
+            return f"{path.name} differs from what the earlier lcia made"
+    return None
+
+
+CHECKS = {
+    "opens": opens,
+    "finds flipped bits once upgraded": flips,
+    "learns on": learns_on,
+    "resumes": resumes,
+}
