@@ -384,7 +384,7 @@ _REMEDIES = {
 }
 _DISK = frozenset((*_REMEDIES, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO))
 _TORCH_WRITER = re.compile(
-    r"inline_container\.cc:\d+\] \. (unexpected pos|file write)|StreamWriter"
+    r"inline_container\.cc:\d+\] \. (unexpected pos|file write)|StreamWriter|basic_ios::clear"
 )
 _NUMBER = re.compile(r"\[Errno (\d+)\]|\(os error (\d+)\)")
 
