@@ -25,10 +25,10 @@ static long calls, at;
 static __thread int inside;
 static __thread long own; /* number of this thread's last call */
 
-/* Count calls below `folder`; mode 2 kills before call number `n` (from 0), mode 4 after it (writes only:
- * safetensors renames by a system call of its own, which nobody sees), mode 3 lets that call and all
- * after it fail with `error`. Calls are written to `log`, if that is a file: a line each, and the
- * bytes that are written. `opens` counts opening for reading, too. */
+/* Count calls below `folder`; mode 2 kills before call number `n` (from 0), mode 4 after it (after
+ * a write at once: safetensors then renames by a system call of its own, which nobody sees), mode 3
+ * lets that call and all after it fail with `error`. Calls are written to `log`, if that is a file:
+ * a line each, and the bytes that are written. `opens` counts opening for reading, too. */
 void shim_arm(const char *folder, int how, long n, int error, int log, int opens) {
   snprintf(root, sizeof root, "%s", folder);
   root_length = strlen(root);
@@ -95,7 +95,7 @@ static int seen(const char *what, const char *one, const char *two, long offset,
   if (mode == OFF || inside || !(below(one) || below(two))) return 0;
   inside = 1;
   long number = own = calls++;
-  if (mode == KILL && number == at) { kill(getpid(), SIGKILL); pause(); }
+  if ((mode == KILL && number == at) || (mode == KILL_AFTER && number > at)) { kill(getpid(), SIGKILL); pause(); }
   int failing = mode == FAIL && number >= at;
   if (log_fd >= 0 && !failing) {
     log_hidden();
