@@ -23,6 +23,7 @@ from hostile import Hostile, requests
 
 RESULTS = Path(__file__).parent / "results" / "serving_fuzz.json"
 HANGS_S = 60.0
+OPTIONS = ["--max-new-tokens", "4", "--max-context", "512"]
 
 
 @dataclass
@@ -89,7 +90,7 @@ def main() -> None:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         store = asked.store or make_store(Path(scratch) / "assistant").root
-        with server(store, Path(scratch) / "log.txt", ["--max-new-tokens", "4"]) as process:
+        with server(store, Path(scratch) / "log.txt", OPTIONS) as process:
             asyncio.run(fuzz(process, count=50, seed=-1))  # whatever is made once is made
             before = process.rss_mb()
             started = time.perf_counter()
