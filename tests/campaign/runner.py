@@ -50,7 +50,7 @@ def read_results(part, source):
 
 def work(number, options, source, until, model):
     """Run every ``options.workers``-th case that is left, until the time is over."""
-    driver = Driver()
+    driver, at = Driver(), commit()
     try:
         stores = Stores(driver, model)
         for part in (part for part in PARTS if not options.part or part.name in options.part):
@@ -69,7 +69,7 @@ def work(number, options, source, until, model):
                 seconds = time.monotonic() - started
                 record = {"case": name, "problem": problem, "seconds": round(seconds, 3)}
                 with path.open("a") as file:
-                    file.write(json.dumps({**record, "source": source, "commit": commit()}) + "\n")
+                    file.write(json.dumps({**record, "source": source, "commit": at}) + "\n")
                 if problem:
                     print(f"{part.name}: {name}: {problem}", flush=True)  # noqa: T201
     finally:
