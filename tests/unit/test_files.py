@@ -14,6 +14,7 @@ import torch
 
 from lcia.errors import StoreError, WriteError
 from lcia.files import (
+    check_sum,
     checksums,
     discard,
     disk_error,
@@ -213,3 +214,11 @@ def test_a_checkpoint_that_torch_cannot_write_is_told_with_what_to_do(tmp_path):
 @pytest.mark.parametrize("error", [ValueError("28"), OSError(errno.ENOENT, "No such file", "a")])
 def test_other_errors_are_not_the_disks(error):
     assert disk_error(error) is None
+
+
+def test_a_record_of_absurd_size_is_refused_before_it_is_hashed(tmp_path):
+    path = tmp_path / "codebook.json"
+    path.touch()
+    os.truncate(path, 64 << 30)
+    with pytest.raises(StoreError, match="lcia reads at most"):
+        check_sum(path, "0" * 64)

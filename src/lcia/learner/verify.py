@@ -6,7 +6,7 @@ from typing import Any
 
 from lcia.distributed.checkpoint import COMPLETE
 from lcia.errors import StoreError
-from lcia.files import checksums, files_below, is_leftover, read_sealed, sha256_of
+from lcia.files import LINES_LIMIT, checksums, files_below, is_leftover, read_sealed, sha256_of
 from lcia.learner.journal import check_journal
 from lcia.learner.manifest import check_proposal
 from lcia.learner.store import Store
@@ -129,8 +129,10 @@ class _Checker:
 
     def _problem(self, path: str, wanted: str) -> str | None:
         unread = path.endswith(WEIGHTS) and not self.weights
+        file = self.root / path
+        if not path.endswith(WEIGHTS) and file.is_file() and file.stat().st_size > LINES_LIMIT:
+            return f"has more than {LINES_LIMIT:,} bytes, which lcia never writes"
         if path not in self._known:
-            file = self.root / path
             self._known[path] = (wanted if unread else sha256_of(file)) if file.is_file() else None
         found = self._known[path]
         if found == wanted or (unread and found is not None):
