@@ -1,47 +1,33 @@
 """The same command under torchrun: two processes teach one assistant."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 
 import pytest
+from tests.distributed.launching import run, torchrun
 
+from lcia.distributed.launch import start
+from lcia.errors import ConfigError
 from lcia.learner import Store
 
 
-@pytest.mark.parametrize(
-    "sharding", ["", "fsdp: true, fsdp_config: {version: 2}"], ids=["ddp", "fsdp2"]
-)
-def test_two_processes_learn_a_stream_into_one_store(
-    sharding, tmp_path, tiny_model, colours, shades
-):
+def write_stream(folder, tiny_model, tasks):
     entries = []
-    for task in (colours, shades):
-        with (tmp_path / f"{task.name}.jsonl").open("w") as file:
+    for task in tasks:
+        with (folder / f"{task.name}.jsonl").open("w") as file:
             for sample in task.train:
                 record = {"prompt": sample.prompt, "completion": sample.answers[0]}
                 file.write(json.dumps(record) + "\n")
         entries.append(f"{{name: {task.name}, train: {task.name}.jsonl, instruction: first_line}}")
-    (tmp_path / "stream.yaml").write_text(
+    (folder / "stream.yaml").write_text(
         f"model: {tiny_model}\ndtype: float32\ntasks: [{', '.join(entries)}]\noutput: out\n"
         "training: {num_train_epochs: 2, learning_rate: 0.01, save_steps: 1,\n"
-        "           per_device_train_batch_size: 2, use_cpu: true, ddp_backend: gloo,\n"
-        f"           {sharding}}}\n"
+        f"           per_device_train_batch_size: 2, ddp_backend: gloo}}\n"
     )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*command, "--master_port", str(port), "-m", "lcia", "run", "stream.yaml"],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+
+
+def test_two_processes_learn_a_stream_into_one_store(tmp_path, tiny_model, colours, shades):
+    write_stream(tmp_path, tiny_model, (colours, shades))
+    done = run(torchrun("-m", "lcia", "run", "stream.yaml"), tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     store = Store.open(tmp_path / "out" / "lcia-seed0" / "assistant")
     assert [version.manifest["group"] for version in store.history()] == ["g1", "g1"]
@@ -52,3 +38,9 @@ def test_two_processes_learn_a_stream_into_one_store(
         assert steps == list(range(1, 9))
     assert "ema/beta_mean" in version.journal()[-2]
     assert done.stdout.count("scores:") == 2, "only one process speaks"
+
+
+@pytest.mark.parametrize("sharding", [{"fsdp": True}, {"deepspeed": {"zero_optimization": {}}}])
+def test_spreading_the_optimizer_is_refused_before_anything_is_made(sharding):
+    with pytest.raises(ConfigError, match=f"training.{next(iter(sharding))}: .* under DDP"):
+        start(sharding)

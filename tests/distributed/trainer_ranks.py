@@ -1,6 +1,6 @@
-"""A Trainer on one process, then on two in each way of sharding: trained, saved, resumed.
+"""A Trainer on one process, then on two under DDP: trained, saved, resumed.
 
-python -m tests.distributed.trainer_ranks FOLDER ddp|fsdp2|zero0|zero1|zero2|zero3...
+python -m tests.distributed.trainer_ranks FOLDER ddp
 """
 
 import json
@@ -17,14 +17,6 @@ from benchmarks.speed.parity import join
 from lcia.integrations import DynamicEMACallback
 
 STEPS, SAVE_AT = 8, 4
-ZERO = {
-    "train_batch_size": "auto",
-    "train_micro_batch_size_per_gpu": "auto",
-    "gradient_accumulation_steps": "auto",
-    "gradient_clipping": "auto",
-    "zero_allow_untested_optimizer": True,
-    "zero_force_ds_cpu_optimizer": False,
-}
 
 
 class Regression(PreTrainedModel):
@@ -50,14 +42,6 @@ class Points(Dataset):
         return {"x": self.x[i], "labels": self.x[i].sum()}
 
 
-def parallel_settings(setting):
-    if setting == "fsdp2":
-        return {"fsdp": True, "fsdp_config": {"version": 2, "reshard_after_forward": True}}
-    if setting.startswith("zero"):
-        return {"deepspeed": {**ZERO, "zero_optimization": {"stage": int(setting[-1])}}}
-    return {}
-
-
 def train(folder, setting, *, resume=None):
     """Train once; return the average's state, the figures of each step and the logs."""
     args = TrainingArguments(
@@ -74,7 +58,6 @@ def train(folder, setting, *, resume=None):
         logging_steps=2,
         report_to="none",
         disable_tqdm=True,
-        **parallel_settings(setting),
     )
     torch.manual_seed(0)
     records = []
@@ -83,7 +66,9 @@ def train(folder, setting, *, resume=None):
     trainer = Trainer(model=model, args=args, train_dataset=Points(), callbacks=[callback])
     trainer.train(resume_from_checkpoint=resume)
     logs = trainer.state.log_history
-    return {"state": callback.ema.state_dict(), "records": records, "logs": logs}
+    wrapped = type(trainer.model_wrapped).__name__
+    state = callback.ema.state_dict()
+    return {"state": state, "records": records, "logs": logs, "wrapped_in": wrapped}
 
 
 def equal(a, b):
@@ -102,6 +87,7 @@ def train_twice(setting, folder):
         facts = {
             "resumed_to_the_bit": equal(whole["state"], again["state"]),
             "resumed_steps": [record["step"] for record in again["records"]],
+            "wrapped_in": whole["wrapped_in"],
             "records": whole["records"],
             "logs": whole["logs"],
         }
@@ -110,10 +96,6 @@ def train_twice(setting, folder):
 
 def rank_main(rank, folder, settings):
     join(rank, folder / "meeting")
-    if any(setting.startswith("zero") for setting in settings):
-        import deepspeed
-
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # minutes to compile
     environment = dict(os.environ)
     for setting in settings:
         train_twice(setting, folder)

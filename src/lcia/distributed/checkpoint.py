@@ -16,6 +16,7 @@ from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
+from lcia.distributed.plan import COMPLETE, steps_of
 from lcia.errors import StoreError
 from lcia.files import (
     check_sum,
@@ -26,8 +27,6 @@ from lcia.files import (
     sync_tree,
     write_sealed,
 )
-
-COMPLETE = "complete.json"
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -94,8 +93,8 @@ class TrainingState(TrainerCallback):
         """Restore optimizer and scheduler after Trainer has made them."""
         if self.resume_from is None:
             return
-        kwargs["optimizer"].load_state_dict(_load_tree(self._rank_file(self.resume_from)))
-        extra = json.loads(self._rank_file(self.resume_from, "scheduler", ".json").read_text())
+        kwargs["optimizer"].load_state_dict(_load_tree(self._written(self.resume_from)))
+        extra = json.loads(self._written(self.resume_from, "scheduler", ".json").read_text())
         kwargs["lr_scheduler"].load_state_dict(extra["scheduler"])
         if self.scaler() is not None:
             self.scaler().load_state_dict(extra["scaler"])
@@ -133,9 +132,8 @@ class TrainingState(TrainerCallback):
             if journal.is_file():  # the steps before a checkpoint are not taken, nor told, again
                 sync_file(journal)
             files = {name: s for name, s in checksums(folder).items() if name != COMPLETE}
-            write_sealed(
-                folder / COMPLETE, {"schema": 2, "step": state.global_step, "files": files}
-            )
+            record = {"schema": 2, "step": state.global_step, "files": files, **steps_of(args)}
+            write_sealed(folder / COMPLETE, record)
             self._forget_older(folder)
         processes.wait_for_everyone()
 
@@ -148,13 +146,18 @@ class TrainingState(TrainerCallback):
     def _restore_random_state(self) -> None:
         if self._random_pending:
             assert self.resume_from is not None
-            _set_random_state(_load_tree(self._rank_file(self.resume_from, "random")))
+            _set_random_state(_load_tree(self._written(self.resume_from, "random")))
             self._random_pending = False
 
     def _rank_file(
         self, folder: Path, name: str = "optimizer", suffix: str = ".safetensors"
     ) -> Path:
         return folder / f"{name}-rank{PartialState().process_index}{suffix}"
+
+    def _written(self, folder: Path, name: str = "optimizer", suffix: str = ".safetensors") -> Path:
+        """Return this process's file, or another's where fewer wrote: they hold the same."""
+        ranks = len(list(folder.glob(f"{name}-rank*{suffix}")))
+        return folder / f"{name}-rank{PartialState().process_index % ranks}{suffix}"
 
 
 def _random_state() -> dict[str, Any]:

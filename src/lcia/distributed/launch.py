@@ -56,13 +56,11 @@ def launch_of(training: Mapping[str, Any]) -> Launch:
         training: ``transformers.TrainingArguments``.
 
     Raises:
-        ConfigError: the launcher started fewer processes than it was told to, or both FSDP and
-            DeepSpeed are asked for.
+        ConfigError: the launcher started fewer processes than it was told to, or parameters or
+            optimizer are to be spread over processes.
     """
     deepspeed = bool(training.get("deepspeed")) or _says("ACCELERATE_USE_DEEPSPEED")
     fsdp = bool(training.get("fsdp")) or _says("ACCELERATE_USE_FSDP")
-    if deepspeed and fsdp:
-        raise ConfigError("training: both fsdp and deepspeed are asked for. Remove one of them.")
     cpu = bool(training.get("use_cpu")) or _says("ACCELERATE_USE_CPU")
     launch = Launch(
         processes=int(os.environ.get("WORLD_SIZE", 1)),
@@ -74,7 +72,8 @@ def launch_of(training: Mapping[str, Any]) -> Launch:
         backend=training.get("ddp_backend"),
     )
     if launch.processes == 1:
-        _check_alone(launch)
+        _check_alone()
+    _check_sharding(launch)
     return launch
 
 
@@ -91,17 +90,11 @@ def start(training: Mapping[str, Any]) -> Channel | None:
         The channel to the others; None for one process.
 
     Raises:
-        ConfigError: what is asked for cannot be had, or differs from what this command's earlier
-            runs were started for.
+        ConfigError: what is asked for cannot be had.
     """
     launch = launch_of(training)
     if launch.processes == 1:
         return None
-    if _JOINED and _JOINED[0][0].deepspeed != launch.deepspeed:
-        raise ConfigError(
-            "training.deepspeed: some of the runs ask for it and some do not, and one command "
-            "starts its processes for one of the two. Put them into two stream files."
-        )
     make_state(launch)
     if not _JOINED:
         channel = Channel.open(
@@ -130,8 +123,8 @@ def state() -> PartialState:
 def make_state(launch: Launch) -> None:
     """Make accelerate's state of processes what the launcher started.
 
-    Every ``TrainingArguments`` makes it anew, and on a CPU under DeepSpeed it makes each rank the
-    only one.
+    Every ``TrainingArguments`` makes it anew, and without a word about the CPU it makes each rank
+    the only one there.
     """
     if PartialState._shared_state and PartialState().num_processes == launch.processes:
         return
@@ -139,20 +132,9 @@ def make_state(launch: Launch) -> None:
     options: dict[str, Any] = {"timeout": timedelta(seconds=launch.timeout_s)}
     if launch.backend is not None:
         options["backend"] = launch.backend
-    if launch.cpu and not launch.deepspeed:
-        os.environ["ACCELERATE_USE_CPU"] = "true"  # for every TrainingArguments from here on
-        PartialState(cpu=True, **options)
-        return
     if launch.cpu:
-        _prepare_deepspeed_on_cpu()
-        options["backend"] = launch.backend or "gloo"
-    before = os.environ.get("ACCELERATE_USE_DEEPSPEED")
-    os.environ["ACCELERATE_USE_DEEPSPEED"] = str(launch.deepspeed).lower()
-    PartialState(**options)
-    if before is None:
-        del os.environ["ACCELERATE_USE_DEEPSPEED"]
-    else:
-        os.environ["ACCELERATE_USE_DEEPSPEED"] = before
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # for every TrainingArguments from here on
+    PartialState(cpu=launch.cpu, **options)
 
 
 _JOINED: list[tuple[Launch, Channel]] = []
@@ -169,27 +151,24 @@ def _says(name: str) -> bool:
     return os.environ.get(name, "false").lower() in ("1", "true", "yes", "on", "y", "t")
 
 
-def _prepare_deepspeed_on_cpu() -> None:
-    """Make DeepSpeed take the CPU, and gloo as it is: its own kernel would be compiled first."""
-    os.environ["DS_ACCELERATOR"] = "cpu"
-    os.environ.pop("ACCELERATE_USE_CPU", None)  # accelerate then drops DeepSpeed
-    import deepspeed
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-
-def _check_alone(launch: Launch) -> None:
-    """Refuse to be the only process where several were asked for, or sharding."""
+def _check_alone() -> None:
+    """Refuse to be the only process where several were asked for."""
     wanted = asked_of_accelerate()
     if wanted > 1:
         raise ConfigError(
             f"accelerate launch: {wanted} processes are asked for, and it started one, as it does "
             f"with --cpu. Start them with: torchrun --nproc_per_node {wanted} -m lcia ..."
         )
-    if launch.fsdp:
+
+
+def _check_sharding(launch: Launch) -> None:
+    """Refuse what trains, but cannot be stopped and continued, or ends in a deadlock."""
+    if launch.deepspeed or launch.fsdp:
+        name = "deepspeed" if launch.deepspeed else "fsdp"
         raise ConfigError(
-            "training.fsdp: spreads parameters over processes, and there is one. Start several: "
-            "torchrun --nproc_per_node 2 -m lcia ..., or remove it."
+            f"training.{name}: lcia writes no checkpoint of an optimizer that {launch.sharding} "
+            "spreads over processes, so a run could not go on. Remove it: several processes then "
+            "train under DDP. DynamicEMA works under it in a loop of your own (docs/ema.md)."
         )
 
 

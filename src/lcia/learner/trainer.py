@@ -9,6 +9,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
+from lcia.distributed.uneven import fill_batches
 from lcia.methods.base import Method
 from lcia.models.batches import IGNORED
 from lcia.models.projector import Projector
@@ -36,6 +37,13 @@ class MethodTrainer(Trainer):
         self.method = method
         self.projector = projector
         self.projector_learning_rate = projector_learning_rate
+
+    def get_train_dataloader(self) -> Any:
+        """Return Trainer's batches; where processes share them, none counts a sample twice."""
+        loader = super().get_train_dataloader()
+        if self.model_accepts_loss_kwargs:  # else a batch without labels has no mean
+            fill_batches(loader, processes=self.accelerator.num_processes)
+        return loader
 
     def create_optimizer(self, *args: Any, **options: Any) -> Any:
         """Return Trainer's optimizer, the projector's parameters in groups of their own."""

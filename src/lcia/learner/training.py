@@ -14,8 +14,11 @@ from lcia.config import ADAPTER_DEFAULTS, TRAINING_DEFAULTS, AssistantConfig
 from lcia.data.sample import Sample
 from lcia.data.task import Task
 from lcia.distributed.checkpoint import TrainingState, checkpoint_step, last_checkpoint
-from lcia.distributed.launch import joined
+from lcia.distributed.in_force import check_in_force
+from lcia.distributed.launch import joined, launch_of
+from lcia.distributed.plan import same_steps
 from lcia.distributed.processes import on_main
+from lcia.distributed.uneven import Collate, Examples
 from lcia.errors import ConfigError
 from lcia.files import publish
 from lcia.learner.finite import FiniteSteps
@@ -183,11 +186,12 @@ def build_trainer(
         method=method,
         model=model,
         args=_arguments(host, config, seed=context.seed, folder=folder),
-        train_dataset=examples,
-        data_collator=host.chat.collate,
+        train_dataset=Examples(examples),
+        data_collator=Collate(host.chat.collate),
         projector=host.projector,
         projector_learning_rate=config.projector.learning_rate,
     )
+    check_in_force(trainer, launch_of(config.training))
     _check_sharding(trainer, method)
     trainer.remove_callback(PrinterCallback)
     if host.projector is not None:
@@ -222,6 +226,8 @@ def _arguments(
         **TRAINING_DEFAULTS,
         **config.training,
     }
+    launch = launch_of(config.training)
+    settings |= same_steps(last_checkpoint(folder / "checkpoints"), settings, launch)
     if joined() is not None:  # the processes are joined; TrainingArguments would join them anew
         configured = dict(settings.get("accelerator_config") or {})
         settings["accelerator_config"] = {**configured, "use_configured_state": True}

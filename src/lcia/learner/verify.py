@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lcia.distributed.checkpoint import COMPLETE
+from lcia.distributed.plan import COMPLETE
 from lcia.errors import StoreError
 from lcia.files import LINES_LIMIT, checksums, files_below, is_leftover, read_sealed, sha256_of
 from lcia.learner.journal import check_journal

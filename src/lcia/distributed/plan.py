@@ -1,0 +1,91 @@
+"""A task's steps stay the same on whatever number of processes it goes on.
+
+A checkpoint says how many processes took its steps, how many samples a step had, and what was
+spread. On another number, batches and accumulation change so that every step has the same
+samples; where that cannot be, going on is refused.
+"""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lcia.distributed.launch import Launch, launch_of
+from lcia.errors import ConfigError
+from lcia.files import read_sealed
+
+logger = logging.getLogger(__name__)
+
+COMPLETE = "complete.json"
+
+
+def same_steps(
+    checkpoint: Path | None, settings: Mapping[str, Any], launch: Launch
+) -> dict[str, int]:
+    """Return the batch settings under which training goes on with the steps it was begun with.
+
+    Args:
+        checkpoint: what training goes on from; None for a new training.
+        settings: ``per_device_train_batch_size`` and ``gradient_accumulation_steps``.
+        launch: what this command was started for.
+
+    Returns:
+        The two settings, where they change; then the result equals the uninterrupted one within
+        rounding, not to the bit.
+
+    Raises:
+        ConfigError: the steps cannot be the same, or the optimizer's state cannot be read.
+    """
+    if checkpoint is None:
+        return {}
+    begun = read_sealed(checkpoint / COMPLETE)
+    processes = begun.get("processes") or len(list(checkpoint.glob("optimizer-rank*.safetensors")))
+    if processes == launch.processes:
+        return {}
+    now = _number(launch.processes)
+    there = f"{checkpoint}: was written by {_number(processes)}, and this is {now}"
+    remedy = (
+        f"Run it on {processes} again (torchrun --nproc_per_node {processes} -m lcia ...), or "
+        f"delete {checkpoint.parent} to train the task anew."
+    )
+    samples = begun.get("samples_per_step")
+    kinds = (begun.get("sharding"), launch.sharding)
+    spread = {kind for kind in kinds if kind not in (None, "DDP")}
+    if spread or samples is None:
+        what = f"{', '.join(sorted(spread))} keeps a part of the optimizer's state on each process"
+        raise ConfigError(f"{there}; {what if spread else 'it does not say its batches'}. {remedy}")
+    size = int(settings.get("per_device_train_batch_size", 8))
+    for smaller in range(size, 0, -1):
+        if samples % (smaller * launch.processes) == 0:
+            steps = samples // (smaller * launch.processes)
+            logger.warning(
+                "%s; each step keeps its %d samples: batches of %d on each, %d accumulated. The "
+                "result equals the uninterrupted one within rounding, not to the bit.",
+                there,
+                samples,
+                smaller,
+                steps,
+            )
+            return {"per_device_train_batch_size": smaller, "gradient_accumulation_steps": steps}
+    raise ConfigError(
+        f"{there}; the {samples} samples of a step are no multiple of {launch.processes}. {remedy}"
+    )
+
+
+def steps_of(args: Any) -> dict[str, Any]:
+    """Return what a checkpoint says of its steps, for ``same_steps``.
+
+    Args:
+        args: ``TrainingArguments`` in force.
+    """
+    size = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    sharding = launch_of({"deepspeed": args.deepspeed, "fsdp": args.fsdp}).sharding
+    return {
+        "processes": args.world_size,
+        "samples_per_step": size * args.world_size,
+        "sharding": sharding,
+    }
+
+
+def _number(processes: int) -> str:
+    return "one process" if processes == 1 else f"{processes} processes"
