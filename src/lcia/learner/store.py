@@ -303,7 +303,15 @@ class Store:
         write_sealed(draft / "manifest.json", record)
 
     def publish_adapters(self, adapters: Mapping[str, Path], number: int) -> None:
-        """Copy adapters to where version ``number`` has them."""
+        """Copy adapters to where version ``number`` has them.
+
+        Raises:
+            DivergenceError: one of them holds values that are not finite; nothing was copied.
+        """
+        from lcia.learner.finite import check_finite  # torch, which most verbs do without
+
+        for folder in adapters.values():
+            check_finite(folder)
         for group, folder in adapters.items():
             publish(folder, self.root / "groups" / group / f"{number:04d}")
 

@@ -3,6 +3,7 @@
 import functools
 import math
 import re
+import shutil
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,8 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 
 from lcia.config import AssistantConfig
 from lcia.errors import ConfigError, DivergenceError
-from lcia.learner import ContinualLearner, Store
+from lcia.grouping import InstructionCodebook
+from lcia.learner import ContinualLearner, Store, transaction
 from lcia.learner.training import _check_sharding, _Steps
 from lcia.registry import METHODS
 
@@ -160,10 +162,17 @@ def test_a_parameter_that_is_not_finite_ends_training_though_the_loss_is(
 def test_committing_checks_every_tensor_once_more(create, colours, tmp_path):
     store = create("sequential").store
     save_file({"w": torch.tensor([1.0, float("nan")])}, tmp_path / "adapter_model.safetensors")
-    run = store.begin(colours.name, "made of something")
+    run = transaction.begin(store, colours.name, lambda schema: "made of something")
+    adapter = run.folder / "adapter"
+    shutil.copytree(tmp_path, adapter)
+    (run.folder / "version").mkdir()
+    InstructionCodebook().save(run.folder / "version" / "codebook.json")
+    store.current.matrix().save(run.folder / "version" / "matrix.json")
+    transaction.propose(store, run, colours, group="g1", adapters={"g1": adapter}, contents={})
     with pytest.raises(DivergenceError, match=r"adapter_model.safetensors: 'w' holds values"):
-        store.commit(run, colours, group="g1", adapters={"g1": tmp_path}, contents={})
+        transaction.commit(store, run)
     assert store.versions() == [0]
+    assert not (store.root / "groups").exists()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -109,9 +109,7 @@ class Killed(BaseException):
 def test_a_task_gathered_by_halves_can_still_be_trained(create, colours, shades, monkeypatch):
     learner = create("multitask")
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(
-            "lcia.learner.store.Store.commit", lambda *a, **k: (_ for _ in ()).throw(Killed)
-        )
+        patch.setattr("lcia.learner.learning.commit", lambda *a, **k: (_ for _ in ()).throw(Killed))
         learner.run([colours, shades])
     again = ContinualLearner(Store.open(learner.store.root), host=learner.host)
     with pytest.raises(StoreError, match="unfinished"):
