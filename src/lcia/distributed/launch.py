@@ -73,7 +73,7 @@ def launch_of(training: Mapping[str, Any]) -> Launch:
     )
     if launch.processes == 1:
         _check_alone()
-    _check_sharding(launch)
+    _check_sharding(launch, training)
     return launch
 
 
@@ -161,12 +161,12 @@ def _check_alone() -> None:
         )
 
 
-def _check_sharding(launch: Launch) -> None:
+def _check_sharding(launch: Launch, training: Mapping[str, Any]) -> None:
     """Refuse what trains, but cannot be stopped and continued, or ends in a deadlock."""
     if launch.deepspeed or launch.fsdp:
         name = "deepspeed" if launch.deepspeed else "fsdp"
         raise ConfigError(
-            f"training.{name}: lcia writes no checkpoint of an optimizer that {launch.sharding} "
+            f"training.{name} is {training.get(name, 'set by accelerate')!r}: lcia writes no checkpoint of an optimizer that {launch.sharding} "
             "spreads over processes, so a run could not go on. Remove it: several processes then "
             "train under DDP. DynamicEMA works under it in a loop of your own (docs/ema.md)."
         )
