@@ -166,9 +166,10 @@ def _check_sharding(launch: Launch, training: Mapping[str, Any]) -> None:
     if launch.deepspeed or launch.fsdp:
         name = "deepspeed" if launch.deepspeed else "fsdp"
         raise ConfigError(
-            f"training.{name} is {training.get(name, 'set by accelerate')!r}: lcia writes no checkpoint of an optimizer that {launch.sharding} "
-            "spreads over processes, so a run could not go on. Remove it: several processes then "
-            "train under DDP. DynamicEMA works under it in a loop of your own (docs/ema.md)."
+            f"training.{name} is {training.get(name, 'set by accelerate')!r}: lcia writes no "
+            f"checkpoint of an optimizer that {launch.sharding} spreads over processes, so a run "
+            "could not go on. Remove it: several processes then train under DDP. DynamicEMA works "
+            "under it in a loop of your own (docs/ema.md)."
         )
 
 
