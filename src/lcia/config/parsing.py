@@ -139,7 +139,10 @@ def parse_config(
     try:
         return kind(**merged)
     except pydantic.ValidationError as error:
-        problems = [_explain(kind, problem) for problem in error.errors()]
+        found = error.errors()
+        # What is wrong inside of a list is left out of it, which then seems too short.
+        inner = {p["loc"][:n] for p in found for n in range(len(p["loc"]))}
+        problems = [_explain(kind, p) for p in found if p["loc"] not in inner]
         raise ConfigError("\n".join(f"{where}: {problem}" for problem in problems)) from error
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
