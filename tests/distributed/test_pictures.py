@@ -33,7 +33,7 @@ def write_stream(folder) -> None:
         records.append({"id": str(i), **picture, "conversations": said})
     (folder / "data.json").write_text(json.dumps(records))
     entries = [
-        f"{{name: {name}, train: data.json, test: data.json, max_test: 2, max_new_tokens: 1, "
+        f"{{name: {name}, train: data.json, test: data.json, max_test: 2, max_new_tokens: 8, "
         "instruction: last_line}"
         for name in ("first", "second")
     ]

@@ -66,6 +66,40 @@ def test_zero_averages_equal_a_single_process_and_go_on_elsewhere(parity, settin
     assert cell["resumed_on_fsdp2"] <= 1e-4
 
 
+@pytest.mark.parametrize(
+    "setting",
+    ["ddp", "fsdp2", *[pytest.param(setting, marks=needs_deepspeed) for setting in ZERO]],
+)
+def test_one_all_reduce_a_step_carries_all_sums_of_sharded_tensors(parity, setting):
+    # 5 tensors with 4 sums each; whole tensors have the same sums on every rank.
+    assert parity["all_reduces"][setting] == ([] if setting in ("ddp", "zero0") else [20])
+
+
+@pytest.mark.parametrize(
+    ("setting", "dtype"),
+    [
+        *[(setting, dtype) for setting in ("ddp", "fsdp2") for dtype in ("float32", "float64")],
+        *[pytest.param(setting, "float32", marks=needs_deepspeed) for setting in ZERO],
+    ],
+)
+def test_merges_equal_a_single_process_and_go_on_to_the_bit(parity, setting, dtype):
+    cell = parity["merges"][f"{setting}/{dtype}"]
+    tolerance = {"float32": 1e-5, "float64": 1e-12}[dtype]
+    assert cell["trained"] <= tolerance
+    assert cell["merged"] <= tolerance
+    assert cell["precision"] <= tolerance
+    assert cell["moved_by"] > 0.1, "the merge did something"
+    assert cell["resumed_to_the_bit"]
+
+
+@pytest.fixture(scope="module")
+def trainers(tmp_path_factory):
+    """Folder of what tests.distributed.trainer_ranks wrote, in one start of two processes."""
+    folder = tmp_path_factory.mktemp("trainers")
+    start("-m", "tests.distributed.trainer_ranks", folder, "ddp")
+    return folder
+
+
 @pytest.mark.parametrize("setting", ["ddp"])  # accelerate drops FSDP and DeepSpeed on a CPU
 def test_a_trainer_on_two_processes_resumes_to_the_bit_and_equals_one_process(trainers, setting):
     facts = json.loads((trainers / f"{setting}.json").read_text())
