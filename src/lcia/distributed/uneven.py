@@ -79,11 +79,16 @@ class FilledBatches(BatchSampler):
 
 
 def fill_batches(loader: DataLoader[Any], *, processes: int) -> None:
-    """Make every process's last batches full with blanks, in a loader accelerate prepared."""
+    """Make every process's last batches full with blanks, in a loader accelerate prepared.
+
+    Args:
+        loader: of ``Examples``.
+        processes: that share it; more than one.
+    """
     examples = loader.dataset
     assert isinstance(examples, Examples)
     shard: Any = loader.batch_sampler
-    if processes > 1 and not shard.drop_last:
+    if not shard.drop_last:
         shard.batch_sampler = FilledBatches(
             shard.batch_sampler, blank=len(examples), processes=processes
         )

@@ -41,8 +41,10 @@ class MethodTrainer(Trainer):
     def get_train_dataloader(self) -> Any:
         """Return Trainer's batches; where processes share them, none counts a sample twice."""
         loader = super().get_train_dataloader()
-        if self.model_accepts_loss_kwargs:  # else a batch without labels has no mean
-            fill_batches(loader, processes=self.accelerator.num_processes)
+        processes = self.accelerator.num_processes
+        # Without a loss that is a sum over tokens, a batch without labels has no mean.
+        if processes > 1 and self.model_accepts_loss_kwargs:
+            fill_batches(loader, processes=processes)
         return loader
 
     def create_optimizer(self, *args: Any, **options: Any) -> Any:
