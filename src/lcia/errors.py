@@ -11,13 +11,18 @@ LINE = 1_600
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
+def escaped(text: str) -> str:
+    """Return a text with control characters but tab and line feed written out."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
 def printable(text: str) -> str:
     """Return a text as a terminal may have it.
 
-    Control characters but tab and line feed are escaped, and the middle of a line of more than
-    ``LINE`` characters is left out: what stands in somebody's file may be anything.
+    Control characters are escaped, and the middle of a line of more than ``LINE`` characters is
+    left out: what stands in somebody's file may be anything.
     """
-    plain = _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    plain = escaped(text)
     return "\n".join(
         line if len(line) <= LINE else f"{line[: LINE * 3 // 4]} ... {line[-LINE // 4 :]}"
         for line in plain.split("\n")

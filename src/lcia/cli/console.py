@@ -12,10 +12,19 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-from lcia.errors import printable
+from lcia.errors import escaped, printable
 from lcia.reports.numbers import duration
 
-console = Console(highlight=False)
+
+class _Terminal(Console):
+    """A console that shows control characters in texts instead of obeying them."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print as rich does."""
+        super().print(*(escaped(o) if isinstance(o, str) else o for o in objects), **options)
+
+
+console = _Terminal(highlight=False)
 _ESCAPES = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
 """Control characters that JSON leaves as they are."""
 
