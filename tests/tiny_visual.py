@@ -113,7 +113,7 @@ def qwen2_5_vl() -> tuple[Any, Any]:
         Qwen2VLImageProcessorPil,
     )
 
-    from lcia.models.processor import without_video
+    from lcia.models.loading import without_video
 
     tokens = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
     tokenizer = tiny_tokenizer(tokens)

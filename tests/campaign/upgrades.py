@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+import zipfile
 from pathlib import Path
 
 from campaign.states import verified
@@ -11,15 +12,21 @@ STORES = Path(__file__).parents[1] / "fixtures" / "stores"
 
 def schemas():
     """The names of the fixtures."""
-    return sorted(path.name for path in STORES.iterdir() if path.is_dir())
+    return sorted(path.stem for path in STORES.glob("*.zip"))
+
+
+def unpack(schema, folder):
+    """Put a fixture's files into a folder, and return it."""
+    with zipfile.ZipFile(STORES / f"{schema}.zip") as packed:
+        packed.extractall(folder)
+    return folder
 
 
 def place(stores, schema):
-    """Copy a fixture; return the store in it. The model lies beside it."""
+    """Unpack a fixture; return the store in it. The model lies beside it."""
     folder = stores.driver.scratch / "upgrade"
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(STORES / schema, folder)
-    return folder / "assistant"
+    return unpack(schema, folder) / "assistant"
 
 
 def learn(root, name):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image as Pictures
 
-from lcia.results import read_result
+from lcia.experiments.results import read_result
 from tiny_visual import llava, save
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "coin"

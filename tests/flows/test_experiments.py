@@ -13,7 +13,7 @@ from filelock import FileLock
 from flows.conftest import write_jsonl
 from lcia.config import load_stream_config
 from lcia.errors import ConfigError, TrainingError
-from lcia.experiments import check_experiment, run_experiment
+from lcia.experiments.running import check_experiment, run_experiment
 from lcia.learner import Store, learning
 from lcia.methods.sequential import Sequential
 

@@ -45,8 +45,8 @@ def evaluate(
     from lcia.cli.console import console, number, print_json, print_table
     from lcia.evaluation.measures import MEASURES
     from lcia.evaluation.metrics import summarise
+    from lcia.experiments.results import routing_accuracy_of
     from lcia.learner import Store
-    from lcia.results import routing_accuracy_of
 
     opened = Store.open(store)
     matrix = opened.current.matrix()

@@ -28,9 +28,9 @@ def show(
     if context.invoked_subcommand is not None:
         return
     from lcia.cli.console import print_json, print_table
-    from lcia.models.loading import describe_models
+    from lcia.registry import MODELS
 
-    records = describe_models()
+    records = [MODELS.get(name).describe() for name in MODELS.names()]
     if as_json:
         print_json(records)
         return
@@ -51,11 +51,6 @@ def prepare(name: Annotated[str, typer.Argument(help="An embedded model.")]) -> 
       lcia models prepare smollm2-135m
     """
     from lcia.cli.console import console
-    from lcia.errors import ConfigError
-    from lcia.models.embedded import EMBEDDED
-    from lcia.models.embedded import prepare as make_ready
-    from lcia.registry import nearest
+    from lcia.registry import MODELS
 
-    if name not in EMBEDDED:
-        raise ConfigError(f"model '{name}' is not embedded. {nearest(name, EMBEDDED)}")
-    console.print(f"{name}: {make_ready(name)}", markup=False)
+    console.print(f"{name}: {MODELS.get(name).prepare()}", markup=False)

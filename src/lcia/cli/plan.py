@@ -40,7 +40,7 @@ def plan(
     from lcia.cli.console import console, print_json
     from lcia.config import load_stream_config
     from lcia.errors import ConfigError
-    from lcia.experiments import AS_LISTED, stream_tasks
+    from lcia.experiments.running import AS_LISTED, stream_tasks
     from lcia.learner import instructions_of
 
     config = load_stream_config(stream, overrides)

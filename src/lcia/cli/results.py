@@ -8,9 +8,9 @@ from lcia.cli.console import console, print_table
 from lcia.cli.evaluate import print_matrix
 from lcia.evaluation.generate import Prediction
 from lcia.evaluation.measures import MEASURES
+from lcia.experiments.results import SIZES, Result
 from lcia.learner import Version
 from lcia.reports.numbers import measured
-from lcia.results import SIZES, Result
 
 SAMPLES = 3
 SIDE_BY_SIDE = 4

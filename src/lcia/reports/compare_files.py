@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from lcia.experiments.comparison import Comparison, LabelSummary, Spread
 from lcia.files import write_json, write_text
 from lcia.reports.compare_page import render_comparison
-from lcia.reports.comparison import Comparison, LabelSummary, Spread
 from lcia.reports.tables import TextTable, comparison_tables, formulas, runs_table, settings_table
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from lcia.reports.comparison import Comparison, LabelSummary
+from lcia.experiments.comparison import Comparison, LabelSummary
 from lcia.reports.html import heat_rows, templates
 from lcia.reports.tables import (
     comparison_tables,

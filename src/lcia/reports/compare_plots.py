@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from lcia.evaluation.matrix import AccuracyMatrix
-from lcia.reports.comparison import Comparison, LabelSummary
+from lcia.experiments.comparison import Comparison, LabelSummary
 from lcia.reports.plots import MUTED, SERIES, printable, spread_out
 
 DASHES = ("", "5 2", "1.5 1.5", "6 2 1.5 2")

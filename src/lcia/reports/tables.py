@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lcia.evaluation.measures import MEASURES
-from lcia.reports.comparison import (
+from lcia.experiments.comparison import (
     FORGETTING_RATIO,
     SHARE_OF_JOINT,
     Comparison,

@@ -11,10 +11,11 @@ from typing import Any
 from lcia.errors import StoreError
 from lcia.files import discard, make_folders, settle, write_json
 from lcia.learner import Store, Version
-from lcia.models.embedded import EMBEDDED, prepare
 from lcia.models.gates import GATES
+from lcia.models.loading import is_embedded
 from lcia.models.lora import read_config
 from lcia.models.projector import FILE as PROJECTOR
+from lcia.registry import MODELS
 from lcia.serving.engine.factors import PREFIX, read_factors
 from lcia.serving.live import BASE
 
@@ -69,8 +70,8 @@ def _write(store: Store, version: Version, draft: Path) -> dict[str, Any]:
         for group, (key, adapter) in version.adapters.items()
     }
     model = store.config.model
-    if model in EMBEDDED:
-        shutil.copytree(prepare(model), draft / "model")
+    if is_embedded(model):
+        shutil.copytree(MODELS.get(model).prepare(), draft / "model")
     elif Path(model).expanduser().is_dir():
         model = str(Path(model).expanduser().absolute())
     about = {"assistant": store.root.resolve().name, "version": version.number}
@@ -134,7 +135,7 @@ def _served_rank(ranks: Mapping[str, int]) -> int:
 
 
 def _script(about: Mapping[str, Any]) -> str:
-    model = "model" if about["model"] in EMBEDDED else about["model"]
+    model = "model" if is_embedded(about["model"]) else about["model"]
     groups = list(about["ranks"])
     options = [
         f"--served-model-name {BASE}",

@@ -1,6 +1,6 @@
 """The embedding backend, on a tiny random encoder and on a real one where it is installed."""
 
-import json
+import sys
 from importlib.util import find_spec
 
 import numpy as np
@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lcia.errors import ConfigError, ModelError
+from lcia.errors import MissingDependencyError, ModelError
 from lcia.grouping import GroupingConfig, InstructionCodebook, InstructionRecipe, Router
-from lcia.grouping.embedding import EmbeddingSimilarity, spherical_means
-from lcia.grouping.encoder import Encoder
+from lcia.grouping.embedding import EmbeddingSimilarity, Encoder, spherical_means
 
 _LINE = "classify translate ticket sentence into german the support a poem"
 WORDS = _LINE.split()
@@ -40,7 +39,7 @@ def tiny(tmp_path_factory):
     return path
 
 
-def pooled_by_hand(path, text, first_token):
+def pooled_by_hand(path, text, first_token=False, *, unit=False):
     import torch
     from transformers import AutoModel, AutoTokenizer
 
@@ -48,32 +47,52 @@ def pooled_by_hand(path, text, first_token):
     with torch.no_grad():
         hidden = AutoModel.from_pretrained(path).eval()(**tokens).last_hidden_state[0].numpy()
     vector = hidden[0] if first_token else hidden.mean(axis=0)
-    return vector / np.linalg.norm(vector)
+    return vector / np.linalg.norm(vector) if unit else vector
 
 
-@pytest.mark.parametrize("mode", ["mean_tokens", "cls_token"])
-def test_vectors_are_pooled_as_the_model_says_whatever_the_batch(tiny, mode):
-    (tiny / "1_Pooling").mkdir(exist_ok=True)
-    (tiny / "1_Pooling" / "config.json").write_text(json.dumps({f"pooling_mode_{mode}": True}))
+def saved(tiny, folder, *, mode="mean", dense=None):
+    """Save the encoder as sentence-transformers does, with a pooling and a Dense layer."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import modules as models
+
+    transformer = models.Transformer(str(tiny))
+    modules = [transformer, models.Pooling(transformer.get_embedding_dimension(), mode)]
+    SentenceTransformer(modules=[*modules, *([dense] if dense else [])]).save(str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("mode", ["mean", "cls"])
+def test_vectors_are_pooled_as_the_model_says_whatever_the_batch(tiny, tmp_path, mode):
     texts = ["classify the ticket", "translate", "classify the ticket", "a poem " * 20]
-    vectors = Encoder(str(tiny)).encode(texts)
+    vectors = Encoder(str(saved(tiny, tmp_path, mode=mode))).encode(texts)
     for text, vector in zip(texts, vectors, strict=True):
-        assert vector == pytest.approx(pooled_by_hand(tiny, text, mode == "cls_token"), abs=1e-5)
+        assert vector == pytest.approx(
+            pooled_by_hand(tiny, text, mode == "cls", unit=True), abs=1e-5
+        )
 
 
-def test_another_pooling_is_refused(tiny):
-    (tiny / "1_Pooling").mkdir(exist_ok=True)
-    (tiny / "1_Pooling" / "config.json").write_text('{"pooling_mode_max_tokens": true}')
-    with pytest.raises(ConfigError, match="pools by pooling_mode_max_tokens"):
-        Encoder(str(tiny))
-    (tiny / "1_Pooling" / "config.json").unlink()
+def test_a_dense_layer_of_the_encoder_counts(tiny, tmp_path):
+    import torch
+    from sentence_transformers.sentence_transformer import modules as models
+
+    dense = models.Dense(16, 4, activation_function=torch.nn.Identity())
+    vector = Encoder(str(saved(tiny, tmp_path, dense=dense))).encode(["translate"])[0]
+    with torch.no_grad():
+        wanted = dense.linear(torch.from_numpy(pooled_by_hand(tiny, "translate")))
+    assert vector == pytest.approx((wanted / wanted.norm()).numpy(), abs=1e-5)
 
 
 def test_a_text_is_read_once(tiny, monkeypatch):
     encoder = Encoder(str(tiny))
     encoder.encode(["classify", "translate"])
-    monkeypatch.setattr(encoder, "_read", lambda texts: pytest.fail(f"read again: {texts}"))
+    monkeypatch.setattr(encoder._model, "encode", lambda *a, **k: pytest.fail("read again"))
     assert encoder.encode(["translate", "classify", "translate"]).shape == (3, 16)
+
+
+def test_without_sentence_transformers_it_says_what_to_install(tiny, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(MissingDependencyError, match=r'pip install "lcia\[embedding\]"'):
+        Encoder(str(tiny))
 
 
 def test_a_missing_encoder_is_named(tmp_path):

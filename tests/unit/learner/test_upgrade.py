@@ -8,12 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from campaign.upgrades import schemas, unpack
 from lcia import Assistant
 from lcia.data import Task, TaskConfig, load_task
 from lcia.evaluation.matrix import AccuracyMatrix
 from lcia.learner import ContinualLearner, Store
-
-STORES = Path(__file__).parents[2] / "fixtures" / "stores"
 
 
 @dataclass(frozen=True)
@@ -49,9 +48,9 @@ class Earlier:
         }
 
 
-@pytest.fixture(params=sorted(path.name for path in STORES.iterdir() if path.is_dir()))
+@pytest.fixture(params=schemas())
 def earlier(request, tmp_path, monkeypatch) -> Earlier:
-    fixture = STORES / request.param
+    fixture = unpack(request.param, tmp_path / "fixture")
     for name in ("assistant", "model"):
         shutil.copytree(fixture / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)

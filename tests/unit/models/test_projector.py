@@ -7,8 +7,8 @@ from safetensors.torch import load_file
 
 from lcia.errors import ConfigError, MissingDependencyError, ModelError
 from lcia.models import AdapterHost, load_model
+from lcia.models.loading import quantization
 from lcia.models.projector import FILE, Projector
-from lcia.models.quantization import quantization
 from tiny_visual import llava, save
 
 

@@ -1,1 +1,0 @@
-"""Streams that come with lcia."""
