@@ -1,15 +1,21 @@
 """From stores to the plain records a report shows."""
 
+import base64
+import io
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from lcia.data.images import open_image
+from lcia.data.sample import Image
 from lcia.learner import Store, Version
 from lcia.reports.data import GroupRecord, ReportData, RunRecord, SampleAnswer, StepRecord
-from lcia.reports.pictures import inline
 
 SAMPLES_PER_TASK = 2
 FALLBACK = "ema/fallback/"
+
+_PICTURE_SIDE = 224
+"""Longest side of a picture in a page, in pixels."""
 
 
 def report_of(stores: Mapping[str, Store], *, title: str) -> ReportData:
@@ -100,5 +106,14 @@ def _samples(version: Version) -> Iterator[SampleAnswer]:
                 group=prediction.group,
                 similarity=prediction.similarity,
                 reason=prediction.reason,
-                pictures=tuple(map(inline, images.get((prediction.task, prediction.sample), ()))),
+                pictures=tuple(map(_inline, images.get((prediction.task, prediction.sample), ()))),
             )
+
+
+def _inline(image: Image) -> str:
+    """Return a picture, made small, as a ``data:`` address."""
+    picture = open_image(image.path)
+    picture.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

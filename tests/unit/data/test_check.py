@@ -1,11 +1,14 @@
-"""``check`` describes a file and lists its bad records without raising."""
+"""`check` lists what is in a file and its bad records; docs/data.md is read as it says."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
-from lcia.data import Lengths, check
+from lcia.data import Lengths, check, read_all
 from lcia.errors import DataError
+from lcia.registry import READERS
 
 
 def write(path, *records):
@@ -45,3 +48,22 @@ def test_only_bad_records(tmp_path):
 def test_an_unreadable_file_raises(tmp_path):
     with pytest.raises(DataError, match="no such file"):
         check(tmp_path / "nothing.jsonl")
+
+
+TEXT = (Path(__file__).parents[3] / "docs" / "data.md").read_text(encoding="utf-8")
+EXAMPLE = re.compile(r"^\*\*`(\w+)`\*\*.*?^```(?:jsonl|json)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+EXAMPLES = dict(EXAMPLE.findall(TEXT))
+
+
+def test_every_builtin_reader_has_an_example():
+    assert set(EXAMPLES) == set(READERS.builtin)
+
+
+@pytest.mark.parametrize("format", sorted(EXAMPLES))
+def test_examples_are_read(tmp_path, format):
+    path = tmp_path / "example"
+    path.write_text(EXAMPLES[format], encoding="utf-8")
+    reading = read_all(path)
+    assert reading.format == format
+    assert reading.messages() == []
+    assert len(reading.samples) == EXAMPLES[format].count("\n")

@@ -1,11 +1,19 @@
-"""Metrics against a hand-worked matrix, a NumPy re-derivation and properties."""
+"""Metrics against matrices and sums by hand, and properties; docs/metrics.md says the same."""
+
+import contextlib
+import io
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcia.evaluation import METRICS, AccuracyMatrix, summarise
+from lcia.evaluation import MEASURES, METRICS, AccuracyMatrix, summarise
+from lcia.evaluation.generate import Prediction
+from lcia.evaluation.measures import averaging, general_ability, routing_accuracy
+from lcia.registry import SCORERS
 
 
 def matrix_of(rows):
@@ -132,3 +140,85 @@ def test_tasks_still_to_come_do_not_count():
 def test_every_metric_is_labelled():
     assert list(METRICS) == list(summarise(matrix_of([[1], [2]])))
     assert all(metric.label and "R[" in metric.formula for metric in METRICS.values())
+
+
+def prediction(task, group):
+    return Prediction(
+        task=task,
+        sample="1",
+        prompt="?",
+        answers=("a",),
+        prediction="a",
+        score=1.0,
+        group=group,
+        adapter=None,
+        similarity=1.0,
+        reason="reached",
+    )
+
+
+def test_routing_is_right_where_the_group_learned_the_task():
+    routed = [("a", "g1"), ("a", "g2"), ("b", "g2"), ("b", None)]
+    predictions = [prediction(task, group) for task, group in routed]
+    assert routing_accuracy(predictions, {"a": "g1", "b": "g2"}) == 50
+    assert routing_accuracy(predictions, {}) is None
+    assert routing_accuracy([], {"a": "g1"}) is None
+
+
+def test_general_ability_is_the_mean_change():
+    before = {"a": 50.0, "b": 20.0}
+    assert general_ability(before, {"a": 40.0, "b": 24.0}) == pytest.approx(-3)
+    assert general_ability({}, {}) is None
+
+
+def test_averaging_has_a_horizon_of_one_over_the_mean_gain():
+    found = averaging([0.9, 0.8], [0.5, 0.25])
+    assert found["beta_mean"] == pytest.approx(0.85)
+    assert found["horizon_steps"] == pytest.approx(1 / 0.15)
+    assert found["fallback_share"] == pytest.approx(37.5)
+    assert averaging([1.0], [0.0])["horizon_steps"] is None
+    assert set(averaging([], []).values()) == {None}
+
+
+PAGE = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", PAGE, re.DOTALL)
+
+
+def test_every_example_prints_what_the_page_shows():
+    assert len(EXAMPLES) == 2
+    names = {}
+    for code, shown in EXAMPLES:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(code, names)
+        assert printed.getvalue() == shown
+
+
+def test_the_sums_of_the_worked_example_are_right():
+    sums = re.findall(r"^- ([a-z ]+): (.*) = ([−\d.]+)$", PAGE, re.MULTILINE)
+    assert len(sums) == len(METRICS)
+    results = dict(line.split(": ") for line in EXAMPLES[0][1].splitlines())
+    for name, terms, total in sums:
+        assert eval(terms.replace("−", "-")) == pytest.approx(
+            float(total.replace("−", "-")), abs=0.005
+        )
+        assert float(results[name.replace(" ", "_")]) == float(total.replace("−", "-"))
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_metric_stands_with_its_formula_and_direction(name):
+    row = next(line for line in PAGE.splitlines() if line.startswith(f"| `{name}`"))
+    metric = METRICS[name]
+    assert metric.formula in row
+    assert row.endswith("| higher |" if metric.higher_is_better else "| lower |")
+
+
+@pytest.mark.parametrize("name", [name for name in MEASURES if name not in METRICS])
+def test_every_other_number_stands_with_its_formula_and_direction(name):
+    measure = MEASURES[name]
+    better = {True: "higher ", False: "lower ", None: ""}[measure.higher_is_better]
+    assert f"| `{name}` | {measure.formula} | {better}|" in PAGE.splitlines()
+
+
+def test_every_scorer_is_listed():
+    assert set(re.findall(r"^\| `(\w+)` \| .* \| .* \|$", PAGE, re.MULTILINE)) >= {*SCORERS.builtin}

@@ -3,10 +3,14 @@
 import pytest
 import torch
 from peft import LoraConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from lcia.data import Message
-from lcia.models import AdapterHost, load_model
+from lcia.errors import ConfigError
+from lcia.models import AdapterHost, load_model, resolve_dtype
+from lcia.models.batches import mask_of, padded
 from lcia.models.host import RecentAnswers
+from lcia.models.prefix import behind_prefix, common_length, shares_prefixes
 
 
 def user(text: str):
@@ -93,3 +97,68 @@ def test_the_base_models_answers_are_kept_up_to_a_bound():
     kept.keep(10, "10")
     assert kept.get(8) is None, "the one that was not used for longest left"
     assert [kept.get(request) for request in (7, 9, 10)] == ["7", "9", "10"]
+
+
+@pytest.mark.parametrize(
+    ("cpu", "dtype"),
+    [
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": False}, "float32"),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True}, "bfloat16"),
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": True}, "bfloat16"),
+        ({"cpu_name": "AMD EPYC", "avx512_f": True}, "float32"),
+        ({}, "float32"),
+    ],
+)
+def test_auto_goes_by_the_processor(cpu, dtype, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu, raising=False)
+    assert resolve_dtype("auto") == dtype
+
+
+def test_other_dtypes_are_refused():
+    with pytest.raises(ConfigError, match="'int8' is not known"):
+        resolve_dtype("int8")
+
+
+SHARED = list(range(100, 120))
+
+
+@pytest.mark.parametrize(
+    ("rows", "length"),
+    [
+        ([[*SHARED, 1], [*SHARED, 2, 3], [*SHARED, 2]], 20),
+        ([[*SHARED, 1], SHARED], 19),  # every row keeps a token of its own
+        ([SHARED, SHARED], 19),
+        ([[*SHARED, 1], [*SHARED[:15], 1, 2]], 0),  # fewer than it is worth
+        ([[*SHARED, 1]], 0),
+        ([[1], [2]], 0),
+    ],
+)
+def test_the_common_beginning_leaves_each_row_a_token(rows, length):
+    assert common_length(rows) == length
+
+
+def test_padding_moves_behind_the_beginning():
+    rows = [[*SHARED, 1], [*SHARED, 2, 3, 4]]
+    moved, length = behind_prefix(
+        {"input_ids": padded(rows, value=0), "attention_mask": mask_of(rows)}, pad_id=0
+    )
+    assert length == 20
+    assert moved["input_ids"].tolist() == [[*SHARED, 0, 0, 1], [*SHARED, 2, 3, 4]]
+    assert moved["attention_mask"].tolist() == [[1] * 20 + [0, 0, 1], [1] * 23]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "shares"),
+    [
+        ("llama", {}, True),
+        ("gemma3_text", {"sliding_window": 8}, False),
+        ("mamba", {}, False),
+        ("bamba", {}, False),
+    ],
+)
+def test_only_models_that_keep_all_tokens_share(kind, options, shares):
+    config = AutoConfig.for_model(kind, num_hidden_layers=6, **options)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    assert shares_prefixes(model) is shares

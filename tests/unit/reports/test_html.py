@@ -4,9 +4,11 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
+from benchmarks import tables
 from lcia.errors import ConfigError
 from lcia.evaluation import METRICS, AccuracyMatrix
 from lcia.reports import ReportData, SampleAnswer, StepRecord
@@ -224,3 +226,12 @@ def test_importing_the_reports_is_light():
         "assert not heavy, heavy; import lcia.reports.svg; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_benchmarks_page_is_regenerated_from_the_results_without_a_difference():
+    assert tables.page() == tables.PAGE.read_text(encoding="utf-8")
+
+
+def test_every_folder_of_results_is_on_the_page():
+    files = tables.RESULTS.rglob("results.jsonl")
+    assert {str(Path(f).parent.relative_to(tables.RESULTS)) for f in files} == set(tables.RECIPES)
