@@ -248,7 +248,7 @@ def test_runs_side_by_side_share_the_work(lcia, stream, tmp_path):
     taken.mkdir(parents=True)
     with FileLock(taken / ".lock"):  # as a process that works on it does
         output = lcia("run", stream).stdout
-    assert "Left to other processes, which are at them: sequential-seed0." in output
+    assert "Other processes are working on: sequential-seed0." in output
     assert [path.name for path in taken.iterdir()] == [".lock"]
     written = (tmp_path / "out" / "single-seed0" / "metrics.json").stat().st_mtime_ns
     done = run(stream)

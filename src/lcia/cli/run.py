@@ -74,7 +74,7 @@ def run(
             show_results(done.results, report=page)
     if done.elsewhere and not as_json:
         console.print(
-            f"Left to other processes, which are at them: {', '.join(done.elsewhere)}.",
+            f"Other processes are working on: {', '.join(done.elsewhere)}.",
             markup=False,
             soft_wrap=True,
         )

@@ -128,8 +128,9 @@ class AssistantConfig(_Frozen):
         model: an embedded name, a hub id or a local path.
         method: a name of ``lcia.registry.METHODS``, or a mapping with its settings.
         rule: the balance rule of methods that average, with its settings.
-        grouping: ``on``, ``off``, ``per_task``, or fields of ``GroupingConfig``, which without
-            ``groups`` say how to group and leave it to the method whether; None: all to it.
+        grouping: ``on``, ``off`` or ``per_task`` says whether to group. Fields of
+            ``GroupingConfig`` say how; unless ``groups`` is among them, the method decides whether.
+            None leaves both to the method.
         adapter: ``peft.LoraConfig``, over ``ADAPTER_DEFAULTS``.
         training: ``transformers.TrainingArguments``, over ``TRAINING_DEFAULTS``.
         projector: of a vision-language model: a mode of ``ProjectorConfig``, or its fields.

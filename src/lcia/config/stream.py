@@ -31,17 +31,17 @@ class StreamConfig(AssistantConfig, TaskSource):
     Attributes:
         held_out: tasks that are never trained, to see what learning does to other abilities: a
             list like ``tasks``, the name of a built-in stream, or ``superni`` as for the stream.
-        methods: learn the stream once with each; default: ``method`` alone. An entry may carry
-            its own ``rule``, ``grouping``, ``training`` and ``adapter`` (the last three over the
-            stream's) and a ``label``.
-        rules: learn it once with each, with the methods that average and have no rule of their
-            own. A mapping may carry a ``label``.
-        groupings: learn it once with each, with the methods that leave the choice and have no
-            grouping of their own: ``off``, ``on``, ``per_task``, or fields over the stream's
-            ``grouping`` with a ``label``.
+        methods: learn the stream once with each; by default with ``method`` alone. An entry may
+            have a ``label`` and its own ``rule``, ``grouping``, ``training`` and ``adapter``; the
+            last three add to the stream's.
+        rules: learn it once with each rule. Applies to methods that average and name no rule
+            themselves. A mapping may have a ``label``.
+        groupings: learn it once with each: ``off``, ``on``, ``per_task``, or fields that add to
+            the stream's ``grouping``, with a ``label``. Applies to methods that leave the choice
+            open and name no grouping themselves.
         seeds: learn it once with each seed.
-        orders: learn it once in each order: names of orders, each a list of task names. Methods
-            that learn all tasks at once, as ``multitask``, take the first order only.
+        orders: learn it once in each order: name of the order to its list of task names. Methods
+            that learn all tasks at once, such as ``multitask``, use the first order only.
         output: folder of the results, relative to the stream file.
     """
 
@@ -171,7 +171,7 @@ def _assistant(stream: StreamConfig, entry: Mapping[str, Any], *, label: str) ->
         if key in entry:
             own = entry[key]
             if key == "grouping" and isinstance(own, Mapping):
-                own = {"groups": "similar", **own}  # fields of its own: it shall group
+                own = {"groups": "similar", **own}  # fields of its own: it is meant to group
             settings[key] = _over(settings[key], own, whole=key == "rule")
     config: AssistantConfig = parse_config(AssistantConfig, settings, where=label)
     return config

@@ -36,7 +36,7 @@ class DynamicEMACallback(TrainerCallback):
     Trainer's logs get ``ema/beta_mean``, ``ema/beta_min``, ``ema/beta_max``,
     ``ema/horizon_steps``, ``ema/drift`` and ``ema/fallback/<reason>`` (shares) over the steps
     since the last log. Call ``attach(trainer)`` instead of passing the callback to the Trainer
-    if TensorBoard, W&B or trackio shall have them too: they are told first.
+    so that TensorBoard, W&B and trackio get them too: they are told first.
 
     Args:
         rule: balance rule, its name, or a mapping such as ``{"name": "release", "scale": 2.0}``.
