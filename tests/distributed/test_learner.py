@@ -2,11 +2,8 @@
 
 import json
 
-import pytest
 from tests.distributed.launching import run, torchrun
 
-from lcia.distributed.launch import start
-from lcia.errors import ConfigError
 from lcia.learner import Store
 
 
@@ -38,9 +35,3 @@ def test_two_processes_learn_a_stream_into_one_store(tmp_path, tiny_model, colou
         assert steps == list(range(1, 9))
     assert "ema/beta_mean" in version.journal()[-2]
     assert done.stdout.count("scores:") == 2, "only one process speaks"
-
-
-@pytest.mark.parametrize("sharding", [{"fsdp": True}, {"deepspeed": {"zero_optimization": {}}}])
-def test_spreading_the_optimizer_is_refused_before_anything_is_made(sharding):
-    with pytest.raises(ConfigError, match=f"training.{next(iter(sharding))} is .* under DDP"):
-        start(sharding)

@@ -31,8 +31,8 @@ def launch(processes, sharding=None):
         processes=processes,
         rank=0,
         cpu=True,
-        deepspeed=sharding == "DeepSpeed",
-        fsdp=sharding == "FSDP",
+        zero=int(sharding[-1]) if sharding == "ZeRO-1" else 0,
+        fsdp=sharding == "FSDP2",
         timeout_s=1800,
         backend=None,
     )
@@ -57,13 +57,13 @@ def test_another_number_of_processes_takes_the_same_samples_a_step(begun, now, e
 
 @pytest.mark.parametrize(
     ("samples", "sharding", "said"),
-    [(8, "DDP", "no multiple of 3"), (6, "FSDP", "FSDP keeps a part"), (6, "DeepSpeed", "keeps a")],
+    [(8, "DDP", "no multiple of 3"), (8, "FSDP2", "no multiple"), (6, "ZeRO-1", "keeps a part")],
 )
 def test_where_steps_cannot_be_the_same_going_on_is_refused(samples, sharding, said, tmp_path):
     record = {"schema": 2, "processes": 2, "samples_per_step": samples, "sharding": sharding}
     write_sealed(tmp_path / "complete.json", record)
     with pytest.raises(ConfigError, match=said) as refused:
-        same_steps(tmp_path, {"per_device_train_batch_size": 4}, launch(3))
+        same_steps(tmp_path, {"per_device_train_batch_size": 4}, launch(3, sharding))
     assert "--nproc_per_node 2" in str(refused.value)
 
 

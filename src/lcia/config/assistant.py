@@ -15,6 +15,7 @@ from pydantic import (
     model_serializer,
 )
 
+from lcia.config.sharding import check_sharding, without_sharding
 from lcia.config.training import CANNOT_BE_MADE, check_fields, check_parts, one_line
 from lcia.errors import ConfigError
 from lcia.grouping.config import GroupingConfig
@@ -225,6 +226,7 @@ class AssistantConfig(_Frozen):
         self.resolve_grouping()
         self.build_rule()
         check_adapter(self.adapter)
+        check_sharding(self.training, quantize=self.quantize, dtype=self.dtype)
         check_training(self.training)
 
 
@@ -256,6 +258,7 @@ def check_training(settings: Mapping[str, Any]) -> None:
     _check_fields(TrainingArguments, settings, "training")
     check_fields(settings)
     use_cpu = not torch.accelerator.is_available()
+    settings = without_sharding(settings)
     merged = {"report_to": "none", "use_cpu": use_cpu, **TRAINING_DEFAULTS, **settings}
     check_parts(_construct(TrainingArguments, merged, "training"))
 

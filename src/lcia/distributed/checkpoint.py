@@ -16,6 +16,8 @@ from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
+from lcia.distributed.fsdp import gathered, scattered
+from lcia.distributed.launch import Launch
 from lcia.distributed.plan import COMPLETE, steps_of
 from lcia.errors import StoreError
 from lcia.files import (
@@ -77,14 +79,21 @@ class TrainingState(TrainerCallback):
     Args:
         resume_from: the checkpoint to continue from, or None.
         scaler: returns the fp16 gradient scaler, or None where there is none.
+        launch: what this command was started for.
         keep: how many checkpoints stay; None: all. Trainer removes them file by file: half of one,
             seen after a crash, could not be told from a whole one.
     """
 
     def __init__(
-        self, resume_from: Path | None, scaler: Any = lambda: None, *, keep: int | None = 2
+        self,
+        resume_from: Path | None,
+        scaler: Any = lambda: None,
+        *,
+        launch: Launch,
+        keep: int | None = 2,
     ) -> None:
         self.keep = keep
+        self.launch = launch
         self.resume_from = resume_from
         self.scaler = scaler
         self._random_pending = resume_from is not None
@@ -93,7 +102,8 @@ class TrainingState(TrainerCallback):
         """Restore optimizer and scheduler after Trainer has made them."""
         if self.resume_from is None:
             return
-        kwargs["optimizer"].load_state_dict(_load_tree(self._written(self.resume_from)))
+        optimizer, written = kwargs["optimizer"], _load_tree(self._written(self.resume_from))
+        optimizer.load_state_dict(scattered(written, optimizer))
         extra = json.loads(self._written(self.resume_from, "scheduler", ".json").read_text())
         kwargs["lr_scheduler"].load_state_dict(extra["scheduler"])
         if self.scaler() is not None:
@@ -115,7 +125,9 @@ class TrainingState(TrainerCallback):
         """Complete the checkpoint Trainer has just written."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         folder.mkdir(parents=True, exist_ok=True)
-        _save_tree(kwargs["optimizer"].state_dict(), self._rank_file(folder))
+        optimizer = gathered(kwargs["optimizer"].state_dict())
+        if not self.launch.fsdp or state.is_world_process_zero:
+            _save_tree(optimizer, self._rank_file(folder))
         _save_tree(_random_state(), self._rank_file(folder, "random"))
         scaler = self.scaler()
         extra = {
@@ -132,7 +144,7 @@ class TrainingState(TrainerCallback):
             if journal.is_file():  # the steps before a checkpoint are not taken, nor told, again
                 sync_file(journal)
             files = {name: s for name, s in checksums(folder).items() if name != COMPLETE}
-            record = {"schema": 2, "step": state.global_step, "files": files, **steps_of(args)}
+            record = {"schema": 2, "step": state.global_step, "files": files, **steps_of(args, self.launch)}
             write_sealed(folder / COMPLETE, record)
             self._forget_older(folder)
         processes.wait_for_everyone()

@@ -27,8 +27,8 @@ class Launch:
         processes: how many the launcher started.
         rank: of this one.
         cpu: whether models are trained on the CPU.
-        deepspeed: whether DeepSpeed is asked for, in the settings or by accelerate's launcher.
-        fsdp: whether FSDP is.
+        zero: the stage of DeepSpeed's ZeRO that is asked for; 0 for none.
+        fsdp: whether FSDP2 is.
         timeout_s: longest wait in a collective.
         backend: of the process group; None: as the device wants.
     """
@@ -36,7 +36,7 @@ class Launch:
     processes: int
     rank: int
     cpu: bool
-    deepspeed: bool
+    zero: int
     fsdp: bool
     timeout_s: float
     backend: str | None
@@ -44,9 +44,14 @@ class Launch:
     @property
     def sharding(self) -> str | None:
         """What spreads over processes what, by its usual name; None for nothing."""
-        if self.deepspeed:
-            return "DeepSpeed"
-        return "FSDP" if self.fsdp else "DDP" if self.processes > 1 else None
+        if self.zero:
+            return f"ZeRO-{self.zero}"
+        return "FSDP2" if self.fsdp else "DDP" if self.processes > 1 else None
+
+    @property
+    def spreads(self) -> bool:
+        """Whether a process holds a part of the parameters or of the optimizer's state only."""
+        return self.fsdp or self.zero > 0
 
 
 def launch_of(training: Mapping[str, Any]) -> Launch:
@@ -56,24 +61,23 @@ def launch_of(training: Mapping[str, Any]) -> Launch:
         training: ``transformers.TrainingArguments``.
 
     Raises:
-        ConfigError: the launcher started fewer processes than it was told to, or parameters or
-            optimizer are to be spread over processes.
+        ConfigError: the launcher started fewer processes than it was told to, or one where the
+            model is to be spread over several.
     """
-    deepspeed = bool(training.get("deepspeed")) or _says("ACCELERATE_USE_DEEPSPEED")
-    fsdp = bool(training.get("fsdp")) or _says("ACCELERATE_USE_FSDP")
+    deepspeed = training.get("deepspeed") or {}
     cpu = bool(training.get("use_cpu")) or _says("ACCELERATE_USE_CPU")
     launch = Launch(
         processes=int(os.environ.get("WORLD_SIZE", 1)),
         rank=int(os.environ.get("RANK", 0)),
         cpu=cpu or not torch.accelerator.is_available(),
-        deepspeed=deepspeed,
-        fsdp=fsdp,
+        zero=int(deepspeed.get("zero_optimization", {}).get("stage", 0)),
+        fsdp=bool(training.get("fsdp")),
         timeout_s=float(training.get("ddp_timeout") or TIMEOUT_S),
         backend=training.get("ddp_backend"),
     )
     if launch.processes == 1:
         _check_alone()
-    _check_sharding(launch, training)
+    _check_sharding(launch)
     return launch
 
 
@@ -161,16 +165,26 @@ def _check_alone() -> None:
         )
 
 
-def _check_sharding(launch: Launch, training: Mapping[str, Any]) -> None:
-    """Refuse what trains, but cannot be stopped and continued, or ends in a deadlock."""
-    if launch.deepspeed or launch.fsdp:
-        name = "deepspeed" if launch.deepspeed else "fsdp"
+def _check_sharding(launch: Launch) -> None:
+    """Refuse to shard over one process, and what only accelerate's launcher knows of."""
+    key = "training.deepspeed" if launch.zero else "training.fsdp"
+    if launch.spreads and launch.processes == 1:
         raise ConfigError(
-            f"training.{name} is {training.get(name, 'set by accelerate')!r}: lcia writes no "
-            f"checkpoint of an optimizer that {launch.sharding} spreads over processes, so a run "
-            "could not go on. Remove it: several processes then train under DDP. DynamicEMA works "
-            "under it in a loop of your own (docs/ema.md)."
+            f"{key}: {launch.sharding} spreads a model over processes, and this is one. Start "
+            "several: torchrun --nproc_per_node 2 -m lcia ..., or remove it."
         )
+    if launch.zero and launch.cpu and torch.accelerator.is_available():
+        raise ConfigError(
+            "training.use_cpu: DeepSpeed takes the GPU that is there. Hide it with "
+            "CUDA_VISIBLE_DEVICES='', or remove training.deepspeed."
+        )
+    for name, key in (("FSDP", "training.fsdp"), ("DEEPSPEED", "training.deepspeed")):
+        if not _JOINED and _says(f"ACCELERATE_USE_{name}"):
+            raise ConfigError(
+                f"accelerate launch: its configuration asks for {name}, and lcia reads {key}. Say "
+                "it there, and start with torchrun, or with an accelerate configuration of "
+                "distributed_type MULTI_GPU."
+            )
 
 
 def asked_of_accelerate() -> int:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lcia.distributed.launch import Launch, launch_of
+from lcia.distributed.launch import Launch
 from lcia.errors import ConfigError
 from lcia.files import read_sealed
 
@@ -49,8 +49,9 @@ def same_steps(
         f"delete {checkpoint.parent} to train the task anew."
     )
     samples = begun.get("samples_per_step")
-    kinds = (begun.get("sharding"), launch.sharding)
-    spread = {kind for kind in kinds if kind not in (None, "DDP")}
+    spread = {
+        kind for kind in (begun.get("sharding"), launch.sharding) if str(kind).startswith("ZeRO")
+    }
     if spread or samples is None:
         what = f"{', '.join(sorted(spread))} keeps a part of the optimizer's state on each process"
         raise ConfigError(f"{there}; {what if spread else 'it does not say its batches'}. {remedy}")
@@ -72,18 +73,18 @@ def same_steps(
     )
 
 
-def steps_of(args: Any) -> dict[str, Any]:
+def steps_of(args: Any, launch: Launch) -> dict[str, Any]:
     """Return what a checkpoint says of its steps, for ``same_steps``.
 
     Args:
         args: ``TrainingArguments`` in force.
+        launch: what this command was started for.
     """
     size = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    sharding = launch_of({"deepspeed": args.deepspeed, "fsdp": args.fsdp}).sharding
     return {
         "processes": args.world_size,
         "samples_per_step": size * args.world_size,
-        "sharding": sharding,
+        "sharding": launch.sharding,
     }
 
 

@@ -20,7 +20,7 @@ from lcia.data.task import Task
 from lcia.errors import ConfigError, LciaError, TrainingError
 from lcia.evaluation.reachable import check_answers
 from lcia.learner.memory import is_out_of_memory
-from lcia.learner.training import build_trainer, context_of
+from lcia.learner.training import build_trainer, check_spread, context_of
 from lcia.models.host import AdapterHost
 
 DETERMINES = ("method", "rule", "adapter", "training", "projector")
@@ -43,6 +43,7 @@ def preflight(host: AdapterHost, task: Task, config: AssistantConfig) -> None:
     config = config.resolved()
     _check_count(task, config)
     _check_precision(host, config)
+    check_spread(config.build_method(), config, projector=host.projector is not None)
     shown = next((sample for sample in (*task.train, *task.test) if sample.images), None)
     if shown is not None and host.base.processor is None:
         host.chat.encode_prompt(shown.messages)  # raises: this model reads text only
@@ -90,8 +91,6 @@ def _step(host: AdapterHost, task: Task, config: AssistantConfig, *, folder: Pat
         folder=folder,
         examples=_Same(host.chat.encode_example(short), -(-len(task.train) // batch)),
     )
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        return
     method.attach(trainer, context)
     stop = _Stop()
     trainer.add_callback(stop)

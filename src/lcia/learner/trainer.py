@@ -1,14 +1,16 @@
 """transformers' Trainer with the loss a method adds, and a projector beside the adapter."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
+from lcia.distributed.fsdp import shard, whole
+from lcia.distributed.in_force import check_in_force, check_wrapped
+from lcia.distributed.launch import Launch
 from lcia.distributed.uneven import fill_batches
 from lcia.methods.base import Method
 from lcia.models.batches import IGNORED
@@ -22,6 +24,8 @@ class MethodTrainer(Trainer):
         method: adds the loss.
         projector: is trained, too, with a learning rate of its own; None: nothing is.
         projector_learning_rate: that rate; it follows the schedule of the other.
+        launch: what this command was started for.
+        fsdp: how FSDP2 shards the model, as ``fsdp_options`` has it; None: it does not.
         **options: of ``Trainer``.
     """
 
@@ -31,9 +35,14 @@ class MethodTrainer(Trainer):
         method: Method,
         projector: Projector | None = None,
         projector_learning_rate: float = 0.0,
+        launch: Launch,
+        fsdp: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
+        check_in_force(self, launch)
+        self.launch = launch
+        self._fsdp = fsdp
         self.method = method
         self.projector = projector
         self.projector_learning_rate = projector_learning_rate
@@ -46,6 +55,38 @@ class MethodTrainer(Trainer):
         if processes > 1 and self.model_accepts_loss_kwargs:
             fill_batches(loader, processes=processes)
         return loader
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the adapter; what is spread over processes is gathered, so all take part."""
+        if not self.launch.spreads:
+            super().save_model(output_dir, _internal_call=_internal_call)
+            return
+        trained = ((n, p) for n, p in self.model.named_parameters() if p.requires_grad)
+        tensors = {name: whole(parameter.detach()).cpu() for name, parameter in trained}
+        if self.args.should_save:
+            self.model.save_pretrained(output_dir or self.args.output_dir, state_dict=tensors)
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any
+    ) -> Any:
+        """Shard the model, whose weights are those of the checkpoint now, and wrap it."""
+        if self._fsdp is not None:
+            shard(self.model, **self._fsdp)
+            self.is_distributed_loading_by_transformers = True  # nobody else wraps it then
+        prepared = super()._prepare_for_training(
+            max_steps, train_dataloader, resume_from_checkpoint
+        )
+        check_wrapped(self.model_wrapped, self.launch)
+        return prepared
+
+    @contextmanager
+    def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:
+        """Let gradients be reduced with the last batch that is accumulated."""
+        self.model.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            self.model.set_requires_gradient_sync(True)
 
     def create_optimizer(self, *args: Any, **options: Any) -> Any:
         """Return Trainer's optimizer, the projector's parameters in groups of their own."""
@@ -97,10 +138,3 @@ class ProjectorState(TrainerCallback):
         """Write it into the checkpoint that was just saved."""
         if state.is_world_process_zero:
             self.projector.save(Path(args.output_dir) / f"checkpoint-{state.global_step}")
-
-
-def is_sharded(accelerator: Accelerator) -> bool:
-    """Tell whether each process holds a part of the parameters only."""
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        return accelerator.state.deepspeed_plugin.zero_stage == 3
-    return accelerator.distributed_type == DistributedType.FSDP

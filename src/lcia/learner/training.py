@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import DistributedType, send_to_device
+from accelerate.utils import send_to_device
 from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 from lcia.config import ADAPTER_DEFAULTS, TRAINING_DEFAULTS, AssistantConfig
+from lcia.config.sharding import fsdp_options, without_sharding
 from lcia.data.sample import Sample
 from lcia.data.task import Task
 from lcia.distributed.checkpoint import TrainingState, checkpoint_step, last_checkpoint
-from lcia.distributed.in_force import check_in_force
 from lcia.distributed.launch import joined, launch_of
 from lcia.distributed.plan import same_steps
 from lcia.distributed.processes import on_main
@@ -24,7 +24,7 @@ from lcia.files import publish
 from lcia.learner.finite import FiniteSteps
 from lcia.learner.journal import Journal
 from lcia.learner.samples import read_samples, read_tasks, write_samples
-from lcia.learner.trainer import MethodTrainer, ProjectorState, is_sharded
+from lcia.learner.trainer import MethodTrainer, ProjectorState
 from lcia.methods.base import Method, TaskContext
 from lcia.models.gates import save_gates
 from lcia.models.host import AdapterHost
@@ -113,7 +113,8 @@ def train_adapter(
     trainer.add_callback(_Steps(journal, task=task.name))
     # Last, so that a checkpoint is marked complete after every other callback wrote its part.
     keep = config.training.get("save_total_limit", 2)
-    trainer.add_callback(TrainingState(checkpoint, lambda: trainer.accelerator.scaler, keep=keep))
+    scaler = lambda: trainer.accelerator.scaler  # noqa: E731
+    trainer.add_callback(TrainingState(checkpoint, scaler, launch=trainer.launch, keep=keep))
     model.train()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     state = method.finish(context)
@@ -190,9 +191,9 @@ def build_trainer(
         data_collator=Collate(host.chat.collate),
         projector=host.projector,
         projector_learning_rate=config.projector.learning_rate,
+        launch=launch_of(config.training),
+        fsdp=fsdp_options(config.training),
     )
-    check_in_force(trainer, launch_of(config.training))
-    _check_sharding(trainer, method)
     trainer.remove_callback(PrinterCallback)
     if host.projector is not None:
         trainer.add_callback(ProjectorState(host.projector))
@@ -224,7 +225,7 @@ def _arguments(
         "use_cpu": host.base.model.device.type == "cpu",
         "dataloader_pin_memory": host.base.model.device.type == "cuda",
         **TRAINING_DEFAULTS,
-        **config.training,
+        **without_sharding(config.training),
     }
     launch = launch_of(config.training)
     settings |= same_steps(last_checkpoint(folder / "checkpoints"), settings, launch)
@@ -244,17 +245,28 @@ def _arguments(
     return TrainingArguments(**{**settings, **fixed})
 
 
-def _check_sharding(trainer: MethodTrainer, method: Method) -> None:
-    kind = trainer.accelerator.distributed_type
-    if trainer.projector is not None and is_sharded(trainer.accelerator):
+def check_spread(method: Method, config: AssistantConfig, *, projector: bool) -> None:
+    """Check that a method can train what is spread over processes, if it is to be.
+
+    Args:
+        method: the configured one.
+        config: says what spreads the model.
+        projector: whether a projector is trained.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    launch = launch_of(config.training)
+    if launch.spreads and not method.sharded:
         raise ConfigError(
-            f"projector: cannot be trained where {kind.value} spreads parameters over processes. "
-            "Use DDP, DeepSpeed ZeRO-1 or 2, or projector: frozen."
+            f"method {config.method['name']} reads whole parameters and gradients, which "
+            f"{launch.sharding} spreads over processes. Train it on one process or with plain DDP: "
+            "remove training.fsdp and training.deepspeed."
         )
-    if not method.sharded and kind in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+    if projector and launch.sharding in ("FSDP2", "ZeRO-3"):
         raise ConfigError(
-            f"method {type(method).__name__} reads whole parameters and gradients, which "
-            f"{kind.value} spreads over processes. Train it on one process or with plain DDP."
+            f"projector: cannot be trained where {launch.sharding} spreads parameters over "
+            "processes. Use DDP, DeepSpeed ZeRO-1 or 2, or projector: frozen."
         )
 
 

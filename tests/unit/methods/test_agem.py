@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import TrainerCallback, TrainingArguments
 
+from lcia.distributed.launch import launch_of
 from lcia.learner.samples import read_samples
 from lcia.learner.trainer import MethodTrainer
 from lcia.methods.agem import project
@@ -87,6 +88,7 @@ def test_a_step_takes_the_gradient_projected_on_that_of_the_memory(
     trainer = MethodTrainer(
         method=opened.method,
         model=opened.model,
+        launch=launch_of({}),
         args=arguments,
         train_dataset=[host.chat.encode_example(sample) for sample in colours.train],
         data_collator=host.chat.collate,

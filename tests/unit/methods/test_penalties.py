@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainingArguments
 
+from lcia.distributed.launch import launch_of
 from lcia.learner.trainer import MethodTrainer
 from lcia.methods import Method
 from lcia.methods.ewc import empirical_fisher
@@ -166,6 +167,7 @@ def test_an_added_loss_weighs_the_same_however_a_step_is_cut_into_batches(
         MethodTrainer(
             method=method,
             model=opened.model,
+            launch=launch_of({}),
             args=TrainingArguments(
                 output_dir=str(tmp_path),
                 per_device_train_batch_size=batch,

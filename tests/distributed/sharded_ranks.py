@@ -1,0 +1,60 @@
+"""lcia's command line, run twice: through, then into another folder and killed in its second task.
+
+sharded_ranks.py FACTS KILL_AT STREAM [--set ...]
+
+FACTS gets what spreads the model on rank 0, as the model itself says. KILL_AT is the step of the
+second task after which rank 1 dies; 0 for none, and then there is no second run.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
+
+from lcia.cli.main import main
+from lcia.methods.lcia import Lcia
+
+
+class Watches(TrainerCallback):
+    def __init__(self, trainer, context):
+        self.trainer, self.context = trainer, context
+
+    def on_step_end(self, args, state, control, **kwargs):
+        wrapped = self.trainer.model_wrapped
+        if killing and self.context.task_index and state.global_step == kill_at:
+            if os.environ.get("RANK") == "1":
+                os.kill(os.getpid(), signal.SIGKILL)
+            signal.pause()
+        if state.global_step == 1 and os.environ.get("RANK", "0") == "0":
+            trained = [p for p in wrapped.parameters() if p.requires_grad]
+            frozen = [p for p in wrapped.parameters() if not p.requires_grad]
+            stage = getattr(wrapped, "zero_optimization_stage", lambda: None)()
+            facts = {
+                "wrapped_in": type(wrapped).__name__,
+                "stage": stage,
+                "trained_dtensors": sum(isinstance(p, DTensor) for p in trained) / len(trained),
+                "frozen_dtensors": sum(isinstance(p, DTensor) for p in frozen) / len(frozen),
+                "frozen_partitioned": sum(hasattr(p, "ds_id") for p in frozen) / len(frozen),
+                "device": str(trained[0].device),
+            }
+            facts_file.write_text(json.dumps(facts))
+
+
+attach = Lcia.attach
+Lcia.attach = lambda self, trainer, context: (
+    attach(self, trainer, context),
+    trainer.add_callback(Watches(trainer, context)),
+)
+facts_file, kill_at = Path(sys.argv[1]), int(sys.argv[2])
+arguments = sys.argv[3:]
+for killing in (False, True)[: 1 + bool(kill_at)]:
+    sys.argv[1:] = ["run", *arguments, "--set", f"output={'killed' if killing else 'through'}"]
+    try:
+        main()
+    except SystemExit as ended:
+        if ended.code:
+            raise
