@@ -68,9 +68,7 @@ def test_what_is_asked_for_is_in_force_right_and_goes_on_to_the_bit(
     checkpoint = next(tmp_path.glob("killed/*/assistant/runs/*/checkpoints/checkpoint-4"))
     assert json.loads((checkpoint / "complete.json").read_text())["sharding"] == setting
     assert {path.suffix for path in checkpoint.iterdir()} <= {".json", ".safetensors", ".md"}
-    again = run(
-        torchrun("-m", "lcia", "run", "stream.yaml", "--set", "output=killed"), tmp_path
-    )
+    again = run(torchrun("-m", "lcia", "run", "stream.yaml", "--set", "output=killed"), tmp_path)
     assert again.returncode == 0, again.stderr[-3000:]
     through, resumed = store(tmp_path, "through"), store(tmp_path, "killed")
     steps = [e["step"] for e in resumed.current.journal() if e["event"] == "step"]

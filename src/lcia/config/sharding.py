@@ -18,7 +18,7 @@ FSDP_WORDS = {"full_shard": True, "shard_grad_op": False, "auto_wrap": None}
 FSDP_CONFIG = ("version", "reshard_after_forward", "transformer_layer_cls_to_wrap")
 
 ELEMENTWISE = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
-"""Optimizers that step each element by itself, so that a part of a tensor is stepped as the whole."""
+"""Optimizers that step each element by itself: parts of tensors are stepped as the whole."""
 
 FILLED_IN = {
     "bf16": "dtype",
@@ -31,6 +31,13 @@ FILLED_IN = {
     "scheduler": "training.lr_scheduler_type",
 }
 """What DeepSpeed is told by other settings; its own may be ``auto`` only."""
+
+FILLED = [
+    "gradient_clipping",
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+]
 
 DEEPSPEED_CONFIG = (
     "zero_optimization",
@@ -76,8 +83,8 @@ def fsdp_options(training: Mapping[str, Any]) -> dict[str, Any] | None:
     words = asked.split() if isinstance(asked, str) else asked if isinstance(asked, list) else []
     if asked is not True and (not words or not set(words) <= set(FSDP_WORDS)):
         raise ConfigError(
-            f"training.fsdp is {asked!r}; expected true, or of {', '.join(FSDP_WORDS)}. lcia shards "
-            "parameters over all processes, without offloading."
+            f"training.fsdp is {asked!r}; expected true, or of {', '.join(FSDP_WORDS)}. lcia "
+            "shards parameters over all processes, without offloading."
         )
     options = {key.removeprefix("fsdp_"): value for key, value in (config or {}).items()}
     for key in options:
@@ -102,7 +109,7 @@ def fsdp_options(training: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def deepspeed_config(training: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the configuration DeepSpeed gets, for Trainer to fill in; None where none is asked for.
+    """Return DeepSpeed's configuration, for Trainer to fill in; None where none is asked for.
 
     Raises:
         ConfigError: a setting that lcia does not support.
@@ -113,46 +120,38 @@ def deepspeed_config(training: Mapping[str, Any]) -> dict[str, Any] | None:
     if not isinstance(asked, Mapping):
         raise ConfigError(_no_path("deepspeed", asked))
     for key, value in asked.items():
-        if key in FILLED_IN:
-            nested = value.get("enabled", "auto") if isinstance(value, Mapping) else value
-            if nested != "auto":
-                raise ConfigError(
-                    f"training.deepspeed.{key} is {value!r}; {FILLED_IN[key]} says it. Remove it."
-                )
-        elif key not in DEEPSPEED_CONFIG:
+        if key not in FILLED_IN and key not in DEEPSPEED_CONFIG:
+            known = ", ".join(DEEPSPEED_CONFIG)
+            raise ConfigError(f"training.deepspeed.{key} is not supported; expected {known}.")
+        if key in FILLED_IN and value not in ("auto", {"enabled": "auto"}):
             raise ConfigError(
-                f"training.deepspeed.{key} is not supported; expected {', '.join(DEEPSPEED_CONFIG)}."
+                f"training.deepspeed.{key} is {value!r}; {FILLED_IN[key]} says it. Remove it."
             )
-    zero = asked.get("zero_optimization")
+    _check_zero(asked.get("zero_optimization"))
+    return {
+        **{key: value for key, value in asked.items() if key in DEEPSPEED_CONFIG},
+        "bf16": {"enabled": "auto"},
+        "fp16": {"enabled": "auto"},
+        **dict.fromkeys(FILLED, "auto"),
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # it would be compiled, and rounds differently
+    }
+
+
+def _check_zero(zero: Any) -> None:
     stage = zero.get("stage") if isinstance(zero, Mapping) else None
     if stage not in (1, 2, 3) or isinstance(stage, bool):
         raise ConfigError(
             f"training.deepspeed.zero_optimization.stage is {stage!r}; expected 1, 2 or 3. For no "
             "sharding remove training.deepspeed: several processes then train under DDP."
         )
-    assert isinstance(zero, Mapping)
     for key, value in zero.items():
-        if "offload" in key and value and value != {"device": "none"}:
+        off = value in (None, False, {"device": "none"}) or (value == 1 and value is not True)
+        if not off and ("offload" in key or key.startswith(("zero_hpz", "zero_quant", "mics_"))):
             raise ConfigError(
-                f"training.deepspeed.zero_optimization.{key} is {value!r}: lcia keeps optimizer and "
-                "parameters where they are trained. Remove it."
+                f"training.deepspeed.zero_optimization.{key} is {value!r}, which lcia does not "
+                "support: optimizer and parameters stay where they are trained. Remove it."
             )
-        if key.startswith(("zero_hpz", "zero_quantized", "mics_")) and value not in (False, 1):
-            raise ConfigError(
-                f"training.deepspeed.zero_optimization.{key} is not supported. Remove it."
-            )
-    own = {key: value for key, value in asked.items() if key not in FILLED_IN}
-    return {
-        **own,
-        "bf16": {"enabled": "auto"},
-        "fp16": {"enabled": "auto"},
-        "gradient_clipping": "auto",
-        "train_batch_size": "auto",
-        "train_micro_batch_size_per_gpu": "auto",
-        "gradient_accumulation_steps": "auto",
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,  # it would be compiled, and rounds differently
-    }
 
 
 def check_sharding(training: Mapping[str, Any], *, quantize: str | None, dtype: str) -> None:
@@ -166,12 +165,14 @@ def check_sharding(training: Mapping[str, Any], *, quantize: str | None, dtype: 
         return
     name = "training.fsdp" if deepspeed is None else "training.deepspeed"
     if fsdp is not None and deepspeed is not None:
-        raise ConfigError("training.fsdp and training.deepspeed: one of them can shard. Remove one.")
+        raise ConfigError(
+            "training.fsdp and training.deepspeed: one of them can shard. Remove one."
+        )
     optim = str(training.get("optim", ELEMENTWISE[0]))
     if optim not in ELEMENTWISE:
         raise ConfigError(
-            f"training.optim is {optim!r}, which needs whole tensors, and {name} gives each process "
-            f"a part of them. Choose one of {', '.join(ELEMENTWISE)}."
+            f"training.optim is {optim!r}, which needs whole tensors, and {name} gives each "
+            f"process a part of them. Choose one of {', '.join(ELEMENTWISE)}."
         )
     if quantize is not None:
         raise ConfigError(

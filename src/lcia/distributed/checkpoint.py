@@ -144,7 +144,12 @@ class TrainingState(TrainerCallback):
             if journal.is_file():  # the steps before a checkpoint are not taken, nor told, again
                 sync_file(journal)
             files = {name: s for name, s in checksums(folder).items() if name != COMPLETE}
-            record = {"schema": 2, "step": state.global_step, "files": files, **steps_of(args, self.launch)}
+            record = {
+                "schema": 2,
+                "step": state.global_step,
+                "files": files,
+                **steps_of(args, self.launch),
+            }
             write_sealed(folder / COMPLETE, record)
             self._forget_older(folder)
         processes.wait_for_everyone()

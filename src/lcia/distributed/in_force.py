@@ -33,7 +33,9 @@ def check_in_force(trainer: Any, launch: Launch) -> None:
             "training.use_cpu, or set both."
         )
     plain = (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-    if launch.processes > 1 and kind not in ((DistributedType.DEEPSPEED,) if launch.zero else plain):
+    if launch.processes > 1 and kind not in (
+        (DistributedType.DEEPSPEED,) if launch.zero else plain
+    ):
         raise ConfigError(
             f"training: {launch.processes} processes are to train under {launch.sharding}, and "
             f"accelerate is set up for {kind.value}. {REMEDY}"

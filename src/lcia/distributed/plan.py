@@ -49,9 +49,8 @@ def same_steps(
         f"delete {checkpoint.parent} to train the task anew."
     )
     samples = begun.get("samples_per_step")
-    spread = {
-        kind for kind in (begun.get("sharding"), launch.sharding) if str(kind).startswith("ZeRO")
-    }
+    kinds = (str(begun.get("sharding")), str(launch.sharding))
+    spread = {kind for kind in kinds if kind.startswith("ZeRO")}
     if spread or samples is None:
         what = f"{', '.join(sorted(spread))} keeps a part of the optimizer's state on each process"
         raise ConfigError(f"{there}; {what if spread else 'it does not say its batches'}. {remedy}")

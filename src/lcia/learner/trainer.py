@@ -61,10 +61,11 @@ class MethodTrainer(Trainer):
         if not self.launch.spreads:
             super().save_model(output_dir, _internal_call=_internal_call)
             return
-        trained = ((n, p) for n, p in self.model.named_parameters() if p.requires_grad)
+        model: Any = self.model
+        trained = ((n, p) for n, p in model.named_parameters() if p.requires_grad)
         tensors = {name: whole(parameter.detach()).cpu() for name, parameter in trained}
         if self.args.should_save:
-            self.model.save_pretrained(output_dir or self.args.output_dir, state_dict=tensors)
+            model.save_pretrained(output_dir or self.args.output_dir, state_dict=tensors)
 
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any
@@ -82,11 +83,12 @@ class MethodTrainer(Trainer):
     @contextmanager
     def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:
         """Let gradients be reduced with the last batch that is accumulated."""
-        self.model.set_requires_gradient_sync(False)
+        model: Any = self.model
+        model.set_requires_gradient_sync(False)
         try:
             yield
         finally:
-            self.model.set_requires_gradient_sync(True)
+            model.set_requires_gradient_sync(True)
 
     def create_optimizer(self, *args: Any, **options: Any) -> Any:
         """Return Trainer's optimizer, the projector's parameters in groups of their own."""
