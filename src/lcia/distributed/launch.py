@@ -173,6 +173,11 @@ def _check_sharding(launch: Launch) -> None:
             f"{key}: {launch.sharding} spreads a model over processes, and this is one. Start "
             "several: torchrun --nproc_per_node 2 -m lcia ..., or remove it."
         )
+    if launch.zero:
+        raise ConfigError(
+            "training.deepspeed: lcia writes no checkpoint of an optimizer that ZeRO spreads yet. "
+            "Use training.fsdp: true, or remove it."
+        )
     if launch.zero and launch.cpu and torch.accelerator.is_available():
         raise ConfigError(
             "training.use_cpu: DeepSpeed takes the GPU that is there. Hide it with "
