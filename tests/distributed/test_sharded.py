@@ -136,6 +136,11 @@ def test_what_needs_whole_parameters_is_refused_by_name(method, projector, said,
         check_spread(config.build_method(), config, projector=bool(projector))
 
 
+@pytest.mark.parametrize("config", ["ds.json", {"zero_optimization": 2}, {"steps_per_print": 1}])
+def test_a_configuration_that_cannot_be_is_left_to_the_check_of_settings(config):
+    assert launch_of({"deepspeed": config}).zero == 0
+
+
 @pytest.mark.parametrize(("name", "key"), [("FSDP", "fsdp"), ("DEEPSPEED", "deepspeed")])
 def test_what_only_accelerates_launcher_asks_for_is_refused(name, key, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -65,8 +65,6 @@ def test_a_field_that_lcia_sets_is_refused(name):
         ({"lr_scheduler_type": "greedy"}, "greedy"),
         ({"lr_scheduler_kwargs": {"none_such": 1}}, "cosine.*none_such"),
         ({"train_sampling_strategy": "group_by_length"}, "expected 'random' or 'sequential'"),
-        ({"deepspeed": "none_such.json"}, "none_such.json"),
-        ({"fsdp": True, "fsdp_config": "none_such.json"}, "none_such.json"),
         ({"dataloader_prefetch_factor": 2}, "prefetch_factor"),
         ({"log_level": "loud"}, "log_level is 'loud'"),
     ],

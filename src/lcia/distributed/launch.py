@@ -64,13 +64,12 @@ def launch_of(training: Mapping[str, Any]) -> Launch:
         ConfigError: the launcher started fewer processes than it was told to, or one where the
             model is to be spread over several.
     """
-    deepspeed = training.get("deepspeed") or {}
     cpu = bool(training.get("use_cpu")) or _says("ACCELERATE_USE_CPU")
     launch = Launch(
         processes=int(os.environ.get("WORLD_SIZE", 1)),
         rank=int(os.environ.get("RANK", 0)),
         cpu=cpu or not torch.accelerator.is_available(),
-        zero=int(deepspeed.get("zero_optimization", {}).get("stage", 0)),
+        zero=_zero_stage(training.get("deepspeed")),
         fsdp=bool(training.get("fsdp")),
         timeout_s=float(training.get("ddp_timeout") or TIMEOUT_S),
         backend=training.get("ddp_backend"),
@@ -163,6 +162,13 @@ def _check_alone() -> None:
             f"accelerate launch: {wanted} processes are asked for, and it started one, as it does "
             f"with --cpu. Start them with: torchrun --nproc_per_node {wanted} -m lcia ..."
         )
+
+
+def _zero_stage(config: Any) -> int:
+    """Return the stage of ZeRO in a configuration; 0 where there is none that can be."""
+    zero = config.get("zero_optimization") if isinstance(config, Mapping) else None
+    stage = zero.get("stage") if isinstance(zero, Mapping) else None
+    return stage if isinstance(stage, int) and stage in (1, 2, 3) else 0
 
 
 def _check_sharding(launch: Launch) -> None:
