@@ -13,10 +13,20 @@ SETTINGS = (
     *("--set", "training.learning_rate=0.01", "--set", "dtype=float32"),
     *("--set", "adapter.r=2", "--set", "adapter.target_modules=[q_proj,v_proj]"),
 )
+STRICT = (
+    *("--set", "training.max_steps=30", "--set", "training.save_steps=15"),
+    *("--set", "training.learning_rate=0.03", "--set", "adapter.r=8"),
+    *("--set", "adapter.target_modules=[o_proj,down_proj]"),
+    *("--set", "method=sequential", "--set", "gate.max_drop=0"),
+)
+"""A gate that a task which overwrites another does not pass; 30 steps teach one letter."""
+
 TASKS = {
     "colours": ("Say the letter of the colour.", {"red": "r", "green": "g"}),
     "numbers": ("Write this number as a digit.", {"one": "1", "two": "2"}),
     "shades": ("Say the letter of the colour.", {"blue": "b", "white": "w"}),
+    "warm": ("Say how the colour feels.", {"red": "w", "orange": "w"}),
+    "cold": ("Say how the colour feels.", {"blue": "c", "white": "c"}),
 }
 
 
@@ -75,27 +85,37 @@ class Stores:
         data = self.data / f"{name}.jsonl"
         return ("learn", "STORE", str(data), "--name", name)
 
-    def create(self, *more: str) -> tuple[str, ...]:
+    def create(self, name: str = "colours", *more: str) -> tuple[str, ...]:
         """The command that makes a store and learns its first task."""
-        return (*self.learn("colours"), "--model", str(self.model), *SETTINGS, *more)
+        return (*self.learn(name), "--model", str(self.model), *SETTINGS, *more)
 
     def base(self, name: str) -> Path:
-        """A store: of one task, of two or three, or interrupted."""
+        """A store: of one task, of two or three, interrupted, and others; see the table."""
         if name not in self._bases:
             root = self.driver.scratch / f"base-{name}"
-            earlier, argv = {
+            earlier, *commands = {
                 "one": (None, self.create()),
                 "two": ("one", self.learn("numbers")),
                 "three": ("two", self.learn("shades")),
                 "interrupted": ("one", self.learn("shades")),
+                "strict": (None, self.create("warm", *STRICT)),
+                "refused": ("strict", self.learn("cold")),
+                "branched": (
+                    "three",
+                    ("rollback", "STORE", "2"),
+                    ("groups", "rename", "STORE", "g1", "paint"),
+                    ("rollback", "STORE", "3"),
+                    ("groups", "retire", "STORE", "g2"),
+                ),
             }[name]
             if earlier:
                 shutil.copytree(self.base(earlier), root)
-            if name == "interrupted":
-                self._interrupt(root, argv)
-            else:
+            for argv in commands:
+                if name == "interrupted":
+                    self._interrupt(root, argv)
+                    continue
                 done = self.driver.run(*self.filled(argv, root))
-                assert done.code == 0, done.err
+                assert done.code == (name == "refused"), done.err
             self._bases[name] = root
         return self._bases[name]
 
@@ -141,7 +161,7 @@ class Stores:
         log, filled = self.log(name), self.filled(argv, root, out)
         done = self.driver.run(*filled, folder=root.parent, mode=COUNT, log=log)
         assert done.calls, done.err
-        assert done.code == 0, done.err
+        assert done.code == (name == "learn, the gate refuses"), done.err
         calls = read_log(log)
         writes = (
             i
@@ -185,11 +205,14 @@ class Stores:
             "learn, a group opens": on("one", *self.learn("numbers")),
             "learn, a group is retrained": on("two", *self.learn("shades")),
             "resume": on("interrupted", *self.learn("shades")),
+            "learn, the gate refuses": on("strict", *self.learn("cold")),
+            "accept": on("refused", "accept", "STORE", "2"),
             "rollback": on("three", "rollback", "STORE", "1"),
             "groups rename": on("three", "groups", "rename", "STORE", "g1", "paint"),
             "groups retire": on("three", "groups", "retire", "STORE", "g2"),
             "groups merge": on("three", "groups", "merge", "STORE", "g1", "g2"),
             "groups split": on("three", "groups", "split", "STORE", "g1", "--task", "shades"),
+            "prune": on("branched", "prune", "STORE", "--keep-last", "1", "--yes"),
             "export": on("three", "export", "STORE", "OUT"),
         }
 

@@ -153,6 +153,53 @@ def test_a_refused_candidate_is_kept_listed_accepted_or_removed(
     assert "has no refused candidate 2" in lcia(*remove).stderr
 
 
+@pytest.fixture
+def refused(lcia, stream, teach, tmp_path, monkeypatch):
+    """An assistant with one task whose gate refused the next, as candidate 2."""
+    assert lcia(*teach("colours", "--set", "gate.max_drop=1", new=True)).returncode == 0
+    with monkeypatch.context() as patch:
+        matrix = Store.open(tmp_path / "a").current.matrix().with_scores(1, {"colours": 100.0})
+        patch.setattr("lcia.learner.store.Version.matrix", lambda version: matrix)
+        assert lcia(*teach("shades")).returncode == 1
+    return tmp_path / "a"
+
+
+@pytest.mark.parametrize("step", ["publish_adapters", "point_to"])
+def test_accepting_that_was_killed_is_finished_by_the_same_command(
+    refused, lcia, monkeypatch, step
+):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Store, step, lambda *a: (_ for _ in ()).throw(Killed))
+        lcia("accept", refused, "2")
+    assert Store.open(refused).current_number == 1
+    for _ in range(2):  # and once more, when it is done
+        done = lcia("accept", refused, "2")
+        assert done.returncode == 0, done.stderr
+        assert "version 2 is current" in done.stdout
+    assert Store.open(refused).versions() == [0, 1, 2]
+    assert lcia("verify", refused).returncode == 0
+
+
+def test_pruning_says_what_goes_and_removes_it_when_told(lcia, stream, teach, tmp_path):
+    root = tmp_path / "a"
+    assert lcia(*teach("colours", new=True)).returncode == 0
+    assert lcia(*teach("shades")).returncode == 0
+    assert lcia("groups", "rename", root, "g1", "letters").returncode == 0
+    said = lcia("prune", root, "--keep-last", "1").stdout
+    assert "keeps versions 0, 2 to 3" in said
+    assert "to free: add --yes" in said
+    assert (root / "groups" / "g1" / "0001").is_dir()
+    assert "freed" in lcia("prune", root, "--keep-last", "1", "--yes").stdout
+    assert not (root / "groups" / "g1" / "0001").exists()
+    assert lcia("verify", root).returncode == 0
+    assert "colours (pruned)" in lcia("versions", root).stdout
+    assert "version 1 was pruned. Versions: 0, 2, 3." in lcia("rollback", root, "1").stderr
+    assert "already" not in lcia(*teach("colours")).stderr
+    assert "version 3 has it so" in lcia("groups", "rename", root, "g1", "letters").stdout
+    report = json.loads(lcia("prune", root, "--json").stdout)
+    assert (report["kept"], report["folders"], report["done"]) == ([0, 2, 3], [], False)
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [

@@ -1,5 +1,6 @@
 """``lcia groups``: look at adapter groups and change them; every change is a version."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -101,8 +102,10 @@ def merge(
     """
     from lcia.learner import merge_groups
 
-    learner = _learner(store)
-    _done(learner, merge_groups(learner, group, other, weight=weight, combination=combination))
+    _change(
+        store,
+        lambda learner: merge_groups(learner, group, other, weight=weight, combination=combination),
+    )
 
 
 @groups.command()
@@ -119,8 +122,7 @@ def split(
     """
     from lcia.learner import split_group
 
-    learner = _learner(store)
-    _done(learner, split_group(learner, group, task))
+    _change(store, lambda learner: split_group(learner, group, task))
 
 
 @groups.command()
@@ -135,8 +137,7 @@ def rename(
     """
     from lcia.learner import rename_group
 
-    learner = _learner(store)
-    _done(learner, rename_group(learner, group, name))
+    _change(store, lambda learner: rename_group(learner, group, name))
 
 
 @groups.command()
@@ -155,25 +156,23 @@ def retire(
     """
     from lcia.learner import retire_group
 
-    learner = _learner(store)
-    _done(learner, retire_group(learner, group, retired=not undo))
+    _change(store, lambda learner: retire_group(learner, group, retired=not undo))
 
 
-def _learner(store: Path) -> "ContinualLearner":
-    from lcia.learner import ContinualLearner, Store
-
-    return ContinualLearner(Store.open(store))
-
-
-def _done(learner: "ContinualLearner", version: "Version") -> None:
+def _change(store: Path, change: Callable[["ContinualLearner"], "Version"]) -> None:
     from lcia.cli.console import console
     from lcia.cli.evaluate import print_matrix
+    from lcia.learner import ContinualLearner, Store
 
+    opened = Store.open(store)
+    before = opened.current_number
+    version = change(ContinualLearner(opened))
     print_matrix(version.matrix(), title=f"version {version.number}")
+    if version.number == before:
+        console.print(f"\nNothing to change: version {before} has it so.", markup=False)
+        return
     console.print(f"\n{version.manifest['note']}: version {version.number}.", markup=False)
-    console.print(
-        f"Back: lcia rollback {learner.store.root} {version.manifest['parent']}", markup=False
-    )
+    console.print(f"Back: lcia rollback {store} {version.manifest['parent']}", markup=False)
 
 
 def _record(group: Any) -> dict[str, Any]:

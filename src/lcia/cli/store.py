@@ -1,4 +1,4 @@
-"""An assistant's history: ``lcia versions``, ``rollback``, ``verify``, ``abandon``, ``accept``."""
+"""An assistant's history: ``lcia versions``, ``rollback``, ``prune``, ``verify`` and others."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +13,7 @@ def register(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
     app.command()(versions)
     app.command()(rollback)
+    app.command()(prune)
     app.command()(verify)
     app.command()(abandon)
     app.command()(accept)
@@ -31,7 +32,10 @@ def versions(store: StorePath, as_json: AsJson = False) -> None:
 
     opened = Store.open(store)
     current = opened.current.number
-    records = [_record(opened.version(n).manifest, current=current) for n in opened.versions()]
+    records = [
+        _record(opened.past(n).manifest, current=current) | {"pruned": n in opened.pruned}
+        for n in opened.numbers()
+    ]
     records += [_refusal(run, report) for run, report in refused(opened).values()]
     if as_json:
         print_json(records)
@@ -39,7 +43,7 @@ def versions(store: StorePath, as_json: AsJson = False) -> None:
     rows = [
         [
             f"{'*' if record['current'] else ' '} {record['version']}",
-            record["task"] or record["note"] or "(empty)",
+            (record["task"] or record["note"] or "(empty)") + " (pruned)" * record["pruned"],
             record["group"] or "",
             number(record["average_accuracy"]) if not record["refused"] else "refused",
         ]
@@ -67,6 +71,52 @@ def rollback(
 
     Store.open_unchecked(store).roll_back(version)  # the current one may be damaged
     console.print(f"{store}: version {version} is current.", markup=False)
+
+
+def prune(
+    store: StorePath,
+    keep_last: Annotated[
+        int, typer.Option("--keep-last", help="Keep so many of the newest versions.", min=1)
+    ] = 1,
+    keep_every: Annotated[
+        int | None, typer.Option("--keep-every", help="And each so many-th version.", min=1)
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove; without, only say what.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove versions you will not go back to, with the adapters and samples that they alone have.
+
+    The current version stays, the one before it, and those that an unfinished task or a refused
+    candidate builds on. Of versions that led to a kept one, scores, answers and journal stay.
+
+    Examples:
+
+      lcia prune assistant --keep-last 5
+
+      lcia prune assistant --keep-last 5 --keep-every 10 --yes
+    """
+    from lcia.cli.console import console, print_json
+    from lcia.learner import Store
+    from lcia.learner.prune import plan
+    from lcia.learner.prune import prune as remove
+    from lcia.reports.numbers import size
+
+    opened = Store.open(store)
+    pruning = (remove if yes else plan)(opened, keep_last=keep_last, keep_every=keep_every)
+    if as_json:
+        removed = [path.relative_to(store).as_posix() for path in pruning.folders]
+        print_json({**vars(pruning), "folders": removed, "done": yes})
+        return
+    lines = [
+        f"keeps {_listed(pruning.kept)}",
+        f"keeps scores, answers and journal, without adapters, of {_listed(pruning.told)}",
+        f"removes {_listed(pruning.removed)}",
+        f"removes {len(pruning.folders)} folders of adapters and samples",
+    ]
+    for line in lines:
+        console.print(line, markup=False)
+    freed = size(pruning.size_bytes)
+    console.print(f"{freed} freed." if yes else f"{freed} to free: add --yes.", markup=False)
 
 
 def verify(
@@ -148,6 +198,18 @@ def accept(
     )
 
 
+def _listed(numbers: list[int]) -> str:
+    """Write version numbers with runs of them as ``2 to 9``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    written = (f"{run[0]}" if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)
+    return f"versions {', '.join(written)}" if runs else "no version"
+
+
 def _record(manifest: Any, *, current: int) -> dict[str, Any]:
     return {
         "version": manifest["version"],
@@ -171,4 +233,5 @@ def _refusal(run: Any, report: Any) -> dict[str, Any]:
         "average_accuracy": None,
         "current": False,
         "refused": report["why"],
+        "pruned": False,
     }

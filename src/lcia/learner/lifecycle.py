@@ -69,7 +69,7 @@ def merge_groups(
             write_samples(path / MEMORY, memory, tasks=tasks)
         return {group: path}
 
-    note = f"merge {other} into {group} ({combination}, weight {weight:g})"
+    note = f"merge {other} into {group} ({combination}, weight {weight})"
     return _revise(learner, change, note=note, make=combine)
 
 
@@ -141,16 +141,25 @@ def _revise(
     note: str,
     make: Callable[[Adapters, Path], Mapping[str, Path]] = lambda adapters, folder: {},
 ) -> Version:
-    """Change the groups, answer all held-out samples that the change may reach, publish."""
+    """Change the groups, answer all held-out samples that the change may reach, publish.
+
+    A change that was killed is finished; one that changes nothing makes no version.
+    """
     store = learner.store
     with store.writing(), tempfile.TemporaryDirectory() as scratch:
         clear(store)
         refuse_unfinished(store)
         store.upgrade()
+        if begun := store.begun(note):
+            store.point_to(begun)
+            return begun
         current = store.current
         codebook, entries = current.codebook(), dict(current.manifest["groups"])
         codebook.open_above(store.groups_opened())
+        before = codebook.to_dict()
         change(codebook, entries)
+        if codebook.to_dict() == before:
+            return current
         made = make(current.adapters, Path(scratch))
         kept = {group: entry for group, entry in entries.items() if group not in made}
         adapters = {group: _key(group, store.root / e["adapter"]) for group, e in kept.items()}

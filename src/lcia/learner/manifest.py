@@ -34,6 +34,9 @@ def check_record(record: Mapping[str, Any], path: Path) -> None:
     _expect(path, record["model"], {"name": str, "content_hash": str})
     _expect(path, {"groups_opened": 0, "earlier": {}, **record}, {"groups_opened": int})
     _check_files(path, record.get("earlier", {}))
+    pruned = record.get("pruned", [])
+    if not isinstance(pruned, list) or not all(type(number) is int for number in pruned):
+        raise StoreError(f"{path}: pruned is {str(pruned)[:60]!r}; expected version numbers.")
 
 
 def check_manifest(manifest: Mapping[str, Any], *, root: Path, number: int) -> None:

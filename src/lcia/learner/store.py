@@ -5,7 +5,7 @@ import os
 import re
 import secrets
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -145,16 +145,30 @@ class Store:
         """Path to SHA-256 of the files of versions whose manifests hold none (schema 1)."""
         return self._record.get("earlier", {})
 
+    @property
+    def pruned(self) -> frozenset[int]:
+        """Versions that nobody can go back to: of some, what they tell is still there."""
+        return frozenset(read_store_record(self.root).get("pruned", ()))
+
     def version(self, number: int) -> Version:
         """Return a version by number.
+
+        Raises:
+            StoreError: no such version, it was pruned, or its manifest is damaged.
+        """
+        if number in self.pruned:
+            raise StoreError(f"{self.root}: version {number} was pruned. {self._known()}")
+        return self.past(number)
+
+    def past(self, number: int) -> Version:
+        """Return a version to be told of; one that was pruned has no adapters and no tasks.
 
         Raises:
             StoreError: no such version, or its manifest is damaged.
         """
         path = version_path(self.root, number)
         if not path.is_dir():
-            known = ", ".join(str(v) for v in self.versions())
-            raise StoreError(f"{self.root}: has no version {number}. Versions: {known}.")
+            raise StoreError(f"{self.root}: has no version {number}. {self._known()}")
         refuse_links(self.root, [path / "manifest.json"])
         earlier = self._record.get("earlier", {})
         if wanted := earlier.get(f"versions/{path.name}/manifest.json"):
@@ -164,17 +178,21 @@ class Store:
         return Version(number=number, root=self.root, manifest=manifest)
 
     def versions(self) -> list[int]:
-        """Return the numbers of all versions."""
+        """Return the numbers of the versions that can be gone back to."""
+        return sorted(set(self.numbers()) - self.pruned)
+
+    def numbers(self) -> list[int]:
+        """Return the numbers of all versions, those that were pruned among them."""
         folders = (self.root / "versions").iterdir()
         return sorted(int(f.name) for f in folders if f.name.isascii() and f.name.isdigit())
 
     def history(self) -> list[Version]:
-        """Return the versions that led to the current one, the first task's first."""
+        """Return the versions that led to the current one, the first task's first; see ``past``."""
         chain = []
         version = self.current
         while version.number:
             chain.append(version)
-            version = self.version(version.manifest["parent"])
+            version = self.past(version.manifest["parent"])
         return chain[::-1]
 
     def roll_back(self, number: int) -> Version:
@@ -219,13 +237,31 @@ class Store:
     def next_number(self) -> int:
         """Return a number that no version and no refused candidate ever had."""
         refused = (int(path.name[:4]) for path in (self.root / "refused").glob("[0-9]*"))
-        return 1 + max([*self.versions(), *refused])
+        return 1 + max([*self.numbers(), *refused])
+
+    def begun(self, note: str) -> Version | None:
+        """Return the version that this change of groups made before it was killed.
+
+        It is whole, appeared by its rename and was never current: the same change would make the
+        same again. None: there is no such version.
+        """
+        try:
+            version, current = self.version(self.versions()[-1]), self.current
+            manifest = version.manifest
+            if (manifest["parent"], manifest.get("note")) != (current.number, note):
+                return None
+            version.check()
+        except StoreError:
+            return None  # damaged: the change is made anew; ``verify`` names what is wrong with it
+        opened = manifest["groups"].keys() - current.manifest["groups"].keys()
+        was_current = opened and _opened({"groups": opened}) <= self.groups_opened()
+        return None if was_current else version
 
     def groups_opened(self) -> int:
         """Return how many groups all versions ever opened: no id is used again."""
         if "groups_opened" in self._record:
             return int(self._record["groups_opened"])
-        return max(_opened(self.version(number).manifest) for number in self.versions())
+        return max(_opened(self.past(number).manifest) for number in self.numbers())
 
     def revise(
         self,
@@ -321,6 +357,12 @@ class Store:
         opened = max(record["groups_opened"], _opened(version.manifest))
         self._write({**record, "groups_opened": opened, "current": version.number})
 
+    def give_up(self, numbers: Iterable[int]) -> None:
+        """Record that nobody can go back to these versions, before anything of them goes."""
+        if not self.pruned.issuperset(numbers):
+            pruned = sorted(self.pruned.union(numbers))
+            self._write({**read_store_record(self.root), "pruned": pruned})
+
     def upgrade(self) -> None:
         """Write the record as this lcia does, if an earlier one wrote it."""
         if self._record.get("schema") != SCHEMA:
@@ -340,6 +382,9 @@ class Store:
                     earlier[path.relative_to(self.root).as_posix()] = sha256_of(path)
         opened = {"groups_opened": self.groups_opened(), "earlier": earlier}
         return {**record, "schema": SCHEMA, **opened}
+
+    def _known(self) -> str:
+        return f"Versions: {', '.join(map(str, self.versions()))}."
 
     def _write(self, record: Mapping[str, Any]) -> None:
         write_sealed(self.root / "assistant.json", record)
@@ -363,7 +408,7 @@ def _remove_empty(store: Store) -> None:
     """Remove an assistant that has learned nothing and has begun nothing."""
     with store.writing():
         runs = store.root / "runs"
-        empty = store.versions() == [0] and not (runs.is_dir() and any(runs.iterdir()))
+        empty = store.numbers() == [0] and not (runs.is_dir() and any(runs.iterdir()))
         if empty and not (store.root / "refused").exists():
             discard(store.root)
 

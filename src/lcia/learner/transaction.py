@@ -285,15 +285,19 @@ def refused(store: Store) -> dict[int, tuple[Run, dict[str, Any]]]:
 
 
 def accept(store: Store, number: int) -> Version:
-    """Make a refused candidate the current version after all.
+    """Make a refused candidate the current version after all; one that was killed in here goes on.
 
     Raises:
         StoreError: there is none of that number, it builds on another version than the current
             one, or a task is unfinished.
     """
     with store.writing():
-        run = _refused(store, number)
         clear(store)
+        if store.current_number == number:
+            return store.current
+        if (run := unfinished(store)) and run.number == number and (run.folder / REPORT).is_file():
+            return commit(store, run)
+        run = _refused(store, number)
         refuse_unfinished(store)
         if run.parent != store.current.number:
             raise StoreError(

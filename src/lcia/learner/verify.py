@@ -11,7 +11,7 @@ from lcia.learner.journal import check_journal
 from lcia.learner.manifest import check_proposal
 from lcia.learner.store import Store
 from lcia.learner.transaction import PLAN, PROPOSAL, REPORT, abandoning
-from lcia.learner.version import Version
+from lcia.learner.version import Version, version_path
 
 WEIGHTS = ".safetensors"
 
@@ -36,14 +36,19 @@ def verify(root: Path, *, weights: bool = True) -> list[str]:
     checker = _Checker(store, weights=weights)
     findings = list(checker.links())
     versions: list[Version] = []
-    for number in store.versions():
+    for number in store.numbers():
         try:
-            versions.append(store.version(number))
+            versions.append(store.past(number))
         except StoreError as error:
             findings.append(f"version {number}: {error} {checker.way_back([number])}")
     if findings:
         return findings
-    return [*checker.versions(versions), *checker.refused(), *checker.runs()]
+    return [
+        *checker.lineage(versions),
+        *checker.versions(versions),
+        *checker.refused(),
+        *checker.runs(),
+    ]
 
 
 class _Checker:
@@ -55,6 +60,7 @@ class _Checker:
         self.weights = weights
         self._known: dict[str, str | None] = {}
         self._places: dict[str, set[str]] = {}
+        self._pruned = store.pruned
 
     def links(self) -> Iterator[str]:
         """Yield what is neither file nor folder."""
@@ -64,6 +70,15 @@ class _Checker:
         except StoreError as error:
             yield str(error)
 
+    def lineage(self, versions: list[Version]) -> Iterator[str]:
+        """Yield versions that are gone though others build on them."""
+        there = {version.number for version in versions}
+        for version in versions:
+            parent = version.manifest["parent"]
+            if version.number and parent not in there:
+                gone = version_path(self.root, parent)
+                yield f"{gone} (version {parent}): is missing. Put the folder back from a copy."
+
     def versions(self, versions: list[Version]) -> Iterator[str]:
         """Yield what differs in the files of versions, once each."""
         wrong: dict[str, tuple[str, list[int]]] = {}
@@ -72,7 +87,7 @@ class _Checker:
             found = dict(self._version(version))
             for path, problem in found.items():
                 wrong.setdefault(path, (problem, []))[1].append(version.number)
-            if not found:
+            if not found and version.number not in self._pruned:
                 whole.append(version.number)
         for path, (problem, numbers) in wrong.items():
             named = f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
@@ -108,7 +123,7 @@ class _Checker:
         earlier = self.store.earlier
         folder = version.path.relative_to(self.root).as_posix()
         places = [folder, *version.manifest["tasks"].values()]
-        groups = version.manifest["groups"].values()
+        groups = list(version.manifest["groups"].values())
         wanted: dict[str, str] = dict(version.manifest.get("files", {}))
         if "files" not in version.manifest:  # schema 1
             below = tuple(f"{place}/" for place in places)
@@ -118,6 +133,9 @@ class _Checker:
                 for entry in groups
                 for name, value in entry.get("sha256", {}).items()
             }
+        if version.number in self._pruned:
+            places, groups = [folder], []
+            wanted = {path: s for path, s in wanted.items() if path.startswith(f"{folder}/")}
         for path, value in wanted.items():
             if problem := self._problem(path, value):
                 yield path, problem

@@ -1,5 +1,8 @@
 """Groups changed by hand: each change a version that can be rolled back."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -17,17 +20,24 @@ from lcia.learner import (
 from lcia.learner.training import memory_of, memory_tasks
 
 
-@pytest.fixture
-def learner(tiny_model, tmp_path, colours, shades, numbers) -> ContinualLearner:
+@pytest.fixture(scope="module")
+def made(tiny_model, tmp_path_factory, colours, shades, numbers) -> ContinualLearner:
     config = AssistantConfig(
         model=str(tiny_model),
         dtype="float32",
         training={"num_train_epochs": 1, "learning_rate": 1e-2},
         adapter={"r": 4},
     )
-    learner = ContinualLearner.create(tmp_path / "assistant", config)
+    learner = ContinualLearner.create(tmp_path_factory.mktemp("made") / "assistant", config)
     learner.run([colours, shades, numbers])
     return learner
+
+
+@pytest.fixture
+def learner(made, tmp_path) -> ContinualLearner:
+    """A copy of its own: three tasks in two groups."""
+    root = shutil.copytree(made.store.root, tmp_path / "assistant")
+    return ContinualLearner(Store.open(root), host=made.host)
 
 
 def delta(folder, module="base_model.model.model.layers.0.mlp.up_proj"):
@@ -115,3 +125,67 @@ def test_impossible_changes_leave_the_assistant_as_it_was(learner, act, expected
     with pytest.raises(ConfigError, match=expected):
         act(learner)
     assert Store.open(learner.store.root).versions() == [0, 1, 2, 3]
+
+
+class Killed(BaseException):
+    """Stands for the process dying."""
+
+
+def killed_before_current_moves(monkeypatch, act):
+    """Do something whose process dies when its version is there and nobody points to it."""
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Store, "point_to", lambda *a: (_ for _ in ()).throw(Killed))
+        act()
+
+
+CHANGES = {
+    "rename": lambda learner: rename_group(learner, "g1", "letters"),
+    "retire": lambda learner: retire_group(learner, "g2"),
+    "merge": lambda learner: merge_groups(learner, "g1", "g2", weight=0.123456789),
+    "split": lambda learner: split_group(learner, "g1", ["shades"]),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=list(CHANGES))
+def test_a_change_killed_before_current_moved_is_finished_by_the_same_command(
+    learner, change, monkeypatch
+):
+    killed_before_current_moves(monkeypatch, lambda: change(learner))
+    assert learner.store.current_number == 3
+    made = (learner.store.root / "versions" / "0004" / "manifest.json").read_bytes()
+    version = change(learner)
+    assert learner.store.versions() == [0, 1, 2, 3, 4]
+    assert learner.store.current_number == version.number == 4
+    assert (version.path / "manifest.json").read_bytes() == made
+    assert learner.store.verify() == []
+
+
+def test_another_change_after_a_kill_is_another_version(learner, monkeypatch):
+    killed_before_current_moves(monkeypatch, lambda: rename_group(learner, "g1", "letters"))
+    version = rename_group(learner, "g1", "paint")
+    assert (version.number, version.codebook().groups[0].name) == (5, "paint")
+
+
+def test_a_split_that_was_rolled_back_opens_a_new_group_when_repeated(learner):
+    first = split_group(learner, "g1", ["shades"])
+    learner.store.roll_back(3)
+    again = split_group(learner, "g1", ["shades"])
+    assert again.number == first.number + 1
+    assert again.adapters.keys() - first.adapters.keys() == {"g4"}
+
+
+def test_a_change_that_changes_nothing_makes_no_version(learner):
+    version = rename_group(learner, "g1", "letters")
+    assert rename_group(learner, "g1", "letters").number == version.number
+    assert retire_group(learner, "g2", retired=False).number == version.number
+    assert learner.store.versions() == [0, 1, 2, 3, 4]
+
+
+def test_samples_that_no_task_is_written_of_are_said_when_a_group_is_split(learner, caplog):
+    folder = learner.store.current.adapters["g1"][1]
+    memory = folder / "memory.jsonl"
+    records = [json.loads(line) for line in memory.read_text().splitlines()]
+    memory.write_text("".join(json.dumps({**r, "task": None}) + "\n" for r in records))
+    version = split_group(learner, "g1", ["shades"])
+    assert "which task 4 remembered samples are; both groups keep them" in caplog.text
+    assert [len(memory_of(version.adapters[g][1])) for g in ("g1", "g3")] == [4, 4]

@@ -1,0 +1,104 @@
+"""Removing versions that nobody will go back to, and what they alone need."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lcia.files import discard, files_below, sync_folder
+from lcia.learner.store import Store
+from lcia.learner.transaction import refused, unfinished
+from lcia.learner.version import version_path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruning:
+    """What pruning an assistant removes.
+
+    Attributes:
+        kept: versions that can be gone back to.
+        told: versions that led to one of those. Only what they tell stays: scores, answers,
+            journal.
+        removed: all others, of which nothing stays.
+        folders: of adapters and held-out samples that no kept version has.
+        size_bytes: of everything that is removed.
+    """
+
+    kept: list[int]
+    told: list[int]
+    removed: list[int]
+    folders: list[Path]
+    size_bytes: int
+
+
+def plan(store: Store, *, keep_last: int, keep_every: int | None = None) -> Pruning:
+    """Say what ``prune`` would remove.
+
+    Args:
+        store: the assistant.
+        keep_last: how many of the newest versions are kept, at least one: so no number is given
+            twice.
+        keep_every: versions whose number is a multiple of it are kept, too.
+
+    Raises:
+        ValueError: a number below one.
+        StoreError: a version, an unfinished run or a refused candidate is damaged.
+    """
+    if keep_last < 1 or (keep_every is not None and keep_every < 1):
+        raise ValueError(f"keep_last {keep_last}, keep_every {keep_every}: expected at least 1")
+    versions = store.versions()
+    current = store.current
+    kept = {0, current.number, *versions[-keep_last:]}
+    kept |= {n for n in versions if keep_every is not None and n % keep_every == 0}
+    runs = [unfinished(store), *(run for run, _ in refused(store).values())]
+    kept |= {current.manifest["parent"], *(run.parent for run in runs if run)} & set(versions)
+    led = {n for number in kept for n in _ancestors(store, number)} - kept
+    removed = [n for n in store.numbers() if n not in kept | led]
+    manifests = [store.version(number).manifest for number in kept]
+    needed = {entry["adapter"] for m in manifests for entry in m["groups"].values()}
+    needed |= {place for m in manifests for place in m["tasks"].values()}
+    folders = [
+        folder
+        for kind in ("groups", "tasks")
+        for folder in sorted(store.root.glob(f"{kind}/*/[!.]*"))
+        if folder.relative_to(store.root).as_posix() not in needed
+    ]
+    gone = [*folders, *(version_path(store.root, number) for number in removed)]
+    return Pruning(
+        kept=sorted(kept),
+        told=sorted(led),
+        removed=removed,
+        folders=folders,
+        size_bytes=sum(path.stat().st_size for folder in gone for path in files_below(folder)),
+    )
+
+
+def prune(store: Store, *, keep_last: int, keep_every: int | None = None) -> Pruning:
+    """Remove versions; see ``plan``.
+
+    Never the current one, nor the one before it, from which a server may still answer, nor one that
+    an unfinished run or a refused candidate builds on. Killed in here, the same call goes on: first
+    the record says what cannot be gone back to, then versions go, the newest first, then what none
+    refers to.
+
+    Raises:
+        StoreError: as ``plan``, or another process is changing the assistant.
+    """
+    with store.writing():
+        store.upgrade()
+        pruning = plan(store, keep_last=keep_last, keep_every=keep_every)
+        store.give_up([*pruning.told, *pruning.removed])
+        for number in reversed(pruning.removed):
+            discard(version_path(store.root, number))
+        for folder in pruning.folders:
+            discard(folder)
+        for empty in [*store.root.glob("groups/*"), *store.root.glob("tasks/*")]:
+            if not any(empty.iterdir()):
+                empty.rmdir()
+                sync_folder(empty.parent)
+    return pruning
+
+
+def _ancestors(store: Store, number: int) -> Iterator[int]:
+    while number:
+        number = store.past(number).manifest["parent"]
+        yield number
