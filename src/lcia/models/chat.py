@@ -1,5 +1,6 @@
 """From messages to token ids, by the model's own chat template where it has one."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +23,7 @@ from lcia.models.control import TextEncoder
 _ASKED = Message(role="user", content="q-u-e-s")
 _ANSWERED = Message(role="assistant", content="a-n-s")
 _AGAIN = Message(role="user", content="m-o-r-e")
+_THOUGHT = re.compile(r"<(think|thinking|thought|reasoning)>\s*\Z")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +171,8 @@ class ChatFormat:
         """Return what is trained behind a prompt: what the template writes there, to its end.
 
         Where a template renders an answered conversation with another beginning than its prompt,
-        the answer follows the prompt as it will when it is asked for.
+        the answer follows the prompt as it will when it is asked for: behind a thought that the
+        prompt opens, unless the answer brings one.
         """
         answer = Message(role="assistant", content=sample.answers[0])
         ending = self.answering.ending
@@ -178,6 +181,8 @@ class ChatFormat:
             whole = self._templated_text([*sample.messages, answer])
             if whole.startswith(prompt) and whole.endswith(self._tail):
                 text = whole[len(prompt) : len(whole) - len(self._tail)]
+            elif ending.lead.strip() not in text:
+                text = ending.lead + text
             together = self.encoder.encode(prompt + text + ending.text)
             if together[: len(prompt_ids)] == prompt_ids and len(together) > len(prompt_ids):
                 return [*together[len(prompt_ids) :], *ending.ids]
@@ -228,11 +233,17 @@ class ChatFormat:
         return str(text)
 
     def _around_answer(self) -> tuple[str, str]:
-        """Return what the template writes between a prompt and its answer, and behind the last."""
+        """Return what stands between a prompt and its answer, and behind the last answer.
+
+        A thought that the prompt opens and answered turns do not have is closed empty.
+        """
         prompt = self._templated_text([_ASKED], add_generation_prompt=True)
         whole = self._templated_text([_ASKED, _ANSWERED])
         before, _, tail = whole.rpartition(_ANSWERED.content)
-        return before[len(prompt) :] if before.startswith(prompt) else "", tail
+        if before.startswith(prompt):
+            return before[len(prompt) :], tail
+        opened = _THOUGHT.search(prompt)
+        return f"\n</{opened[1]}>\n\n" if opened else "", tail
 
     def _between(self) -> str:
         """Return what the template writes between an answer and the next turn's content."""

@@ -142,6 +142,17 @@ def test_held_out_answers_are_greedy_whatever_the_generation_config_asks_for():
     }
 
 
+def test_a_thought_that_the_prompt_opens_is_closed_before_the_answer():
+    tokenizer = shaped("reasoning")
+    chat = chat_of(tokenizer)
+    example = chat.encode_example(sample())
+    assert tokenizer.decode(example.prompt_ids).endswith("<|assistant|><think>\n")
+    assert tokenizer.decode(example.answer_ids) == "\n</think>\n\nok<|end|>"
+    assert chat.answering.answer(example.answer_ids) == "ok"
+    own = chat.encode_example(sample("It is easy.\n</think>\n\nok"))
+    assert tokenizer.decode(own.answer_ids) == "It is easy.\n</think>\n\nok<|end|>"
+
+
 @pytest.mark.parametrize("thinking", [True, False])
 def test_template_settings_reach_prompts_in_training_and_in_answering(thinking):
     template = TemplateSettings(kwargs={"enable_thinking": thinking})
