@@ -33,12 +33,14 @@ class Told:
     Attributes:
         answers: status and code, to how often.
         wrong: what should not have happened.
+        answer_s: how long every answer took.
         healthz_s: how long every probe took.
         rss_mb: the server's memory.
     """
 
     answers: collections.Counter[str] = field(default_factory=collections.Counter)
     wrong: list[str] = field(default_factory=list)
+    answer_s: list[float] = field(default_factory=list)
     healthz_s: list[float] = field(default_factory=list)
     rss_mb: list[float] = field(default_factory=list)
 
@@ -46,8 +48,10 @@ class Told:
 async def send(client: httpx.AsyncClient, asked: Iterator[Hostile], told: Told) -> None:
     """Send requests until there are none, and check that every answer is one."""
     for one in asked:
+        started = time.perf_counter()
         try:
             answer = await client.post(one.path, content=one.body, headers=one.headers)
+            told.answer_s.append(time.perf_counter() - started)
             code = answer.json()["error"]["code"] if answer.status_code >= 400 else ""
         except (httpx.HTTPError, ValueError, KeyError) as error:
             told.wrong.append(f"{one.path} {one.body[:200]!r}: {error!r}")
@@ -80,6 +84,13 @@ async def fuzz(process: ServerProcess, *, count: int, seed: int) -> Told:
     return told
 
 
+def percentiles(seconds: list[float]) -> dict[str, float]:
+    """Return the median, the 99th percentile and the longest time, in milliseconds."""
+    found = sorted(seconds)
+    places = {"p50": len(found) // 2, "p99": len(found) * 99 // 100, "max": -1}
+    return {name: round(1e3 * found[place], 1) for name, place in places.items()}
+
+
 def main() -> None:
     """Fuzz a server of its own and write what came back."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -97,18 +108,14 @@ def main() -> None:
             told = asyncio.run(fuzz(process, count=asked.count, seed=asked.seed))
             seconds = time.perf_counter() - started
         tracebacks = (Path(scratch) / "log.txt").read_text(encoding="utf-8").count("Traceback")
-    silent = sorted(told.healthz_s)
     result = {
         "requests": asked.count,
         "seconds": round(seconds, 1),
         "answers": dict(sorted(told.answers.items())),
         "wrong": told.wrong[:20],
         "tracebacks": tracebacks,
-        "healthz_ms": {
-            "p50": round(1e3 * silent[len(silent) // 2], 1),
-            "p99": round(1e3 * silent[len(silent) * 99 // 100], 1),
-            "max": round(1e3 * silent[-1], 1),
-        },
+        "answer_ms": percentiles(told.answer_s),
+        "healthz_ms": percentiles(told.healthz_s),
         "rss_mb": {"base": round(before), "peak": round(max(told.rss_mb))},
     }
     asked.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -1,5 +1,6 @@
 """Requests that nobody should send: valid ones, spoilt in one to three places, drawn by seed."""
 
+import copy
 import gzip
 import json
 import random
@@ -63,7 +64,8 @@ def _request(draw: random.Random) -> Hostile:
     if kind < 0.05:
         body = _broken(body, draw)
     elif kind < 0.08:
-        body = draw.choice([body, gzip.compress(body), gzip.compress(body)[:-5], b"\x1f\x8b"])
+        packed = gzip.compress(body, mtime=0)
+        body = draw.choice([body, packed, packed[:-5], b"\x1f\x8b"])
         headers["Content-Encoding"] = draw.choice(["gzip", "br", "identity", "gzip, gzip", ""])
     elif kind < 0.1:
         headers["Content-Type"] = draw.choice(["text/plain", "", "application/json; a=b", "a/b/c"])
@@ -77,8 +79,15 @@ def _text(draw: random.Random) -> str:
 
 
 def _value(draw: random.Random) -> Any:
+    """Return something to put where something else belongs; a copy, as it may be spoilt in turn."""
     return draw.choice(
-        [draw.choice(NUMBERS), draw.choice(OTHERS), draw.choice(TEXTS), float("nan"), "\ud800"]
+        [
+            draw.choice(NUMBERS),
+            copy.deepcopy(draw.choice(OTHERS)),
+            draw.choice(TEXTS),
+            float("nan"),
+            "\ud800",
+        ]
     )
 
 

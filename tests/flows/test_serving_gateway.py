@@ -176,7 +176,7 @@ class Odd:
     async def chat(self, request: Request):
         body = await request.json()
         self.asked.append(body)
-        if self.behaviour == "break":
+        if self.behaviour in ("break", "error event", "nothing"):
             return StreamingResponse(self.broken(), media_type="text/event-stream")
         if isinstance(self.behaviour, int):
             error = {"error": {"message": "busy", "code": "odd"}}
@@ -185,7 +185,18 @@ class Odd:
             await asyncio.sleep(1)
         return {"model": body["model"], "choices": []}
 
+    def exchange(self, name, adapter):
+        """Serve another adapter under a name, from now on."""
+        (record,) = (record for record in self.records if record["id"] == name)
+        record["root"] = f"adapters/{adapter}"
+
     async def broken(self):
+        if self.behaviour == "nothing":
+            return
+        if self.behaviour == "error event":
+            yield b'data: {"error": {"message": "the engine died", "code": 500}}\n\n'
+            yield b"data: [DONE]\n\n"
+            return
         yield b'data: {"choices": []}\n\n'
         await asyncio.sleep(0.05)
         raise RuntimeError("died")
@@ -251,6 +262,59 @@ def test_only_an_answer_that_has_not_begun_is_asked_for_elsewhere(served_store, 
             assert answer.status_code == status
             assert len(server.asked) + len(other.asked) == before + 1
         assert '{"error":{"message":"The server behind this gateway broke off."' in answer.text
+
+
+@pytest.fixture
+def pair(served_store, odd):
+    """Two servers, and the address of a gateway that looked at them once."""
+    other = Odd(["org/model", "g1", "g2"])
+    with (
+        running(other.app, OPEN) as second,
+        gateway_to(served_store, odd[1], second, check_s=60) as (url, _),
+    ):
+        yield odd[0], other, url
+
+
+def test_an_adapter_exchanged_since_the_last_look_answers_nothing(pair):
+    server, other, url = pair
+    server.exchange("g1", "g1@0003")
+    assert all(post(url).status_code == 200 for _ in range(4))
+    assert len(server.asked) == 1, "it was found out by the first answer"
+    assert len(other.asked) == 4
+    other.exchange("g1", "g1@0003")
+    refused = post(url)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "no_upstream")
+    assert "has 'g1@0001', which version 2 wants" in refused.text
+    server.exchange("g1", "g1@0001")
+    assert post(url, model="base").status_code == 200, "the base model has no version"
+
+
+@pytest.mark.parametrize("behaviour", ["error event", "nothing"])
+def test_a_stream_that_fails_before_its_first_token_is_asked_for_elsewhere(behaviour, pair):
+    server, other, url = pair
+    server.behaviour = behaviour
+    assert all(post(url, stream=True).json()["model"] == "g1" for _ in range(4))
+    assert server.asked
+    other.behaviour = behaviour
+    told = post(url, stream=True)
+    if behaviour == "error event":
+        assert told.text.endswith('"the engine died", "code": 500}}\n\ndata: [DONE]\n\n')
+    else:
+        assert (told.status_code, told.json()["error"]["code"]) == (502, "upstream_unreachable")
+
+
+def test_what_a_server_said_is_told_though_another_one_is_dead(served_store, odd):
+    server, upstream = odd
+    with ExitStack() as stack:
+        port = free_port()
+        with running(Odd(["org/model", "g1"]).app, AccessConfig(port=port)):
+            settings = {"check_s": 60}
+            urls = [upstream, f"http://127.0.0.1:{port}"]
+            url, _ = stack.enter_context(gateway_to(served_store, *urls, **settings))
+        server.behaviour = 429
+        for _ in range(2):  # each is the first one asked once
+            refused = post(url)
+            assert (refused.status_code, refused.headers["retry-after"]) == (429, "7")
 
 
 def test_without_any_server(served_store):

@@ -16,7 +16,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from lcia.grouping import Said
 from lcia.serving.config import AccessConfig
-from lcia.serving.gateway.relay import StaleModelError, forward
+from lcia.serving.gateway.relay import StaleModelError, Try, forward
 from lcia.serving.gateway.upstreams import Upstreams
 from lcia.serving.http.api_error import ApiError
 from lcia.serving.http.app import READ, add_errors, add_guard, add_models
@@ -109,12 +109,16 @@ class Gateway:
         if not choices:
             raise self._nowhere(adapter)
         self.metrics.routed.labels(choice.group or BASE, choice.reason).inc()
-        requests = [
-            self.client.build_request(
-                "POST",
-                f"{upstream.url}{path}",
-                content=json.dumps({**asked, "model": name}).encode(),
-                headers={"Content-Type": "application/json"},
+        tries = [
+            Try(
+                upstream,
+                name,
+                self.client.build_request(
+                    "POST",
+                    f"{upstream.url}{path}",
+                    content=json.dumps({**asked, "model": name}).encode(),
+                    headers={"Content-Type": "application/json"},
+                ),
             )
             for upstream, name in choices
         ]
@@ -123,8 +127,8 @@ class Gateway:
                 request,
                 forward(
                     self.upstreams,
-                    choices,
-                    requests,
+                    adapter,
+                    tries,
                     client=self.client,
                     headers=choice.headers(),
                     ending=self.ending,

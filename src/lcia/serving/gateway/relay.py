@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import logging
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import httpx
@@ -24,8 +26,26 @@ PASSED_ON = ("content-type", "retry-after")
 ELSEWHERE = (404, 429, 500, 502, 503)
 """Answers that another server may not give: it is not well, is full, or changed its models."""
 
+ERROR_EVENT = b'data: {"error"'
+"""How a stream begins whose server failed before the first token; its status was 200 already."""
+
 AGAIN = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
 """A connection that was kept open and that the server has closed meanwhile ends like this."""
+
+
+@dataclass(frozen=True)
+class Try:
+    """A server that may answer.
+
+    Attributes:
+        upstream: the server.
+        name: what it calls the model.
+        request: for this server.
+    """
+
+    upstream: Upstream
+    name: str
+    request: httpx.Request
 
 
 class StaleModelError(Exception):
@@ -34,8 +54,8 @@ class StaleModelError(Exception):
 
 async def forward(
     upstreams: Upstreams,
-    choices: Sequence[tuple[Upstream, str]],
-    requests: Sequence[httpx.Request],
+    adapter: str | None,
+    tries: Sequence[Try],
     *,
     client: httpx.AsyncClient,
     headers: Mapping[str, str],
@@ -44,12 +64,13 @@ async def forward(
     """Send a request to the first server that takes it, and return its response.
 
     Another server is asked only as long as the client got nothing: a stream that broke off before
-    its first piece, and a whole answer that broke off anywhere, are asked for again.
+    its first piece, and a whole answer that broke off anywhere, are asked for again. A server that
+    breaks off is asked once more when all others were: its connection may have been an old one.
 
     Args:
-        upstreams: counts what is on its way.
-        choices: servers that may answer, at least one, in the order in which they are asked.
-        requests: the request for each of them.
+        upstreams: counts what is on its way, and knows what a server has.
+        adapter: group and version that shall answer; None for the base model.
+        tries: servers that may answer, in the order in which they are asked.
         client: sends them.
         headers: added to the response.
         ending: set when the gateway has to end its answers.
@@ -59,33 +80,43 @@ async def forward(
         ShuttingDownError: the gateway ends.
         StaleModelError: no server has the model any more.
     """
-    tries = [*zip(choices, requests, strict=True)]
-    # A server that stands alone is asked twice: its connection may have been closed meanwhile.
-    tries += tries[:1] if len(tries) == 1 else []
-    problem = ""
-    for number, ((upstream, _), request) in enumerate(tries, start=1):
-        last = number == len(tries)
+    waiting, asked_again = deque(tries), set[Upstream]()
+    refused: Response | None = None
+    problem, stale = "", False
+    while waiting:
+        one = waiting.popleft()
+        upstream = one.upstream
         async with contextlib.AsyncExitStack() as stack:
             stack.enter_context(upstreams.busy(upstream))
             try:
-                answer = await _unless(ending, client.send(request, stream=True))
+                answer = await _unless(ending, client.send(one.request, stream=True))
                 stack.push_async_callback(answer.aclose)
-                if answer.status_code in ELSEWHERE and number < len(choices):
+                if answer.status_code == 404 or not await upstreams.had(
+                    upstream, adapter, name=one.name
+                ):
+                    stale = True
                     continue
-                if answer.status_code == 404:
-                    raise StaleModelError
-                response = await _response(answer, stack, headers=headers, ending=ending)
+                response, good = await _response(answer, stack, headers=headers, ending=ending)
             except httpx.ReadTimeout as error:
                 # It is at work: asking another one would do all of it twice.
                 raise ApiError(504, "The server took too long.", code="timeout") from error
             except httpx.TransportError as error:
                 problem = f"{type(error).__name__}: {error}"
                 logger.warning("%s broke off: %s", upstream.url, problem)
-                if not isinstance(error, AGAIN) or last:
+                if isinstance(error, AGAIN) and upstream not in asked_again:
+                    asked_again.add(upstream)
+                    waiting.append(one)
+                else:
                     upstream.failed(problem)
                 continue
-            upstream.well()
-            return response
+            if good:
+                upstream.well()
+                return response
+            refused = response
+    if refused is not None:
+        return refused
+    if stale:
+        raise StaleModelError
     raise ApiError(
         502,
         f"No server behind this gateway could be reached ({problem}).",
@@ -100,16 +131,22 @@ async def _response(
     *,
     headers: Mapping[str, str],
     ending: asyncio.Event,
-) -> Response:
-    """Return a stream whose first piece has come, or a whole answer."""
+) -> tuple[Response, bool]:
+    """Return a stream whose first piece has come, or a whole answer, and whether it is good."""
     passed = {name: answer.headers[name] for name in PASSED_ON if name in answer.headers}
     about = {"status_code": answer.status_code, "headers": {**passed, **headers}}
     if not answer.headers.get("content-type", "").startswith("text/event-stream"):
-        return Response(await _unless(ending, answer.aread()), **about)  # type: ignore[arg-type]
+        whole = Response(await _unless(ending, answer.aread()), **about)  # type: ignore[arg-type]
+        return whole, answer.status_code not in ELSEWHERE
     pieces = answer.aiter_bytes()
     first = await _unless(ending, _next(pieces))
+    if not first:
+        raise httpx.RemoteProtocolError("the stream ended before it began", request=answer.request)
+    if first.startswith(ERROR_EVENT):
+        rest = await _unless(ending, _all(pieces))
+        return Response(first + rest, **about), False  # type: ignore[arg-type]
     events = _events(first, pieces, stack.pop_all(), host=answer.url.host, ending=ending)
-    return StreamingResponse(events, **about)  # type: ignore[arg-type]
+    return StreamingResponse(events, **about), True  # type: ignore[arg-type]
 
 
 async def _events(
@@ -132,6 +169,10 @@ async def _events(
             yield event(told.body())
         except ShuttingDownError as error:
             yield event(api_error(error).body())
+
+
+async def _all(pieces: AsyncIterator[bytes]) -> bytes:
+    return b"".join([piece async for piece in pieces])
 
 
 async def _next(pieces: AsyncIterator[bytes]) -> bytes:

@@ -43,6 +43,12 @@ class Upstream:
         """Whether it is worth asking: it has models, and was not silent several times in a row."""
         return bool(self.models) and self.failures < FAILURES
 
+    @property
+    def described(self) -> str:
+        """Its models, and where each was read."""
+        shown = [f"{name} ({record.get('root')})" for name, record in self.models.items()]
+        return ", ".join(shown) or "no models"
+
     def name_of(self, adapter: str | None, *, base_model: str | None) -> str | None:
         """Return what it calls an adapter, or the base model; None if it does not serve it.
 
@@ -133,19 +139,36 @@ class Upstreams:
 
         await asyncio.gather(*map(ask, self.all))
 
-    async def check(self, upstream: Upstream) -> None:
-        """Ask a server which models it has."""
-        before = list(upstream.models)
+    async def had(self, upstream: Upstream, adapter: str | None, *, name: str) -> bool:
+        """Whether a server that answers now under a name does so with this very adapter.
+
+        Behind a name like ``g1``, adapters may have been exchanged since the server was last
+        looked at, or it may have started anew with others: only a look after it took the request
+        tells. A name that holds the version is enough by itself.
+
+        Raises:
+            httpx.ReadError: it cannot be looked at.
+        """
+        if adapter is None or name == adapter:
+            return True
+        if not await self.check(upstream):
+            raise httpx.ReadError("it does not say any more which models it has")
+        return upstream.name_of(adapter, base_model=None) == name
+
+    async def check(self, upstream: Upstream) -> bool:
+        """Ask a server which models it has; return whether it told."""
+        before = upstream.described
         try:
             answer = await self._client.get(f"{upstream.url}/v1/models", timeout=CHECK_TIMEOUT_S)
             answer.raise_for_status()
             upstream.models = {str(record["id"]): record for record in answer.json()["data"]}
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
             upstream.failed(f"{type(error).__name__}: {error}")
-            return
+            return False
         upstream.well()
-        if list(upstream.models) != before:
-            logger.info("%s serves %s", upstream.url, ", ".join(upstream.models) or "no models")
+        if upstream.described != before:
+            logger.info("%s serves %s", upstream.url, upstream.described)
+        return True
 
 
 def check_url(url: str) -> str:
