@@ -19,22 +19,21 @@ COLOUR = "Say the letter of the colour.\n\ngreen 7"
 NUMBER = "Write this number as a digit.\n\ntwo 7"
 
 
-def make_store(root: Path, model: Path) -> Store:
+TRAINING = {"max_steps": 2, "learning_rate": 3e-3, "save_steps": 100}
+
+
+def make_store(root: Path, model: Path, *, training: dict[str, Any] = TRAINING) -> Store:
     """An assistant with two groups: g1 for COLOUR, g2 for NUMBER."""
-    config = AssistantConfig(
-        model=str(model),
-        dtype="float32",
-        training={"max_steps": 2, "learning_rate": 3e-3, "save_steps": 100},
-    )
+    config = AssistantConfig(model=str(model), dtype="float32", training=training)
     learner = ContinualLearner.create(root, config)
     learner.learn(make_task("colours", COLOUR.partition("\n")[0], {"red": "r", "green": "g"}))
     learner.learn(make_task("numbers", NUMBER.partition("\n")[0], {"one": "1", "two": "2"}))
     return learner.store
 
 
-def make_versions(root: Path, model: Path) -> Store:
+def make_versions(root: Path, model: Path, *, training: dict[str, Any] = TRAINING) -> Store:
     """The same after a third task, which teaches g1 more: three versions, two of them of g1."""
-    store = make_store(root, model)
+    store = make_store(root, model, training=training)
     learner = ContinualLearner(store)
     instruction = COLOUR.partition("\n")[0]
     learner.learn(make_task("shades", instruction, {"blue": "b", "white": "w"}))

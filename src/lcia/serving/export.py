@@ -137,11 +137,13 @@ def _served_rank(ranks: Mapping[str, int]) -> int:
 def _script(about: Mapping[str, Any]) -> str:
     model = "model" if is_embedded(about["model"]) else about["model"]
     groups = list(about["ranks"])
+    # One slot stays free: vLLM's kernels for the CPU give rows without an adapter the last one's.
+    slots = min(MAX_LORAS, len(groups)) + 1
     options = [
         f"--served-model-name {BASE}",
         "--enable-lora",
-        f"--max-loras {min(MAX_LORAS, len(groups))}",
-        f"--max-cpu-loras {2 ** math.ceil(math.log2(len(groups)))}",
+        f"--max-loras {slots}",
+        f"--max-cpu-loras {max(slots, 2 ** math.ceil(math.log2(len(groups))))}",
         f"--max-lora-rank {about['max_lora_rank']}",
         f"--lora-modules {' '.join(f'{g}=adapters/{key}' for g, key in about['adapters'].items())}",
     ]

@@ -48,7 +48,7 @@ def test_a_store_becomes_adapters_and_a_script(store, tmp_path, tiny_model):
     for option in (
         "--served-model-name base",
         "--enable-lora",
-        "--max-loras 2",
+        "--max-loras 3",
         "--max-lora-rank 8",
         "--lora-modules g1=adapters/g1@0001 g2=adapters/g2@0002",
     ):
