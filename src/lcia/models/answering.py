@@ -163,11 +163,21 @@ class Answering:
         self.stop_ids = frozenset(ending.stop_ids)
         self.stop_strings = ending.stop_strings
         self._hidden = frozenset(encoder.control.values()) | self.stop_ids
+        self._texts: dict[int, str] = {}
 
     def text(self, ids: Sequence[int]) -> str:
         """Return the text of generated tokens without control tokens; nothing is cut."""
         shown = [number for number in ids if number not in self._hidden]
-        return str(self.encoder.tokenizer.decode(shown, skip_special_tokens=False))
+        if len(shown) != 1:
+            return self._decode(shown) if shown else ""
+        # Single ones are asked for with every token of a stream; there are as many as tokens.
+        (number,) = shown
+        if (text := self._texts.get(number)) is None:
+            text = self._texts[number] = self._decode(shown)
+        return text
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self.encoder.tokenizer.decode(ids, skip_special_tokens=False))
 
     def ended(self, ids: Sequence[int]) -> bool:
         """Whether generated tokens hold the end of an answer."""

@@ -10,8 +10,8 @@ from lcia.serving.engine.sampling import Sampling
 
 
 def choose(logits, settings, generators):
-    rows = zip(logits, sampling.peaks(logits), settings, generators, strict=True)
-    return [sampling.choose(row, peak, one, generator) for row, peak, one, generator in rows]
+    rows = enumerate(zip(sampling.peaks(logits), settings, generators, strict=True))
+    return [sampling.choose(logits, row, *of_row) for row, of_row in rows]
 
 
 def frequencies(logits, setting, draws=4000):

@@ -69,12 +69,15 @@ def peaks(logits: torch.Tensor) -> list[tuple[float, int]]:
     return list(zip(values.tolist(), tokens.tolist(), strict=True))
 
 
-def choose(logits: torch.Tensor, peak: tuple[float, int], setting: Sampling, generator: Any) -> int:
+def choose(
+    logits: torch.Tensor, row: int, peak: tuple[float, int], setting: Sampling, generator: Any
+) -> int:
     """Return the next token of one row.
 
     Args:
-        logits: shape (vocabulary,).
-        peak: the row's largest logit and its token.
+        logits: shape (rows, vocabulary); a greedy row is not looked at again.
+        row: which one.
+        peak: its largest logit and that token.
         setting: how to choose.
         generator: random numbers; not used by greedy rows.
 
@@ -86,7 +89,7 @@ def choose(logits: torch.Tensor, peak: tuple[float, int], setting: Sampling, gen
         raise NotFiniteError(f"The model's largest logit is {largest}; there is no next token.")
     if setting.greedy:
         return token
-    return _draw(logits.float() - largest, setting, generator)
+    return _draw(logits[row].float() - largest, setting, generator)
 
 
 def _draw(logits: torch.Tensor, setting: Sampling, generator: torch.Generator) -> int:

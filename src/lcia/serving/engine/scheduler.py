@@ -31,6 +31,7 @@ LONG = 1 << 15
 News = list[tuple[Job, Delta]]
 PLACED = (State.ADMITTED, State.RUNNING)
 QUEUED = (State.WAITING, State.PREPARING, State.READY)
+WORK = (State.RUNNING, State.ADMITTED, State.READY)
 
 
 class Scheduler:
@@ -189,7 +190,9 @@ class Scheduler:
         self.tell()
 
     def _end_those_gone(self) -> None:
-        for job in [job for job in self._in(*State) if job.gone]:
+        with self.changed:
+            gone = [job for job in self._jobs if job.gone]
+        for job in gone:
             if job.cancelled:
                 self._end(job, Delta(tokens=len(job.tokens), finish_reason=CANCELLED))
             else:
@@ -197,8 +200,10 @@ class Scheduler:
                 self._end(job, Delta(error=GenerationTimeoutError(text)))
 
     def _admit_those_ready(self) -> None:
+        if not (ready := self._in(State.READY)):
+            return
         places = self._limits.max_batch - self.count(*PLACED)
-        group = self._read_next(self._in(State.READY))[:places]
+        group = self._read_next(ready)[:places]
         for job in group:
             self._admit(job)
         if admitted := [job for job in group if job.state is State.ADMITTED]:
@@ -254,11 +259,12 @@ class Scheduler:
 
     def _choose(self, jobs: Sequence[Job], logits: torch.Tensor) -> None:
         """Give each job its next token; the answers that it ends are over."""
-        for job, row, peak in zip(jobs, logits, peaks(logits), strict=True):
+        going_on: News = []
+        for row, (job, peak) in enumerate(zip(jobs, peaks(logits), strict=True)):
             if job.state is State.ENDED:
                 continue
             try:
-                token = choose(row, peak, job.asked.sampling, job.generator)
+                token = choose(logits, row, peak, job.asked.sampling, job.generator)
                 delta = job.take(token, self._answering.stop_ids)
             except Exception as error:  # of one row: the others have their tokens
                 logger.warning("an answer cannot go on", exc_info=True)
@@ -267,8 +273,9 @@ class Scheduler:
                 self._end(job, delta)
                 self._seconds += 0.1 * (time.monotonic() - job.admitted - self._seconds)
             else:
-                with self.changed:
-                    self._news.append((job, delta))
+                going_on.append((job, delta))
+        with self.changed:
+            self._news += going_on
 
     def _end_batch(self, error: Exception) -> None:
         """End all jobs on the device after it failed."""
@@ -299,8 +306,10 @@ class Scheduler:
         try:
             assert job.prepare is not None
             self._become_ready(job, job.prepare())
-        except Exception as error:  # noqa: BLE001 - whatever it is answers this request
-            self._end(job, Delta(error=error))
+        except BaseException as error:  # noqa: BLE001 - it answers this request: a panic in a
+            # tokenizer's Rust is no Exception, and would end the thread.
+            told = error if isinstance(error, Exception) else generation_error(error)
+            self._end(job, Delta(error=told))
         self._wake()
         try:
             self.tell()
@@ -311,11 +320,10 @@ class Scheduler:
     def wait(self) -> None:
         """Wait until there is something to do for ``step``, or the scheduler is closed."""
         with self.changed:
-            while not (self._closed or self._news or self.count(State.READY, *PLACED)):
-                jobs = self._in(*QUEUED)
-                if any(job.gone for job in jobs):
+            while not (self._closed or self._news):
+                if any(job.state in WORK or job.gone for job in self._jobs):
                     return
-                first = min((job.deadline for job in jobs), default=math.inf)
+                first = min((job.deadline for job in self._jobs), default=math.inf)
                 patience = max(0.0, first - time.monotonic()) + 1e-3
                 self.changed.wait(None if math.isinf(patience) else patience)
 
@@ -325,11 +333,11 @@ class Scheduler:
         Raises:
             Exception: of ``deliver``; the news are kept.
         """
+        if not self._news:
+            return
         with self._telling:
             with self.changed:
                 news, self._news = self._news, []
-            if not news:
-                return
             try:
                 self._deliver(news)
             except Exception:

@@ -29,28 +29,27 @@ class TextStream:
         self._lead = lead.strip()
         self._ids: list[int] = []
         # Text is decoded from _start, because the first token of a word may look different
-        # without the one before it; up to _read it was given out or is held back.
+        # without the one before it; up to _read it was given out or is held back, as _before.
         self._start = self._read = 0
-        self._held = ""
+        self._before = self._held = ""
 
     def push(self, token: int) -> str:
         """Add a token and return the text that is now certain."""
         self._ids.append(token)
-        before, now = self._decode(self._start, self._read), self._decode(self._start, None)
-        if len(now) <= len(before) or now.endswith(UNFINISHED):
+        now = self._decode_ids(self._ids[self._start :])
+        if len(now) <= len(self._before) or now.endswith(UNFINISHED):
             return ""
+        piece = now[len(self._before) :]
         self._start, self._read = self._read, len(self._ids)
-        return self._until_stop(self._behind_lead(now[len(before) :], last=False), last=False)
+        self._before = self._decode_ids(self._ids[self._start :])
+        return self._until_stop(self._behind_lead(piece, last=False), last=False)
 
     def finish(self) -> str:
         """Return the text that was held back."""
         if self.stopped:
             return ""
-        before, now = self._decode(self._start, self._read), self._decode(self._start, None)
-        return self._until_stop(self._behind_lead(now[len(before) :], last=True), last=True)
-
-    def _decode(self, start: int, end: int | None) -> str:
-        return self._decode_ids(self._ids[start:end])
+        piece = self._decode_ids(self._ids[self._start :])[len(self._before) :]
+        return self._until_stop(self._behind_lead(piece, last=True), last=True)
 
     def _behind_lead(self, piece: str, *, last: bool) -> str:
         """Hold text back until it is certain whether it is the lead."""
