@@ -3,12 +3,15 @@
     PYTHONPATH=tests python -m benchmarks.serving_fuzz   # benchmarks/results/serving_fuzz.json
 
 Four clients send at once what ``tests/hostile.py`` draws by seed; another one asks /healthz all
-the time. Memory is the server's resident set, sampled every 50 ms.
+the time. Memory is the server's resident set, sampled every 50 ms. Of the slowest answers it is
+noted how much processor time the server had meanwhile: a request that waits while the server
+works is slow, one that waits while it does nothing hangs.
 """
 
 import argparse
 import asyncio
 import collections
+import itertools
 import json
 import tempfile
 import time
@@ -23,7 +26,6 @@ from hostile import Hostile, requests
 
 RESULTS = Path(__file__).parent / "results" / "serving_fuzz.json"
 HANGS_S = 60.0
-OPTIONS = ["--max-new-tokens", "4", "--max-context", "512"]
 
 
 @dataclass
@@ -33,28 +35,35 @@ class Told:
     Attributes:
         answers: status and code, to how often.
         wrong: what should not have happened.
-        answer_s: how long every answer took.
+        answered: of every answer: seconds, the server's processor seconds meanwhile, what it was.
         healthz_s: how long every probe took.
         rss_mb: the server's memory.
     """
 
     answers: collections.Counter[str] = field(default_factory=collections.Counter)
     wrong: list[str] = field(default_factory=list)
-    answer_s: list[float] = field(default_factory=list)
+    answered: list[tuple[float, float, str]] = field(default_factory=list)
     healthz_s: list[float] = field(default_factory=list)
     rss_mb: list[float] = field(default_factory=list)
 
 
-async def send(client: httpx.AsyncClient, asked: Iterator[Hostile], told: Told) -> None:
+async def send(
+    client: httpx.AsyncClient, process: ServerProcess, asked: Iterator[Hostile], told: Told
+) -> None:
     """Send requests until there are none, and check that every answer is one."""
     for one in asked:
-        started = time.perf_counter()
+        started, worked = time.perf_counter(), process.processor_s()
         try:
             answer = await client.post(one.path, content=one.body, headers=one.headers)
-            told.answer_s.append(time.perf_counter() - started)
+            seconds, processor_s = time.perf_counter() - started, process.processor_s() - worked
+            shown = f"{answer.status_code} {one.path} {one.body[:100]!r} ({len(one.body)} bytes)"
+            told.answered.append((seconds, processor_s, shown))
             code = answer.json()["error"]["code"] if answer.status_code >= 400 else ""
         except (httpx.HTTPError, ValueError, KeyError) as error:
-            told.wrong.append(f"{one.path} {one.body[:200]!r}: {error!r}")
+            processor_s = process.processor_s() - worked
+            told.wrong.append(
+                f"{one.path} {one.body[:200]!r}: {error!r} after {processor_s:.1f} s of work"
+            )
             continue
         told.answers[f"{answer.status_code} {code}".strip()] += 1
         if answer.status_code >= 500 and code != "overloaded":
@@ -79,9 +88,17 @@ async def fuzz(process: ServerProcess, *, count: int, seed: int) -> Told:
         httpx.AsyncClient(base_url=process.url, timeout=HANGS_S) as prober,
     ):
         probing = asyncio.create_task(probe(prober, process, told))
-        await asyncio.gather(*(send(client, asked, told) for _ in range(4)))
+        await asyncio.gather(*(send(client, process, asked, told) for _ in range(4)))
         probing.cancel()
     return told
+
+
+async def fill(process: ServerProcess, *, context: int) -> None:
+    """Let the cache grow to its bound: four answers at once that use all of the context."""
+    prompts = ["word " * (context - 8)] * 4
+    async with httpx.AsyncClient(base_url=process.url, timeout=600) as client:
+        asked = {"model": "base", "prompt": prompts, "max_tokens": 4}
+        (await client.post("/v1/completions", json=asked)).raise_for_status()
 
 
 def percentiles(seconds: list[float]) -> dict[str, float]:
@@ -91,17 +108,27 @@ def percentiles(seconds: list[float]) -> dict[str, float]:
     return {name: round(1e3 * found[place], 1) for name, place in places.items()}
 
 
+def quarters(values: list[float]) -> list[list[float]]:
+    """Return four parts of a list of four or more, in order."""
+    ends = [len(values) * i // 4 for i in range(5)]
+    return [values[a:b] for a, b in itertools.pairwise(ends)]
+
+
 def main() -> None:
     """Fuzz a server of its own and write what came back."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--store", type=Path, help="an assistant; default: one made for this")
     parser.add_argument("--output", type=Path, default=RESULTS)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         store = asked.store or make_store(Path(scratch) / "assistant").root
-        with server(store, Path(scratch) / "log.txt", OPTIONS) as process:
+        # Few rows: the cache grows to its largest batch, which is no fault of any body.
+        options = ["--max-new-tokens", "4", "--max-context", str(asked.context), "--max-batch", "4"]
+        with server(store, Path(scratch) / "log.txt", options) as process:
+            asyncio.run(fill(process, context=asked.context))
             asyncio.run(fuzz(process, count=50, seed=-1))  # whatever is made once is made
             before = process.rss_mb()
             started = time.perf_counter()
@@ -114,9 +141,17 @@ def main() -> None:
         "answers": dict(sorted(told.answers.items())),
         "wrong": told.wrong[:20],
         "tracebacks": tracebacks,
-        "answer_ms": percentiles(told.answer_s),
+        "answer_ms": percentiles([seconds for seconds, _, _ in told.answered]),
+        "slowest": [
+            {"seconds": round(seconds, 1), "processor_s": round(processor_s, 1), "what": what}
+            for seconds, processor_s, what in sorted(told.answered, reverse=True)[:5]
+        ],
         "healthz_ms": percentiles(told.healthz_s),
-        "rss_mb": {"base": round(before), "peak": round(max(told.rss_mb))},
+        "rss_mb": {
+            "base": round(before),
+            "peaks_of_quarters": [round(max(part)) for part in quarters(told.rss_mb)],
+            "end": round(told.rss_mb[-1]),
+        },
     }
     asked.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=2))

@@ -88,6 +88,13 @@ class ServerProcess:
         status = Path(f"/proc/{self.pid}/status").read_text(encoding="utf-8")
         return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
+    def processor_s(self) -> float:
+        """Return the processor time it has had, in seconds."""
+        fields = (
+            Path(f"/proc/{self.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        )
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
 
 @contextmanager
 def server(store: Path, log: Path, options: Sequence[str] = ()) -> Iterator[ServerProcess]:

@@ -1,6 +1,7 @@
 """Is every answer the one its adapter version gives alone, whatever else happens to the server?
 
     python -m benchmarks.serving_truth --requests 100000 --minutes 10
+    python -m benchmarks.serving_truth --add    # goes on counting, from the results that are there
 
 A tiny model in float32, asked without sockets: routed and named groups, greedy and seeded, in one
 batch; versions change all the time; clients leave, and send what cannot be answered; forward
@@ -248,11 +249,31 @@ def run(store: Store, *, requests: int, seconds: float, swap_s: float, often: fl
         "answers_checked": sum(sum(found.values()) for _, found in tally.answers.values()),
         "answers_that_differ": differing,
         "wrong": tally.wrong[:20],
-        "rss_mb": {
-            "first_half": round(statistics.median(settled[:half]), 1),
-            "second_half": round(statistics.median(settled[half:] or settled), 1),
-            "largest": round(max(settled), 1),
-        },
+        "rss_mb": [
+            {
+                "first_half": round(statistics.median(settled[:half]), 1),
+                "second_half": round(statistics.median(settled[half:] or settled), 1),
+                "largest": round(max(settled), 1),
+            }
+        ],
+    }
+
+
+SUMMED = ("requests", "seconds", "version_swaps", "answers_checked", "answers_that_differ")
+
+
+def together(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """Return the results of two soaks as one; memory is told of each process."""
+    total = {name: round(before[name] + now[name], 1) for name in SUMMED}
+    for name in ("outcomes", "faults"):
+        counts = collections.Counter(before[name])
+        counts.update(now[name])
+        total[name] = dict(sorted(counts.items()))
+    return {
+        **total,
+        "questions": max(before["questions"], now["questions"]),
+        "wrong": [*before["wrong"], *now["wrong"]][:20],
+        "rss_mb": [*before["rss_mb"], *now["rss_mb"]],
     }
 
 
@@ -261,8 +282,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=100_000)
     parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--add", action="store_true", help="to the results that are there")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
+    before = None
+    if options.add and options.results.is_file():
+        before = json.loads(options.results.read_text(encoding="utf-8"))
     sys.path.insert(0, str(ROOT / "tests"))  # the tiny model is the tests' own
     from conftest import save_tiny_model
     from serving_server import make_versions
@@ -272,11 +297,13 @@ def main() -> None:
         store = make_versions(Path(scratch) / "assistant", model)
         result = run(
             store,
-            requests=options.requests,
+            requests=options.requests - (before["requests"] if before else 0),
             seconds=60 * options.minutes,
             swap_s=SWAP_S,
             often=1.0,
         )
+    if before:
+        result = together(before, result)
     options.results.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 
