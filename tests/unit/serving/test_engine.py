@@ -1,5 +1,6 @@
 """Answers are the same alone and in any company; places, queues and time are bounded."""
 
+import queue
 import subprocess
 import sys
 import time
@@ -21,7 +22,12 @@ from lcia.models import AdapterHost, BaseModel
 from lcia.serving.engine import batch as batch_module
 from lcia.serving.engine import scheduler as scheduler_module
 from lcia.serving.engine.engine import Engine, check_model
-from lcia.serving.engine.limits import GenerationTimeoutError, QueueFullError
+from lcia.serving.engine.job import Job
+from lcia.serving.engine.limits import (
+    GenerationFailedError,
+    GenerationTimeoutError,
+    QueueFullError,
+)
 from lcia.serving.engine.sampling import Sampling
 
 ENGINE = Path(batch_module.__file__).parent
@@ -193,3 +199,26 @@ def test_no_http_in_the_engine():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+class Panic(BaseException):
+    """What a panic in Rust raises; it is no Exception."""
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_panic_while_a_prompt_is_prepared_ends_that_request_alone(asker):
+    good = asker.submit("one").prompt
+
+    def panic():
+        raise Panic
+
+    for prepare in (*[panic] * (asker.engine.limits.preparing + 1), lambda: good):
+        heard = queue.Queue()
+        job = Job(listener=heard.put, prepare=prepare)
+        job.heard = heard
+        asker.engine.submit(job)
+        last = asker.read(job)[1]
+        if prepare is panic:
+            assert isinstance(last.error, GenerationFailedError)
+        else:
+            assert last.finish_reason in ("stop", "length")

@@ -355,26 +355,6 @@ def test_what_is_prepared_after_its_end_is_dropped(bench):
     assert job.prompt is None
 
 
-class Panic(BaseException):
-    """What a panic in Rust raises; it is no Exception."""
-
-
-def test_a_panic_while_a_prompt_is_prepared_ends_that_job_alone(bench, alone):
-    one = bench()
-    job, other = one.arrive(one.prompt("one")), one.arrive(one.prompt("one"))
-
-    def panic():
-        raise Panic("at the disco")
-
-    job.prepare = panic
-    one.prepare()
-    one.prepare()
-    one.finish()
-    assert isinstance(one.told(job)[1].error, GenerationFailedError)
-    assert "Panic: at the disco" in str(one.told(job)[1].error)
-    assert one.told(other)[0] == alone["one", None]
-
-
 def test_long_prompts_leave_a_preparing_thread_to_short_ones(bench):
     one = bench(preparing=2)
     long = [one.arrive(one.prompt("one"), size=LONG + 1) for _ in range(3)]

@@ -67,10 +67,6 @@ class Engine:
             deliver=deliver or call_listeners,
         )
         self._thread = threading.Thread(target=self._run, name="lcia-engine", daemon=True)
-        self._preparers = [
-            threading.Thread(target=self._prepare, name=f"lcia-prepare-{i}", daemon=True)
-            for i in range(self.limits.preparing)
-        ]
 
     @property
     def bank(self) -> AdapterBank:
@@ -94,8 +90,9 @@ class Engine:
 
     def start(self) -> None:
         """Start the threads."""
-        for thread in (self._thread, *self._preparers):
-            thread.start()
+        self._thread.start()
+        for _ in range(self.limits.preparing):
+            self._start_preparing()
 
     def stop(self) -> None:
         """End the thread after its step; answers that are not finished get an error.
@@ -191,9 +188,16 @@ class Engine:
         except Exception:  # nobody is left to be told
             logger.exception("the end could not be told")
 
+    def _start_preparing(self) -> None:
+        threading.Thread(target=self._prepare, name="lcia-prepare", daemon=True).start()
+
     def _prepare(self) -> None:
-        while self.scheduler.prepare_next():
-            pass
+        try:
+            while self.scheduler.prepare_next():
+                pass
+        finally:
+            if not self.scheduler.closed:  # what is no Exception ended it
+                self._start_preparing()
 
 
 class _Whole:

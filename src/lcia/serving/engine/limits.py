@@ -88,7 +88,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def generation_error(error: BaseException) -> LciaError:
+def generation_error(error: Exception) -> LciaError:
     """Return how a failure of the model is told to whoever waits for an answer."""
     if isinstance(error, LciaError):
         return error

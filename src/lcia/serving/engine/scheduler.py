@@ -14,6 +14,7 @@ from lcia.serving.engine.batch import PREFILL_TOKENS, Batch
 from lcia.serving.engine.job import CANCELLED, Delta, Job, Prompt, State
 from lcia.serving.engine.limits import (
     EngineLimits,
+    GenerationFailedError,
     GenerationTimeoutError,
     QueueFullError,
     adapter_error,
@@ -303,14 +304,18 @@ class Scheduler:
                 if self._closed is not None:
                     return False
                 self.changed.wait()
+        # What is no Exception, such as a panic in a tokenizer's Rust, ends this thread: told as well.
+        last: Delta | None = Delta(error=GenerationFailedError("Its prompt could not be prepared."))
         try:
             assert job.prepare is not None
             self._become_ready(job, job.prepare())
-        except BaseException as error:  # noqa: BLE001 - it answers this request: a panic in a
-            # tokenizer's Rust is no Exception, and would end the thread.
-            told = error if isinstance(error, Exception) else generation_error(error)
-            self._end(job, Delta(error=told))
-        self._wake()
+            last = None
+        except Exception as error:  # noqa: BLE001 - whatever it is answers this request
+            last = Delta(error=error)
+        finally:
+            if last is not None:
+                self._end(job, last)
+            self._wake()
         try:
             self.tell()
         except Exception:  # the news are kept, and told with those of the next step
