@@ -102,6 +102,7 @@ READERS = Registry(
         "superni": "lcia.data.readers.superni:SuperNIReader",
         "llava": "lcia.data.readers.llava:LlavaReader",
         "llava_test": "lcia.data.readers.llava:LlavaTestReader",
+        "preference": "lcia.data.readers.preference:PreferenceReader",
     },
 )
 

@@ -1,17 +1,20 @@
 """``lcia learn``: teach an assistant one task."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lcia.cli.data import Format, Images, Role, roles_of
+from lcia.cli.data import Format, Images, Map, Role, Split, Turns, columns_of, roles_of
 from lcia.cli.run import AsJson, Overrides
 
 if TYPE_CHECKING:
+    from lcia.cli.console import LearningProgress
     from lcia.config import AssistantConfig
-    from lcia.learner import Store
+    from lcia.data import Task
+    from lcia.learner import ContinualLearner, Outcome, Store
 
 
 def register(app: typer.Typer) -> None:
@@ -48,7 +51,7 @@ def may_go_on(store: "Store", config: "AssistantConfig") -> bool:
 
 def learn(
     store: Annotated[Path, typer.Argument(help="The assistant's folder; made if there is none.")],
-    data: Annotated[Path, typer.Argument(help="A data file.")],
+    data: Annotated[Path, typer.Argument(help="A data file, a folder of them, or a hub id.")],
     name: Annotated[str, typer.Option("--name", help="Name of the task.")],
     model: Annotated[
         str | None, typer.Option("--model", help="Base model of a new assistant.")
@@ -66,6 +69,12 @@ def learn(
     reader: Format = None,
     role: Role = None,
     images: Images = None,
+    split: Split = None,
+    test_split: Annotated[
+        str | None, typer.Option("--test-split", help="The part that is only scored.")
+    ] = None,
+    columns: Map = None,
+    turns: Turns = None,
     overrides: Overrides = [],  # noqa: B006  typer's form of a repeated option
     as_json: AsJson = False,
 ) -> None:
@@ -80,38 +89,61 @@ def learn(
       lcia learn assistant refunds.jsonl --name refunds --test refunds-test.jsonl
 
       lcia learn assistant chats.jsonl --name chats --role bot=assistant
+
+      lcia learn assistant user/name --name faq --split train --map prompt=question,answer=reply
     """
-    from lcia.cli.console import LearningProgress, console, number, print_json, print_table
-    from lcia.config import AssistantConfig, parse_config
+    from lcia.cli.console import LearningProgress
+    from lcia.config import parse_config
     from lcia.data import TaskConfig, load_task
     from lcia.distributed.output import join
     from lcia.distributed.processes import is_main
-    from lcia.errors import ConfigError
-    from lcia.learner import ContinualLearner, Store, check_task
-    from lcia.reports.numbers import duration
+    from lcia.learner import check_task
 
     tree: dict[str, Any] = {"name": name, "train": data, "test": test, "scorer": scorer}
     tree |= {"instruction": instruction, "images": images, "max_new_tokens": max_new_tokens}
-    tree |= {"format": reader, "roles": roles_of(role)}
+    tree |= {"format": reader, "roles": roles_of(role), "map": columns_of(columns)}
+    tree |= {"split": split, "test_split": test_split, "turns": turns and turns.value}
     task = load_task(parse_config(TaskConfig, tree, where="lcia learn"))
     check_task(task)
     with LearningProgress(quiet=as_json) as progress:
-        opened = Store.open(store) if (store / "assistant.json").exists() else None
-        if model is None and opened is None:
-            raise ConfigError(f"{store}: is a new assistant; say --model, e.g. smollm2-135m.")
-        config = None
-        if model is not None or overrides:
-            tree = {"model": opened.config.model if model is None and opened else model}
-            config = parse_config(AssistantConfig, tree, where="lcia learn", overrides=overrides)
-        if opened is not None and (config is None or may_go_on(opened, config)):
-            learner = ContinualLearner(opened, listener=progress)
-        else:
-            assert config is not None, "a new assistant has a model"
-            learner = ContinualLearner.create(store, config, first=task, listener=progress)
+        learner = _learner(store, model, overrides, first=task, listener=progress)
         join(learner.config.training, logs=store.with_name(f"{store.name}-logs"))
         outcome = learner.learn(task)
-    if not is_main():
-        return
+    if is_main():
+        _tell(outcome, store, as_json=as_json)
+
+
+def _learner(
+    store: Path,
+    model: str | None,
+    overrides: Sequence[str],
+    *,
+    first: "Task",
+    listener: "LearningProgress",
+) -> "ContinualLearner":
+    """Open an assistant, or make one if there is none."""
+    from lcia.config import AssistantConfig, parse_config
+    from lcia.errors import ConfigError
+    from lcia.learner import ContinualLearner, Store
+
+    opened = Store.open(store) if (store / "assistant.json").exists() else None
+    if model is None and opened is None:
+        raise ConfigError(f"{store}: is a new assistant; say --model, e.g. smollm2-135m.")
+    config = None
+    if model is not None or overrides:
+        tree = {"model": opened.config.model if model is None and opened else model}
+        config = parse_config(AssistantConfig, tree, where="lcia learn", overrides=overrides)
+    if opened is not None and (config is None or may_go_on(opened, config)):
+        return ContinualLearner(opened, listener=listener)
+    assert config is not None, "a new assistant has a model"
+    return ContinualLearner.create(store, config, first=first, listener=listener)
+
+
+def _tell(outcome: "Outcome", store: Path, *, as_json: bool) -> None:
+    """Print what learning led to."""
+    from lcia.cli.console import console, number, print_json, print_table
+    from lcia.reports.numbers import duration
+
     if as_json:
         print_json(asdict(outcome))
         return
@@ -121,7 +153,7 @@ def learn(
     ]
     print_table("Scores in percent", ["task", "before", "after"], rows)
     console.print(
-        f"\n{name} is learned: version {outcome.version}, group {outcome.group} "
+        f"\n{outcome.task} is learned: version {outcome.version}, group {outcome.group} "
         f"({outcome.reason}), {duration(outcome.seconds)}.\nTry: lcia chat {store}",
         markup=False,
     )

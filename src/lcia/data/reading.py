@@ -6,13 +6,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any, Literal
 
+from lcia.data.columns import check_columns, mapped
 from lcia.data.images import below
 from lcia.data.readers.base import Problem, Reader, Record, RecordError, found
 from lcia.data.readers.fields import ROLES, TURN
 from lcia.data.readers.meaning import refuse, unread
-from lcia.data.readers.source import load_bytes, load_records
 from lcia.data.sample import Sample
+from lcia.data.tables import load_values
 from lcia.errors import ConfigError, DataError
 from lcia.registry import READERS
 
@@ -21,6 +23,8 @@ logger = logging.getLogger(__name__)
 SHOWN = 20
 LOOKED_AT = 100
 KEYS_SHOWN = 8
+Turns = Literal["all", "last"]
+"""Which answers of a conversation are learned."""
 TURNS = (*TURN, "from", "value", "type", "text", "path")
 """Fields of a turn in any format, and of a part of its content."""
 
@@ -35,6 +39,7 @@ class Reading:
         samples: the usable records, in the order of the file.
         problems: the others, in the order of the file.
         unread: field to the number of records in which it says something that nobody reads.
+        note: what one should know of how the format is read; None: nothing.
     """
 
     path: Path
@@ -42,26 +47,19 @@ class Reading:
     samples: tuple[Sample, ...]
     problems: tuple[Problem, ...]
     unread: Mapping[str, int]
+    note: str | None = None
 
     def messages(self) -> list[str]:
         """Return one line per problem, with the path and the place in it."""
         return [f"{self.path}{problem.where}: {problem.text}" for problem in self.problems]
 
 
-def read(
-    path: str | Path,
-    *,
-    format: str | None = None,
-    roles: Mapping[str, str] | None = None,
-    images: Path | None = None,
-) -> list[Sample]:
+def read(path: str | Path, **options: Any) -> list[Sample]:
     """Return the samples of a file, in its order.
 
     Args:
-        path: JSON Lines or JSON, UTF-8.
-        format: the name of a reader; recognised from the content when None.
-        roles: role in the file to ``system``, ``user`` or ``assistant``.
-        images: folder the paths of pictures start from; None: that of the file.
+        path: a file, a folder of data files, or a hub id.
+        **options: those of ``read_all``.
 
     Returns:
         At least one sample.
@@ -69,9 +67,11 @@ def read(
     Raises:
         DataError: the file cannot be read, no reader fits, or it has bad records; all of them are
             counted and the first 20 shown.
-        ConfigError: no such format, or a role is mapped to something else.
+        ConfigError: see ``read_all``.
     """
-    reading = read_all(path, format=format, roles=roles, images=images)
+    reading = read_all(path, **options)
+    if reading.note:
+        logger.warning("%s: %s", path, reading.note)
     if reading.unread:
         listed = ", ".join(f"{name} ({count})" for name, count in reading.unread.items())
         logger.warning("%s: fields that lcia does not read, with their records: %s", path, listed)
@@ -92,28 +92,42 @@ def read_all(
     format: str | None = None,
     roles: Mapping[str, str] | None = None,
     images: Path | None = None,
+    split: str | None = None,
+    columns: Mapping[str, str | None] | None = None,
+    turns: Turns | None = None,
 ) -> Reading:
     """Return the samples and the bad records of a file.
 
     Args:
-        path: JSON Lines or JSON, UTF-8.
+        path: JSON, JSON Lines, CSV, TSV, Parquet or Arrow, packed or not; a folder of data files;
+            or a hub id, ``user/name`` or ``user/name:subset``.
         format: the name of a reader; recognised from the content when None.
         roles: role in the file to ``system``, ``user`` or ``assistant``.
         images: folder the paths of pictures start from; None: that of the file.
+        split: which part of a folder or of a hub's data set.
+        columns: field to the column that holds it, see ``lcia.data.columns.mapped``.
+        turns: which answers of a conversation are learned; None: as the format does.
 
     Raises:
         DataError: the file cannot be read, or no reader fits.
-        ConfigError: no such format, or a role is mapped to something else.
+        ConfigError: no such format, split or column, or a role is mapped to something else.
+        MissingDependencyError: an optional package is needed.
     """
     path = Path(path)
     for role, target in (roles or {}).items():
         if target not in ROLES:
             raise ConfigError(f"roles: '{role}' is mapped to '{target}'; expected {ROLES}.")
-    values = list(load_records(load_bytes(path)))
+    if columns:
+        check_columns(columns)
+    values = load_values(path, split=split)
+    if columns:
+        values = mapped(values, columns)
     if not values:
         raise DataError(f"{path}: is an empty list; expected at least one record.")
     format = format or _recognise(path, values)
     reader: Reader = READERS.get(format)(roles=roles)
+    if turns is not None:
+        reader.turns = turns
     located = below(images or path.parent)
     unread_fields: Counter[str] = Counter()
     results = [
@@ -126,6 +140,7 @@ def read_all(
         samples=tuple(result for result in results if isinstance(result, Sample)),
         problems=tuple(result for result in results if isinstance(result, Problem)),
         unread=dict(sorted(unread_fields.items())),
+        note=reader.note,
     )
 
 
@@ -199,4 +214,7 @@ def _recognise(path: Path, values: list[Record | Problem]) -> str:
         f"records with the keys {', '.join(keys[:KEYS_SHOWN])}{more}" if keys else "no JSON object"
     )
     expected = "; ".join(f"{name}: {reader.expected}" for name, reader in readers.items())
-    raise DataError(f"{path}: found {has}, which fits no format; expected one of {expected}.")
+    raise DataError(
+        f"{path}: found {has}, which fits no format; expected one of {expected}. "
+        "Name the columns with --map, for example --map prompt=QUESTION,answer=REPLY."
+    )

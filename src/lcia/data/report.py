@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from lcia.data.images import inspect
 from lcia.data.reading import read_all
@@ -45,6 +46,7 @@ class DataReport:
         duplicate_prompts: samples whose whole conversation an earlier sample has.
         conflicting_prompts: those of them whose first answer differs from the earlier one's.
         unread: field to the number of records in which it says something that nobody reads.
+        note: what one should know of how the format is read; None: nothing.
     """
 
     path: str
@@ -59,6 +61,7 @@ class DataReport:
     duplicate_prompts: int
     conflicting_prompts: int
     unread: Mapping[str, int]
+    note: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -66,26 +69,18 @@ class DataReport:
         return not self.bad
 
 
-def check(
-    path: str | Path,
-    *,
-    format: str | None = None,
-    roles: Mapping[str, str] | None = None,
-    images: Path | None = None,
-) -> DataReport:
+def check(path: str | Path, **options: Any) -> DataReport:
     """Read a file and describe it; bad records, empty prompts among them, do not raise.
 
     Args:
-        path: JSON Lines or JSON, UTF-8.
-        format: the name of a reader; recognised from the content when None.
-        roles: role in the file to ``system``, ``user`` or ``assistant``.
-        images: folder the paths of pictures start from; None: that of the file.
+        path: a file, a folder of data files, or a hub id.
+        **options: those of ``read_all``.
 
     Raises:
         DataError: the file cannot be read, or no reader fits.
-        ConfigError: no such format, or a role is mapped to something else.
+        ConfigError: see ``read_all``.
     """
-    reading = read_all(path, format=format, roles=roles, images=images)
+    reading = read_all(path, **options)
     samples = reading.samples
     pictures = {image.path: None for sample in samples for image in sample.images}
     _, damaged = inspect(pictures)
@@ -104,4 +99,5 @@ def check(
         duplicate_prompts=len(samples) - len(prompts),
         conflicting_prompts=len(answered) - len(prompts),
         unread=reading.unread,
+        note=reading.note,
     )

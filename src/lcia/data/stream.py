@@ -11,8 +11,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from lcia.data.images import check_images
 from lcia.data.paths import resolve
-from lcia.data.reading import read
+from lcia.data.reading import Turns, read
 from lcia.data.sample import Sample
+from lcia.data.tables import is_hub_id
 from lcia.data.task import Task, check_name
 from lcia.errors import ConfigError, DataError
 from lcia.registry import STREAMS
@@ -42,6 +43,11 @@ class TaskConfig(BaseModel):
         format: a name of ``lcia.registry.READERS``; None: recognised from the file.
         roles: role in the files to ``system``, ``user`` or ``assistant``.
         images: folder the paths of pictures start from; None: that of the file they stand in.
+        split: the part of a folder or of a hub's data set that ``train`` names.
+        test_split: the part that is only scored; of ``train`` where ``test`` is not given.
+        map: field to the column that holds it, or to nothing where it is to be left out.
+        turns: which answers of a conversation are learned, ``all`` or ``last``; None: as the format
+            does.
         max_new_tokens: the longest answer to generate.
     """
 
@@ -58,13 +64,17 @@ class TaskConfig(BaseModel):
     format: str | None = None
     roles: dict[str, str] = Field(default_factory=dict)
     images: Path | None = None
+    split: str | None = None
+    test_split: str | None = None
+    map: dict[str, str | None] = Field(default_factory=dict)
+    turns: Turns | None = None
     max_new_tokens: int = Field(default=32, ge=1)
 
     @model_validator(mode="after")
     def _one_source(self) -> "TaskConfig":
         if (self.train is None) == (self.superni is None):
             raise ValueError(f"task '{self.name}': expected either train or superni.")
-        if self.superni is not None and (self.test or self.format):
+        if self.superni is not None and (self.test or self.test_split or self.format):
             raise ValueError(f"task '{self.name}': superni stands without test and format.")
         return self
 
@@ -125,8 +135,7 @@ def _read_task(entry: TaskConfig, *, base: Path, seed: int) -> Task:
     kind = "superni" if entry.superni else "train"
     source = _path(entry, kind, base=base)
     format = "superni" if entry.superni else entry.format
-    images = _path(entry, "images", base=base) if entry.images else None
-    samples = read(source, format=format, roles=entry.roles, images=images)
+    samples = _read(entry, source, base=base, format=format, split=entry.split)
     train, test = _splits(entry, samples, source=source, base=base, seed=seed)
     free_text = entry.superni is not None and not is_classification(samples)
     named = all(sample.instruction is not None for sample in train)
@@ -138,6 +147,13 @@ def _read_task(entry: TaskConfig, *, base: Path, seed: int) -> Task:
         instruction=entry.instruction or ("field" if named else "infer"),
         max_new_tokens=entry.max_new_tokens,
     )
+
+
+def _read(entry: TaskConfig, source: Path, *, base: Path, **options: Any) -> list[Sample]:
+    """Read one of the files of an entry, as the entry says."""
+    images = _path(entry, "images", base=base) if entry.images else None
+    options |= {"roles": entry.roles, "columns": entry.map, "turns": entry.turns}
+    return read(source, images=images, **options)
 
 
 def hold_out(
@@ -214,7 +230,7 @@ def _splits(
     entry: TaskConfig, samples: Sequence[Sample], *, source: Path, base: Path, seed: int
 ) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
     max_train = entry.max_train or (SUPERNI_TRAIN if entry.superni else None)
-    if entry.test is None:
+    if entry.test is None and entry.test_split is None:
         train, test = hold_out(samples, at_most=entry.max_test or HELD_OUT, seed=seed)
         if not test:
             raise DataError(
@@ -223,16 +239,19 @@ def _splits(
             )
     else:
         train = tuple(samples)
-        path = _path(entry, "test", base=base)
-        images = _path(entry, "images", base=base) if entry.images else None
-        held_out = read(path, format=entry.format, roles=entry.roles, images=images)
+        path = _path(entry, "test", base=base) if entry.test else source
+        split = entry.test_split or (entry.split if entry.test and not path.is_file() else None)
+        held_out = _read(entry, path, base=base, format=entry.format, split=split)
         test = _draw(held_out, at_most=entry.max_test, seed=seed)
         _warn_of_overlap(entry.name, train, test)
     return _draw(train, at_most=max_train, seed=seed), test
 
 
 def _path(entry: TaskConfig, key: str, *, base: Path) -> Path:
-    return resolve(getattr(entry, key), base=base, where=f"task '{entry.name}': {key}")
+    written: Path = getattr(entry, key)
+    if key in ("train", "test") and is_hub_id(written, base=base):
+        return written
+    return resolve(written, base=base, where=f"task '{entry.name}': {key}")
 
 
 def _draw(samples: Sequence[Sample], *, at_most: int | None, seed: int) -> tuple[Sample, ...]:

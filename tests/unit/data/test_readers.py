@@ -27,6 +27,7 @@ GOOD = {
         ]
     },
     "llava_test": {"question_id": 1, "text": "Say hello.", "answer": "Hello!"},
+    "preference": {"prompt": "Say hello.", "chosen": "Hello!", "rejected": "No."},
 }
 
 

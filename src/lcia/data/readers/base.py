@@ -82,11 +82,15 @@ class Reader(ABC):
             refused, the rest is counted; None: the reader looks after that itself.
         repeats_ids: whether files of the format give several records one id; it is then made
             unique by the record's number.
+        turns: which answers of a conversation are learned, ``all`` or ``last``.
+        note: what one should know of how the format is read; told once a file.
     """
 
     expected: ClassVar[str]
     fields: ClassVar[frozenset[str] | None] = None
     repeats_ids: ClassVar[bool] = False
+    note: ClassVar[str | None] = None
+    turns: str = "last"
 
     def __init__(self, *, roles: Mapping[str, str] | None = None) -> None:
         """Keep the roles to rename.

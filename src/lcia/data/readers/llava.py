@@ -23,7 +23,8 @@ SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing":
 class LlavaReader(Reader):
     """LLaVA conversations, {"image", "conversations": [{"from", "value"}, ...]}.
 
-    Every answer of a conversation is trained on, each with the turns before it. ``image`` is a
+    Every answer of a conversation is trained on, each with the turns before it, unless ``turns``
+    is set to ``last``. ``image`` is a
     path or a list of paths, one for each ``<image>`` in the text; a sample may have none.
     Speakers of other names are mapped by ``roles``. An answer with "weight": 0 is not learned;
     "system" may stand beside the conversation. Ids may come again, as they do in LLaVA's own files.
@@ -34,6 +35,7 @@ class LlavaReader(Reader):
     expected: ClassVar[str] = '{"image": ..., "conversations": [{"from": "human", "value": ...}]}'
     fields: ClassVar[frozenset[str]] = frozenset({"image", "conversations", "system"})
     repeats_ids: ClassVar[bool] = True
+    turns: str = "all"
 
     def recognises(self, record: Mapping[str, Any]) -> bool:
         """Whether the record has ``conversations``."""
@@ -50,6 +52,8 @@ class LlavaReader(Reader):
         learned = [i for i in answers if is_learned(said[i], f"conversations[{i}]")]
         if answers and not learned:
             raise RecordError("conversations: no answer is to be learned. Leave the record out.")
+        if self.turns == "last":
+            answers = learned = learned[-1:]
         for i in learned or [len(said) - 1]:
             own = {"id": f"{record.id}-{i // 2 + 1}"} if len(answers) > 1 else {}
             cut = {**value, "conversations": said[: i + 1], **own}

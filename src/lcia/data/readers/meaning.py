@@ -76,6 +76,8 @@ def is_off(value: Any, name: str) -> bool:
     Raises:
         RecordError: a weight between 0 and 1 or above.
     """
+    if isinstance(value, str):
+        value = _cell(value, number=not name.endswith("label"))
     if isinstance(value, bool):
         return not value
     if name.endswith("label") or not isinstance(value, int | float):
@@ -83,6 +85,17 @@ def is_off(value: Any, name: str) -> bool:
     if value not in (0, 1):
         raise RecordError(f"{name} is {found(value)}; expected 0 or 1: lcia weighs no samples.")
     return value == 0
+
+
+def _cell(value: str, *, number: bool) -> Any:
+    """Return what a cell of a table means, where it is a truth value or, if asked, a number."""
+    word = value.strip().lower()
+    if word in ("true", "false"):
+        return word == "true"
+    try:
+        return float(word) if number else value
+    except ValueError:
+        return value
 
 
 def unread(record: Mapping[str, Any], *, used: Iterable[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """Chat messages: the conversation, its last assistant turn the answer."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from lcia.data.readers.base import Reader, Record, RecordError
@@ -23,14 +24,32 @@ class MessagesReader(Reader):
     ``answers`` lists further acceptable answers; with it the conversation may end with the
     user's turn. An answer with "weight": 0 is not learned: the one before it is, without what
     follows. "system" may stand beside the messages, if no system turn is among them.
+
+    With ``turns`` set to ``all``, every answer is learned, each with the turns before it.
     """
 
     expected: ClassVar[str] = '{"messages": [{"role": ..., "content": ...}, ...]}'
     fields: ClassVar[frozenset[str]] = frozenset({"messages", "answers", "instruction", "system"})
 
     def recognises(self, record: Mapping[str, Any]) -> bool:
-        """Whether the record has ``messages``."""
-        return "messages" in record
+        """Whether the record has ``messages``, and no answers to choose from."""
+        return "messages" in record and not {"chosen", "rejected"} <= record.keys()
+
+    def expand(self, record: Record) -> Iterator[Record]:
+        """Yield the record; where all answers are learned, one for each, up to it."""
+        said = record.value.get("messages") if isinstance(record.value, Mapping) else None
+        if self.turns != "all" or not isinstance(said, list):
+            yield record
+            return
+        answers = [i for i, turn in enumerate(said) if speaker(turn, self.roles) == "assistant"]
+        answers = [i for i in answers if is_learned(said[i], f"messages[{i}]")]
+        if len(answers) < 2:
+            yield record
+            return
+        for number, i in enumerate(answers, start=1):
+            rest = {k: v for k, v in record.value.items() if k != "answers" or i == answers[-1]}
+            own = {"id": f"{record.id}-{number}", "messages": said[: i + 1]}
+            yield replace(record, value={**rest, **own})
 
     def sample(self, record: Record) -> Sample:
         """Return the sample; the last assistant turn is the answer trained on."""
@@ -53,6 +72,7 @@ class MessagesReader(Reader):
             messages=ends_with_user(messages, "messages"),
             answers=answers,
             instruction=optional_text(value.get("instruction"), "instruction"),
+            conversation=record.where if self.turns == "all" else None,
         )
 
     def _learned(self, said: Any) -> Any:

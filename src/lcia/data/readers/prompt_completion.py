@@ -21,20 +21,22 @@ class PromptCompletionReader(Reader):
 
     Beside a prompt that is a text, "system" and "history" may stand, as in Alpaca's form.
 
-    ``completion`` may also be a list of acceptable texts; ``answers`` may stand beside it or
-    alone (test files). The first answer is the one trained on.
+    ``completion`` may also be a list of acceptable texts, and be called ``answer``; ``answers`` may
+    stand beside it or alone (test files). The first answer is the one trained on.
     """
 
     expected: ClassVar[str] = (
         '{"prompt": ..., "completion": ...} or {"prompt": ..., "answers": [...]}'
     )
     fields: ClassVar[frozenset[str]] = frozenset(
-        {"prompt", "completion", "answers", "instruction", "system", "history"}
+        {"prompt", "completion", "answer", "answers", "instruction", "system", "history"}
     )
 
     def recognises(self, record: Mapping[str, Any]) -> bool:
-        """Whether the record has ``prompt`` and ``completion`` or ``answers``."""
-        return "prompt" in record and ("completion" in record or "answers" in record)
+        """Whether the record has ``prompt`` and ``completion``, ``answer`` or ``answers``."""
+        return "prompt" in record and not record.keys().isdisjoint(
+            ("completion", "answer", "answers")
+        )
 
     def sample(self, record: Record) -> Sample:
         """Return the sample of one record."""
@@ -53,6 +55,10 @@ class PromptCompletionReader(Reader):
 
     def _answers(self, value: Mapping[str, Any]) -> tuple[str, ...]:
         completion, answers = value.get("completion"), value.get("answers")
+        if value.get("answer") is not None:
+            if completion is not None:
+                raise RecordError("completion and answer are both there; expected one of them.")
+            completion = value["answer"]
         given = texts(answers, "answers") if answers is not None else ()
         if completion is not None or not given:
             given = with_answers(self._completion(completion), given)

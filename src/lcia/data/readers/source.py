@@ -1,24 +1,31 @@
 """From bytes to JSON values, each with its place in the file."""
 
+import bz2
+import gzip
 import json
-from collections.abc import Iterator
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from lcia.data.readers.base import Problem, Record, RecordError
 from lcia.data.readers.kind import foreign
-from lcia.errors import DataError
+from lcia.errors import DataError, MissingDependencyError
 from lcia.files import content_of
 
 BOM = b"\xef\xbb\xbf"
+BINARY = {b"PAR1": "parquet", b"ARROW1": "arrow", b"\xff\xff\xff\xff": "arrow"}
+"""First bytes of tables that are no text."""
 
 
 def load_bytes(path: Path) -> bytes:
-    """Return the file's content without a UTF-8 byte order mark.
+    """Return the file's content, unpacked, as UTF-8 without a byte order mark.
 
     Raises:
-        DataError: no file, a directory, unreadable, empty, or something else than JSON: the
-            message names it.
+        DataError: no file, a directory, unreadable, damaged, empty, or something else than samples:
+            the message names it.
+        MissingDependencyError: the package that unpacks it is not installed.
     """
     try:
         content = content_of(path)
@@ -28,7 +35,10 @@ def load_bytes(path: Path) -> bytes:
         raise DataError(f"{path}: is a directory; expected a file.") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
-    content = content.removeprefix(BOM)
+    content = _unpacked(content, path)
+    if binary_kind(content) is not None:
+        return content
+    content = _as_utf8(content, path)
     if (other := foreign(content)) is not None:
         raise DataError(f"{path}: {other}")
     if b"\r" in content and b"\n" not in content:
@@ -36,6 +46,85 @@ def load_bytes(path: Path) -> bytes:
     if not content.strip():
         raise DataError(f"{path}: is empty; expected at least one record.")
     return content
+
+
+def binary_kind(content: bytes) -> str | None:
+    """Return ``parquet`` or ``arrow`` if the bytes begin such a table."""
+    return next((kind for magic, kind in BINARY.items() if content.startswith(magic)), None)
+
+
+def _unpacked(content: bytes, path: Path) -> bytes:
+    for magic, (name, unpack) in _PACKED.items():
+        if content.startswith(magic):
+            try:
+                return unpack(content)
+            except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
+                raise DataError(f"{path}: is damaged {name}: {error}. Copy it again.") from error
+    return content
+
+
+def _unzstd(content: bytes) -> bytes:
+    try:
+        import zstandard
+    except ImportError as error:
+        raise MissingDependencyError(
+            "To unpack zstd, lcia needs the package 'zstandard'. Install it: pip install "
+            "'lcia[data]'"
+        ) from error
+    parts = []
+    while content:
+        frame = zstandard.ZstdDecompressor().decompressobj()
+        try:
+            parts.append(frame.decompress(content))
+        except zstandard.ZstdError as error:
+            raise ValueError(str(error)) from error
+        if not frame.eof:
+            raise ValueError("it ends in the middle")
+        content = frame.unused_data
+    return b"".join(parts)
+
+
+_PACKED: dict[bytes, tuple[str, Callable[[bytes], bytes]]] = {
+    b"\x1f\x8b": ("gzip", gzip.decompress),
+    b"\x28\xb5\x2f\xfd": ("zstd", _unzstd),
+    b"BZh": ("bzip2", bz2.decompress),
+    b"\xfd7zXZ\x00": ("xz", lzma.decompress),
+}
+"""First bytes of packed files, what packed them, and what unpacks them."""
+
+
+def _as_utf8(content: bytes, path: Path) -> bytes:
+    """Return text as UTF-8: what a byte order mark says is believed, and no more.
+
+    Raises:
+        DataError: it is not what its mark says, told with the byte.
+    """
+    if not content.startswith((b"\xff\xfe", b"\xfe\xff")) or content[2:4] == b"\x00\x00":
+        return content.removeprefix(BOM)
+    try:
+        return content.decode("utf-16").encode()
+    except UnicodeDecodeError as error:
+        line = content[: error.start].decode("utf-16", "replace").count("\n") + 1
+        raise DataError(
+            f"{path}:{line}: byte {error.start + 1} of the file is not UTF-16, as its mark says: "
+            f"{error.reason}. Save the file as UTF-8."
+        ) from error
+
+
+def check_utf8(content: bytes, path: Path) -> None:
+    """Check that text is UTF-8.
+
+    Raises:
+        DataError: it is not, told with line and byte.
+    """
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        column = error.start - content.rfind(b"\n", 0, error.start)
+        raise DataError(
+            f"{path}:{line}: byte {column} is not UTF-8; expected UTF-8. Save the file as UTF-8."
+        ) from error
 
 
 class BrokenJSONError(RecordError):
