@@ -56,6 +56,10 @@ def learn(
     model: Annotated[
         str | None, typer.Option("--model", help="Base model of a new assistant.")
     ] = None,
+    template: Annotated[
+        str | None,
+        typer.Option("--template", help="chatml, for a base model without a chat template."),
+    ] = None,
     test: Annotated[
         Path | None, typer.Option("--test", help="Held-out samples; default: a fifth of DATA.")
     ] = None,
@@ -86,6 +90,8 @@ def learn(
 
       lcia learn assistant tickets.jsonl --name tickets --model smollm2-135m
 
+      lcia learn assistant tickets.jsonl --name tickets --model org/base --template chatml
+
       lcia learn assistant refunds.jsonl --name refunds --test refunds-test.jsonl
 
       lcia learn assistant chats.jsonl --name chats --role bot=assistant
@@ -105,6 +111,8 @@ def learn(
     tree |= {"split": split, "test_split": test_split, "turns": turns and turns.value}
     task = load_task(parse_config(TaskConfig, tree, where="lcia learn"))
     check_task(task)
+    if template is not None:
+        overrides = [*overrides, f"generation.chat_template={template}"]
     with LearningProgress(quiet=as_json) as progress:
         learner = _learner(store, model, overrides, first=task, listener=progress)
         join(learner.config.training, logs=store.with_name(f"{store.name}-logs"))

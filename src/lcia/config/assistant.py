@@ -84,6 +84,7 @@ class GenerationConfig(_Frozen):
             not depend on the day.
         fold_system: whether the system turn becomes the beginning of the first user turn, for
             chat templates without a system turn.
+        chat_template: ``chatml``, for a base model that has no chat template.
     """
 
     batch_size: int = Field(default=16, ge=1)
@@ -91,11 +92,12 @@ class GenerationConfig(_Frozen):
     chat_template_kwargs: dict[str, JsonValue] = Field(default_factory=dict)
     date: datetime.date | None = None
     fold_system: bool = False
+    chat_template: Literal["chatml"] | None = None
 
     @model_serializer(mode="wrap")
     def _as_before(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out what is not set: a store of an earlier lcia stays the same to the byte."""
-        later = {"chat_template_kwargs", "date", "fold_system"}
+        later = {"chat_template_kwargs", "date", "fold_system", "chat_template"}
         return {k: v for k, v in serialise(self).items() if v or k not in later}
 
 

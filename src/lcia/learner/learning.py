@@ -471,5 +471,6 @@ def load_host(config: AssistantConfig) -> AdapterHost:
             kwargs=config.generation.chat_template_kwargs,
             date=config.generation.date or TODAY,
             fold_system=config.generation.fold_system,
+            named=config.generation.chat_template,
         ),
     )

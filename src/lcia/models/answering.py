@@ -22,6 +22,15 @@ TODAY = datetime.date(2024, 7, 26)
 Llama 3.1's own template falls back on it.
 """
 
+NAMED: Mapping[str, str] = {
+    "chatml": (
+        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+        "{{ message['content'] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+}
+"""Chat templates for models that have none of their own."""
+
 _DIRECTIVES = "aAwdbBmyYHIpMSfjUWcxXGuV"
 
 LEAST_PROMPT = 16
@@ -40,11 +49,28 @@ class TemplateSettings:
         date: what the template takes for today.
         fold_system: whether the system turn becomes the beginning of the first user turn, for
             templates that have no system turn.
+        named: a key of ``NAMED``, for a model without a chat template; None: none.
     """
 
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     date: datetime.date = TODAY
     fold_system: bool = False
+    named: str | None = None
+
+    def chosen(self, written: Any) -> Any:
+        """Return the chat template in force: the model's own, or the one that is named.
+
+        Raises:
+            ConfigError: it has another of its own.
+        """
+        if self.named is None:
+            return written
+        if written and written != NAMED[self.named]:
+            raise ConfigError(
+                f"generation.chat_template is '{self.named}', and the model has a chat template of "
+                "its own. Leave it out: the model was tuned with its own."
+            )
+        return NAMED[self.named]
 
     def dated(self, template: str) -> str:
         """Return a template that takes ``date`` for today, whenever it is rendered.

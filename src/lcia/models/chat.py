@@ -81,9 +81,9 @@ class ChatFormat:
         self.facts = facts or ModelFacts()
         self.template = template or TemplateSettings()
         self.pad_id = find_pad_id(tokenizer, self.facts)
-        written = self._template_holder.chat_template
+        written = self.template.chosen(self._template_holder.chat_template)
         self._templated = bool(written)
-        self._dated = self.template.dated(written) if isinstance(written, str) else None
+        self._written = self.template.dated(written) if isinstance(written, str) else None
         self.encoder = TextEncoder(tokenizer)
         between = self._between() if self._templated else ""
         cue = self._cue() if self._templated else ""
@@ -215,8 +215,8 @@ class ChatFormat:
         messages = folded(messages) if self.template.fold_system else messages
         turns = [{"role": turn.role, "content": self._content(turn)} for turn in messages]
         options |= self.template.kwargs
-        if self._dated:
-            options["chat_template"] = self._dated
+        if self._written:
+            options["chat_template"] = self._written
         try:
             text = self._template_holder.apply_chat_template(turns, tokenize=False, **options)
         except TemplateError as error:
