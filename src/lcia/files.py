@@ -308,6 +308,7 @@ def discard(path: Path) -> None:
         os.replace(path, gone)
         sync_folder(path.parent)
         shutil.rmtree(gone)
+        sync_folder(path.parent)
 
 
 def sweep(folder: Path) -> None:

@@ -43,7 +43,10 @@ def _drawn(cases, share, seed):
 
 def _scenarios(stores, share):
     """All of them; of a small share, those that differ most."""
-    few = ("create", "learn, a group is retrained", "rollback", "groups split", "export")
+    few = (
+        *("create", "learn, a group is retrained", "learn, the gate refuses", "rollback"),
+        *("groups split", "prune", "export"),
+    )
     for name in stores.scenarios() if share > 0.05 else few:
         yield stores.scenario(name)
 

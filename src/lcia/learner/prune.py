@@ -1,6 +1,6 @@
 """Removing versions that nobody will go back to, and what they alone need."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def plan(store: Store, *, keep_last: int, keep_every: int | None = None) -> Prun
     kept |= {n for n in versions if keep_every is not None and n % keep_every == 0}
     runs = [unfinished(store), *(run for run, _ in refused(store).values())]
     kept |= {current.manifest["parent"], *(run.parent for run in runs if run)} & set(versions)
-    led = {n for number in kept for n in _ancestors(store, number)} - kept
+    led = _ancestors(store, kept) - kept
     removed = [n for n in store.numbers() if n not in kept | led]
     manifests = [store.version(number).manifest for number in kept]
     needed = {entry["adapter"] for m in manifests for entry in m["groups"].values()}
@@ -98,7 +98,9 @@ def prune(store: Store, *, keep_last: int, keep_every: int | None = None) -> Pru
     return pruning
 
 
-def _ancestors(store: Store, number: int) -> Iterator[int]:
-    while number:
-        number = store.past(number).manifest["parent"]
-        yield number
+def _ancestors(store: Store, numbers: Iterable[int]) -> set[int]:
+    found: set[int] = set()
+    for number in numbers:
+        while number and (number := store.past(number).manifest["parent"]) not in found:
+            found.add(number)
+    return found

@@ -20,7 +20,7 @@ from lcia.distributed.plan import same_steps
 from lcia.distributed.processes import on_main
 from lcia.distributed.uneven import Collate, Examples
 from lcia.errors import ConfigError
-from lcia.files import publish
+from lcia.files import discard, publish
 from lcia.learner.finite import FiniteSteps
 from lcia.learner.journal import Journal
 from lcia.learner.samples import read_samples, read_tasks, write_samples
@@ -91,6 +91,7 @@ def train_adapter(
         host.projector.load(projector)
     context = context_of(host, model, task, task_index=task_index, group=group, own=own, seed=seed)
     target = folder / (TRAINED if train else UNTRAINED)
+    on_main(lambda: discard(_draft(target)))  # what a killed process left half written
     # The objects themselves: a task may have the same sample as another.
     earlier = dict(zip(map(id, context.memory), memory_tasks(own) if own else (), strict=True))
 

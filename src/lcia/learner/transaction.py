@@ -169,13 +169,17 @@ def abandoning(root: Path) -> str:
 
 
 def clear(store: Store) -> None:
-    """Remove runs that are committed, and folders of runs that never began."""
+    """Remove runs that are committed, folders of runs that never began, and runs that were refused.
+
+    Of those, a loss of power may have kept the name from before they were moved, too.
+    """
     current = store.current.number
     folder = store.root / "runs"
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.name.startswith("."):
             continue
-        if not (path / PLAN).is_file():
+        moved = (store.root / "refused" / path.name / REPORT).is_file()
+        if moved or not (path / PLAN).is_file():
             discard(path)
             continue
         run = _read_run(path / PLAN)
@@ -308,7 +312,8 @@ def accept(store: Store, number: int) -> Version:
         target = store.root / "runs" / run.folder.name
         make_folders(target.parent)
         os.replace(run.folder, target)
-        sync_folder(target.parent)
+        for folder in (target.parent, run.folder.parent):
+            sync_folder(folder)
         return commit(store, Run(**{**vars(run), "folder": target}))
 
 

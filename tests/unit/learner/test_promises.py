@@ -14,6 +14,7 @@ from lcia.files import read_sealed, write_sealed
 from lcia.learner import ContinualLearner, Store, rename_group
 from lcia.learner.fingerprint import LATER, WITHOUT_EFFECT, fingerprint
 from lcia.learner.manifest import check_proposal
+from lcia.learner.transaction import begin, clear, refuse, refused, unfinished
 from lcia.learner.verify import verify
 
 TRAINING = {"num_train_epochs": 1, "learning_rate": 1e-2, "save_steps": 1}
@@ -87,6 +88,25 @@ def test_a_missing_and_an_added_file_are_found(root):
     victim.write_bytes(content)
     (victim.parent / "extra.json").write_text("{}")
     assert any("extra.json" in line and "not one of" in line for line in Store.open(root).verify())
+
+
+def test_what_a_kill_left_of_an_adapter_half_written_is_in_no_version(cut, made, shades):
+    (run,) = (cut / "runs").iterdir()
+    draft = run / ".adapter-draft"
+    draft.mkdir()
+    (draft / ".tmpA1b2C3").write_bytes(b"half of an adapter")  # as safetensors names it
+    ContinualLearner(Store.open(cut), host=made[1]).learn(shades)
+    assert not list(cut.rglob(".tmp*"))
+    assert verify(cut) == []
+
+
+def test_power_that_failed_while_a_candidate_moved_leaves_one_of_it(root, shades, made):
+    store = Store.open(root)
+    run = begin(store, shades.name, lambda schema: "made of something")
+    folder = refuse(store, run, {"why": "", "before": {}, "after": {}})
+    shutil.copytree(folder, run.folder)  # both names are there
+    clear(store)
+    assert (unfinished(store), list(refused(store))) == (None, [3])
 
 
 def test_a_damaged_checkpoint_is_refused_and_the_named_remedy_works(cut, made, shades):
