@@ -1,6 +1,6 @@
 """``lcia groups``: look at adapter groups and change them; every change is a version."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,14 +37,20 @@ def show(store: StorePath, as_json: AsJson = False) -> None:
     from lcia.cli.console import print_json, print_table
     from lcia.learner import Store
 
-    records = [_record(group) for group in Store.open(store).current.codebook().groups]
+    current = Store.open(store).current
+    records = [
+        {**_record(group), "measured": _measured(group, current.manifest["tasks"])}
+        for group in current.codebook().groups
+    ]
     if as_json:
         print_json(records)
         return
     rows = [
         [
             r["id"],
-            r["name"] + (" (retired)" if r["retired"] else ""),
+            r["name"]
+            + (" (retired)" if r["retired"] else "")
+            + ("" if r["measured"] else " (unmeasured)"),
             ", ".join(r["tasks"]),
             f"{len(r['instructions'])}: {r['instructions'][0][:60]}",
         ]
@@ -173,6 +179,11 @@ def _change(store: Path, change: Callable[["ContinualLearner"], "Version"]) -> N
         return
     console.print(f"\n{version.manifest['note']}: version {version.number}.", markup=False)
     console.print(f"Back: lcia rollback {store} {version.manifest['parent']}", markup=False)
+
+
+def _measured(group: Any, tasks: Mapping[str, str]) -> bool:
+    """Whether any task of a group has held-out samples: an imported adapter may have none."""
+    return any(task.name in tasks for task in group.tasks)
 
 
 def _record(group: Any) -> dict[str, Any]:

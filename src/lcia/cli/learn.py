@@ -118,7 +118,7 @@ def learn(
         join(learner.config.training, logs=store.with_name(f"{store.name}-logs"))
         outcome = learner.learn(task)
     if is_main():
-        _tell(outcome, store, as_json=as_json)
+        tell(outcome, store, as_json=as_json)
 
 
 def _learner(
@@ -147,7 +147,7 @@ def _learner(
     return ContinualLearner.create(store, config, first=first, listener=listener)
 
 
-def _tell(outcome: "Outcome", store: Path, *, as_json: bool) -> None:
+def tell(outcome: "Outcome", store: Path, *, as_json: bool) -> None:
     """Print what learning led to."""
     from lcia.cli.console import console, number, print_json, print_table
     from lcia.reports.numbers import duration

@@ -1,5 +1,6 @@
 """The learning loop and the store it commits to."""
 
+from lcia.learner.importing import import_adapter, import_with_data
 from lcia.learner.instructions import instructions_of
 from lcia.learner.journal import Journal, Listener, read_journal
 from lcia.learner.learning import ContinualLearner, check_task, load_host
@@ -18,6 +19,8 @@ __all__ = [
     "Store",
     "Version",
     "check_task",
+    "import_adapter",
+    "import_with_data",
     "instructions_of",
     "load_host",
     "merge_groups",

@@ -70,7 +70,7 @@ def merge_groups(
         return {group: path}
 
     note = f"merge {other} into {group} ({combination}, weight {weight})"
-    return _revise(learner, change, note=note, make=combine)
+    return revise(learner, change, note=note, make=combine)
 
 
 def split_group(learner: ContinualLearner, group: str, tasks: Sequence[str]) -> Version:
@@ -110,7 +110,7 @@ def split_group(learner: ContinualLearner, group: str, tasks: Sequence[str]) -> 
         return {half: folder / half for half in halves}
 
     note = f"split {', '.join(tasks)} from {group}"
-    return _revise(learner, change, note=note, make=share_memory)
+    return revise(learner, change, note=note, make=share_memory)
 
 
 def rename_group(learner: ContinualLearner, group: str, name: str) -> Version:
@@ -120,7 +120,7 @@ def rename_group(learner: ContinualLearner, group: str, name: str) -> Version:
         ConfigError: no such group.
         StoreError: a task is unfinished, or another process is changing the assistant.
     """
-    return _revise(learner, lambda book, _: book.rename(group, name), note=f"name {group} {name}")
+    return revise(learner, lambda book, _: book.rename(group, name), note=f"name {group} {name}")
 
 
 def retire_group(learner: ContinualLearner, group: str, *, retired: bool = True) -> Version:
@@ -131,10 +131,10 @@ def retire_group(learner: ContinualLearner, group: str, *, retired: bool = True)
         StoreError: a task is unfinished, or another process is changing the assistant.
     """
     note = f"{'retire' if retired else 'take back'} {group}"
-    return _revise(learner, lambda book, _: book.retire(group, retired=retired), note=note)
+    return revise(learner, lambda book, _: book.retire(group, retired=retired), note=note)
 
 
-def _revise(
+def revise(
     learner: ContinualLearner,
     change: Callable[[InstructionCodebook, dict[str, Any]], Any],
     *,
