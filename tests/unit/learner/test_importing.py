@@ -155,7 +155,7 @@ def test_what_does_not_fit_is_refused(learner, tiny_model, tmp_path, numbers):
     refused(ConfigError, "has 31 in features, and this base model has 64 there")
     write({**tensors, name: torch.full_like(tensors[name], torch.nan)})
     refused(StoreError, "not finite")
-    write({**tensors, name.replace("layers.0", "layers.7"): tensors[name]})
+    write({**tensors, name.replace("layers.0", "layers.7"): tensors[name].clone()})
     refused(ConfigError, "has no such layer")
     write({**tensors, "base_model.model.lm_head.weight": torch.zeros(2, 2)})
     refused(StoreError, "which is no LoRA matrix")
