@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "models": {"data"},
     "integrations": {"ema"},
     "methods": {"ema", "grouping", "data", "integrations", "models"},
-    "evaluation": {"data", "grouping", "models"},
+    "evaluation": {"data", "distributed", "grouping", "models"},
     "config": {"data", "grouping", "models"},
     "learner": {
         "config",

@@ -32,7 +32,7 @@ def evaluate(
 
     With --again, the held-out samples of all tasks are answered anew by the current version and
     compared with the recorded scores. With --task-given, they are answered past the router: the
-    difference is what routing costs.
+    difference is what routing costs. Started by torchrun, all processes answer.
 
     Examples:
 
@@ -43,12 +43,15 @@ def evaluate(
       lcia eval runs/demo/lcia-seed0/assistant --task-given
     """
     from lcia.cli.console import console, number, print_json, print_table
+    from lcia.distributed.output import join, logs_beside
+    from lcia.distributed.processes import is_main
     from lcia.evaluation.measures import MEASURES
     from lcia.evaluation.metrics import summarise
     from lcia.experiments.results import routing_accuracy_of
     from lcia.learner import Store
 
     opened = Store.open(store)
+    join(opened.config.training, logs=logs_beside(store))
     matrix = opened.current.matrix()
     result: dict[str, Any] = {
         "version": opened.current.number,
@@ -59,6 +62,8 @@ def evaluate(
         result["scores_again"] = _answer_again(opened, task_given=None)
     if task_given:
         result["scores_task_given"] = _answer_again(opened, task_given=True)
+    if not is_main():
+        return
     if as_json:
         print_json(result)
         return

@@ -101,7 +101,7 @@ def learn(
     from lcia.cli.console import LearningProgress
     from lcia.config import parse_config
     from lcia.data import TaskConfig, load_task
-    from lcia.distributed.output import join
+    from lcia.distributed.output import join, logs_beside
     from lcia.distributed.processes import is_main
     from lcia.learner import check_task
 
@@ -115,7 +115,7 @@ def learn(
         overrides = [*overrides, f"generation.chat_template={template}"]
     with LearningProgress(quiet=as_json) as progress:
         learner = _learner(store, model, overrides, first=task, listener=progress)
-        join(learner.config.training, logs=store.with_name(f"{store.name}-logs"))
+        join(learner.config.training, logs=logs_beside(store))
         outcome = learner.learn(task)
     if is_main():
         tell(outcome, store, as_json=as_json)

@@ -32,7 +32,7 @@ from lcia.cli import (
     serve,
     store,
 )
-from lcia.errors import LciaError, printable
+from lcia.errors import ConfigError, LciaError, printable
 from lcia.files import disk_error
 
 UNUSABLE = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM)
@@ -66,11 +66,22 @@ for verb in (
     verb.register(app)
 
 
+TOGETHER = {"run", "learn", "eval"}
+"""Verbs that several processes share; with the others each would do all of it."""
+
+
 @app.callback()
 def _options(
+    context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and all logs.")] = False,
 ) -> None:
     """An assistant that keeps learning: teach a language model one task after another."""
+    verb, processes = context.invoked_subcommand, int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1 and verb not in TOGETHER:
+        raise ConfigError(
+            f"lcia {verb} works in one process, and a launcher started {processes}. Start it "
+            "without the launcher (or unset WORLD_SIZE, if nothing else started it)."
+        )
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "info" if debug else "error")
     if debug:
@@ -131,8 +142,11 @@ def _fail(message: str, code: int, *, debug: bool) -> None:
     channel = None
     if "lcia.distributed.launch" in sys.modules:
         from lcia.distributed.launch import joined
+        from lcia.distributed.output import after_main
 
         channel = joined()
+        if channel is None:
+            after_main(message)
     if channel is not None:
         channel.fail(message, code)
     sys.stderr.write(f"{message}\n")

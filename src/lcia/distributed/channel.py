@@ -10,12 +10,15 @@ import json
 import os
 import queue
 import secrets
+import socket
 import sys
 import threading
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Client, Connection, Listener
 from typing import Any
+
+from lcia.errors import LciaError
 
 Message = dict[str, Any]
 Handler = Callable[[int, Message], Message | None]
@@ -30,6 +33,12 @@ READ_S = 0.3
 """How long the main process outlives its last message, so that a reset does not overtake it."""
 
 RETRY_S = 0.05
+"""Longest pause between two requests for what is not there yet."""
+
+SILENCE_S = (20, 10, 3)
+"""A machine that does not answer: seconds until asked, seconds between questions, how many."""
+
+MEET = "meet"
 
 
 class Channel:
@@ -46,12 +55,16 @@ class Channel:
         self.processes = processes
         self.logs = ""
         self._peers = peers
-        self._handlers: dict[str, Handler] = {}
+        self._handlers: dict[str, Handler] = {MEET: self._meet}
+        self._meetings = 0
+        self._here: dict[int, dict[int, Any]] = {}
         self._replies: queue.Queue[Message] = queue.Queue()
         self._gone: set[int] = set()
         self._ending = threading.Lock()
         self._sending = threading.Lock()
+        self._meeting = threading.Lock()
         for peer in peers:
+            _notice_silence(peers[peer])
             threading.Thread(target=self._read, args=(peer,), daemon=True).start()
 
     @classmethod
@@ -89,16 +102,19 @@ class Channel:
 
         Args:
             topic: what requests name.
-            handler: gets rank and request; None as the reply asks to come again.
+            handler: gets rank and request, in a thread of that rank; None as the reply asks to
+                come again. What it raises ends all processes.
         """
         self._handlers[topic] = handler
 
     def request(self, topic: str, **message: Any) -> Message:
-        """Ask the main rank, and wait for its reply.
+        """Ask the main rank, again and again until it has a reply.
 
-        An error or a death of any rank ends this process in the meantime.
+        It may take as long as the work behind it does: an error or a death of any rank ends this
+        process in the meantime.
         """
         message = {"topic": topic, **message}
+        pause = RETRY_S / 64
         while True:
             if self.rank == 0:
                 reply = self._handlers[topic](0, message)
@@ -107,7 +123,26 @@ class Channel:
                 reply = self._replies.get()["reply"]
             if reply is not None:
                 return reply
-            time.sleep(RETRY_S)
+            time.sleep(pause)
+            pause = min(2 * pause, RETRY_S)
+
+    def meet(self, value: Any = None) -> Any:
+        """Wait until every rank is here, and return the main one's value.
+
+        Args:
+            value: JSON; that of other ranks than the main one is left out.
+        """
+        self._meetings += 1
+        shown = value if self.rank == 0 else None
+        return self.request(MEET, number=self._meetings, value=shown)["value"]
+
+    def _meet(self, rank: int, message: Message) -> Message | None:
+        number = message["number"]
+        with self._meeting:
+            self._here.pop(number - 2, None)  # whoever comes to this one has left that one
+            here = self._here.setdefault(number, {})
+            here[rank] = message["value"]
+            return {"value": here[0]} if len(here) == self.processes else None
 
     def fail(self, message: str, code: int) -> None:
         """End every process; the main one prints the message. Does not return."""
@@ -144,8 +179,25 @@ class Channel:
                     f"Process {peer} of {self.processes}: {message['error']}", message["code"]
                 )
             else:
-                handler = self._handlers.get(message["topic"])
-                self._send(peer, {"reply": handler(peer, message) if handler else None})
+                self._send(peer, {"reply": self._reply(peer, message)})
+
+    def _reply(self, peer: int, message: Message) -> Message | None:
+        """Return what a handler says; what it raises ends all processes."""
+        handler = self._handlers.get(message["topic"])
+        replied = False
+        try:
+            reply = handler(peer, message) if handler else None
+            replied = True
+        finally:
+            if not replied:
+                error = sys.exc_info()[1]
+                text = (
+                    str(error)
+                    if isinstance(error, LciaError)
+                    else f"{type(error).__name__}: {error}"
+                )
+                self._end(text, getattr(error, "exit_code", 1))
+        return reply
 
     def _lost(self, peer: int) -> None:
         log = f" Its output: {self.logs.format(rank=peer)}." if self.logs and peer else ""
@@ -173,6 +225,16 @@ class Channel:
                 self._peers[peer].send_bytes(json.dumps(message).encode())
         except OSError:
             return  # it ended meanwhile, which its reader sees and tells
+
+
+def _notice_silence(connection: Connection) -> None:
+    """Have the kernel end a connection whose other machine is gone, which sends no goodbye."""
+    idle, between, times = SILENCE_S
+    with socket.socket(fileno=os.dup(connection.fileno())) as plug:
+        plug.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in (("IDLE", idle), ("INTVL", between), ("CNT", times)):
+            if hasattr(socket, f"TCP_KEEP{name}"):  # not everywhere
+                plug.setsockopt(socket.IPPROTO_TCP, getattr(socket, f"TCP_KEEP{name}"), value)
 
 
 LAST_WORDS: list[int] = []

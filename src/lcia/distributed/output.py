@@ -3,15 +3,19 @@
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lcia.distributed.channel import LAST_WORDS
+from lcia.distributed.channel import LAST_WORDS, say
 from lcia.distributed.launch import joined, start
 
 LOG = "process-{rank}.log"
 """Name of a process's file in the folder of logs."""
+
+UNJOINED_S = 12.0
+"""How long an error from before the processes joined waits for the main process to print it."""
 
 
 def hold_output() -> None:
@@ -41,6 +45,12 @@ def join(training: Mapping[str, Any], *, logs: Path) -> None:
     keep_output(logs)
 
 
+def logs_beside(store: Path) -> Path:
+    """Return the folder of logs of processes that work on an assistant."""
+    root = store.resolve()
+    return root.with_name(f"{root.name}-logs")
+
+
 def keep_output(folder: Path) -> None:
     """Write what this process prints into a file in ``folder``, if ``hold_output`` holds it back.
 
@@ -63,6 +73,16 @@ def keep_output(folder: Path) -> None:
         os.close(held)
         file.flush()
         _send_output(file.fileno())
+
+
+def after_main(message: str) -> None:
+    """Print an error from before the processes joined, unless the main one has the same.
+
+    If it has, its launcher ends this process meanwhile.
+    """
+    if LAST_WORDS:
+        time.sleep(UNJOINED_S)
+        say(f"Process {os.environ['RANK']}: {message}")
 
 
 def _send_output(descriptor: int) -> None:

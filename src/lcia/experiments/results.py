@@ -1,8 +1,9 @@
 """What one sub-run of an experiment reached: written once, read by reports and comparisons."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -10,12 +11,14 @@ from typing import Any
 from safetensors import safe_open
 
 from lcia.data import Task
+from lcia.distributed.processes import everyone, on_main
 from lcia.evaluation.generate import (
     Prediction,
     evaluate,
     read_predictions,
     scores_percent,
 )
+from lcia.evaluation.kept import Keep
 from lcia.evaluation.measures import MEASURES, averaging, general_ability, routing_accuracy
 from lcia.evaluation.metrics import summarise
 from lcia.files import read_json, read_jsonl, write_json, write_jsonl
@@ -90,25 +93,42 @@ def answer_held_out(learner: ContinualLearner, tasks: Sequence[Task], *, folder:
         "assistant": (version.codebook(), version.adapters),
     }
     for model, (codebook, adapters) in models.items():
-        path = folder / HELD_OUT[model]
-        if not path.is_file():
-            predictions = evaluate(
+        _answer_into(
+            folder / HELD_OUT[model],
+            partial(
+                evaluate,
                 learner.host,
                 tasks,
                 route=Router(codebook).route,
                 adapters=adapters,
                 batch_size=learner.config.generation.batch_size,
-            )
-            write_jsonl(path, (prediction.to_json() for prediction in predictions))
+            ),
+        )
 
 
 def answer_task_given(learner: ContinualLearner, *, folder: Path) -> None:
     """Answer the held-out samples of all tasks past the router; what is there stays."""
-    path = folder / TASK_GIVEN
-    if not path.is_file():
-        known = learner.store.current.predictions()
-        predictions = learner.evaluate(task_given=True, known=known)
+    known = learner.store.current.predictions()
+    _answer_into(folder / TASK_GIVEN, partial(learner.evaluate, task_given=True, known=known))
+
+
+def _answer_into(path: Path, answer: Callable[..., list[Prediction]]) -> None:
+    """Write predictions into a file that is not there; every process of a run calls this.
+
+    Args:
+        path: of the file; answers are kept beside it as they come.
+        answer: told where to keep them.
+    """
+    if not everyone(lambda: not path.is_file()):
+        return
+    keep = Keep(path=path.with_suffix(".answers.jsonl"))
+    predictions = answer(keep=keep)
+
+    def write() -> None:
         write_jsonl(path, (prediction.to_json() for prediction in predictions))
+        keep.path.unlink()
+
+    on_main(write)
 
 
 def write_result(folder: Path, identity: Mapping[str, Any], store: Store) -> None:

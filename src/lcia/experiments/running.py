@@ -283,11 +283,6 @@ def _learn(
     learner = _open(sub, host=host, listener=listener)
     _tell_started(listener, sub, planned)
     learner.run(sub.tasks)
-    on_main(partial(_finish, sub, learner))
-    return learner.host
-
-
-def _finish(sub: SubRun, learner: ContinualLearner) -> None:
     answer_task_given(learner, folder=sub.folder)
     if sub.held_out:
         answer_held_out(learner, sub.held_out, folder=sub.folder)
@@ -297,7 +292,8 @@ def _finish(sub: SubRun, learner: ContinualLearner) -> None:
         "seed": sub.seed,
         "order": sub.order,
     }
-    write_result(sub.folder, identity, learner.store)
+    on_main(partial(write_result, sub.folder, identity, learner.store))
+    return learner.host
 
 
 def _tell_started(listener: Listener | None, sub: SubRun, planned: Sequence[SubRun]) -> None:

@@ -17,6 +17,7 @@ from lcia.evaluation.generate import (
     read_predictions,
     scores_percent,
 )
+from lcia.evaluation.kept import Keep, digest
 from lcia.evaluation.metrics import summarise
 from lcia.files import discard, write_jsonl
 from lcia.grouping import (
@@ -126,14 +127,18 @@ class ContinualLearner:
         *,
         task_given: bool | None = None,
         known: Sequence[Prediction] = (),
+        keep: Keep | None = None,
     ) -> list[Prediction]:
         """Answer the held-out samples of all tasks anew, and score the answers.
+
+        Under a launcher, every process calls this, and all answer.
 
         Args:
             version: the version that answers; by default the current one.
             task_given: whether samples go to the group that learned their task, past the router:
                 what routing costs is the difference. None: as the method does.
             known: predictions whose answers are taken where the same adapter answers.
+            keep: where answers are kept as they come, to go on from after a stop.
         """
         version = version or self.store.current
         return score_tasks(
@@ -144,6 +149,7 @@ class ContinualLearner:
             adapters=version.adapters,
             task_given=task_given,
             known=known,
+            keep=keep,
         )
 
     def run(self, tasks: Iterable[Task]) -> list[Outcome]:
@@ -372,10 +378,13 @@ class ContinualLearner:
         journal: Journal,
         **options: Any,
     ) -> list[Prediction]:
-        """Return predictions on held-out samples, from the run's folder if they are there."""
-        path = run.folder / f"{name}.jsonl"
+        """Return predictions on held-out samples, from the run's folder if they are there.
 
-        def answer() -> None:
+        All processes answer; answers are kept as they come, and a stopped run goes on from them.
+        """
+        path = run.folder / f"{name}.jsonl"
+        if everyone(lambda: not run.holds(path.name)):
+            keep = Keep(path=run.folder / f"{name}-answers.jsonl", given=digest([run.done]))
             predictions = score_tasks(
                 self.host,
                 self.config,
@@ -383,13 +392,16 @@ class ContinualLearner:
                 progress=lambda done, total: journal.tell(
                     {"event": "answering", "what": name, "done": done, "total": total}
                 ),
+                keep=keep,
                 **options,
             )
-            write_jsonl(path, (p.to_json() for p in predictions))
-            run.record(path.name)
 
-        if everyone(lambda: not run.holds(path.name)):
-            on_main(answer)
+            def record() -> None:
+                write_jsonl(path, (p.to_json() for p in predictions))
+                run.record(path.name)
+                keep.path.unlink()
+
+            on_main(record)
         return read_predictions(path)
 
     def _give_up(self, run: Run) -> None:

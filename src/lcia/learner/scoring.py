@@ -5,8 +5,8 @@ from typing import Any
 
 from lcia.config import AssistantConfig
 from lcia.data.task import Task
-from lcia.evaluation.generate import Adapters, Prediction, Route, evaluate
-from lcia.grouping import InstructionCodebook, RouteDecision, Router
+from lcia.evaluation.generate import Adapters, Prediction, evaluate
+from lcia.grouping import InstructionCodebook, Router
 from lcia.models.host import AdapterHost
 
 
@@ -21,6 +21,8 @@ def score_tasks(
     **options: Any,
 ) -> list[Prediction]:
     """Answer the held-out samples of tasks, each by the group it is routed to, and score them.
+
+    Every process of a run calls this, as ``evaluate``.
 
     Args:
         host: the base model.
@@ -39,14 +41,6 @@ def score_tasks(
         "adapters": adapters if method.trains else dict.fromkeys(adapters),
         "batch_size": config.generation.batch_size,
     }
-    if not (method.task_given if task_given is None else task_given):
-        return evaluate(host, tasks, route=router.route, **options)
-    found = []
-    for task in tasks:
-        given = _always(router.route_task(task.name))
-        found += evaluate(host, [task], route=given, **options)
-    return found
-
-
-def _always(decision: RouteDecision) -> Route:
-    return lambda prompt: decision
+    if method.task_given if task_given is None else task_given:
+        options["given"] = router.route_task
+    return evaluate(host, tasks, route=router.route, **options)
