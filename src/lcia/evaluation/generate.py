@@ -6,7 +6,7 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
-from lcia.data.sample import Message
+from lcia.data.sample import Image, Message
 from lcia.data.task import Task
 from lcia.distributed.channel import Channel
 from lcia.distributed.processes import from_main, together
@@ -92,8 +92,12 @@ class Request:
 
     def to_json(self) -> list[Any]:
         """Return all that the answer depends on but weights, as JSON."""
-        turns = [[m.role, m.content, [i.sha256 for i in m.images]] for m in self.messages]
+        turns = [[m.role, m.content, [_picture(i) for i in m.images]] for m in self.messages]
         return [turns, self.adapter_key, self.max_new_tokens]
+
+
+def _picture(image: Image) -> list[Any]:
+    return [image.sha256 or image.path, image.at]
 
 
 def generate(
@@ -177,7 +181,7 @@ def _pieces(
     for limit, same in groupby(sorted(order, key=alike), key=lambda i: alike(i)[0]):
         for whole in batched(same, batch_size):
             if batch := [i for i in whole if i not in done]:
-                keys = {requests[i].adapter_key for i in batch} - {None}
+                keys = {key for i in batch if (key := requests[i].adapter_key)}
                 tokens = limit + max(requests[i].size for i in batch) / CHARACTERS_A_TOKEN
                 yield Piece(job=batch, needs=frozenset(keys), cost=len(batch) * tokens)
 
