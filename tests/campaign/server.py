@@ -18,7 +18,7 @@ SHIM = ctypes.CDLL(None)
 
 MODULES = (
     *("lcia.cli.main", "lcia.cli.learn", "lcia.cli.groups", "lcia.learner", "lcia.models.host"),
-    *("lcia.assistant", "lcia.serving.export", "lcia.demo.embedded", "lcia.reports.html"),
+    *("lcia.assistant", "lcia.exports.vllm", "lcia.demo.embedded", "lcia.reports.html"),
     *("transformers.trainer", "transformers.models.llama.modeling_llama"),
     *("peft.tuners.lora", "transformers.generation"),
 )

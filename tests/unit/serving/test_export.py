@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from lcia.cli.main import app
 from lcia.errors import StoreError
+from lcia.exports.vllm import _served_rank, _write_adapter, export_vllm
 from lcia.learner import Store
 from lcia.models import load_model
-from lcia.serving.export import _served_rank, _write_adapter, export_vllm
 from serving_server import make_store
 
 

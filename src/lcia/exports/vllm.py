@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from lcia.errors import StoreError
-from lcia.files import discard, make_folders, settle, write_json
+from lcia.exports.card import write_card
+from lcia.exports.folder import check_plain, write_export
 from lcia.learner import Store, Version
-from lcia.models.gates import GATES
+from lcia.models.answering import NAMED
 from lcia.models.loading import is_embedded
 from lcia.models.lora import read_config
-from lcia.models.projector import FILE as PROJECTOR
 from lcia.registry import MODELS
 from lcia.serving.engine.factors import PREFIX, read_factors
 from lcia.serving.live import BASE
@@ -22,6 +22,7 @@ from lcia.serving.live import BASE
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What ``--max-lora-rank`` of vLLM may be."""
 
+TEMPLATE = "chat_template.jinja"
 MAX_LORAS = 8
 """Adapters in one batch of vLLM; each takes memory on the GPU whether it is used or not."""
 
@@ -45,30 +46,17 @@ def export_vllm(store: Store, folder: Path) -> dict[str, Any]:
     Raises:
         StoreError: ``folder`` is not empty, nothing is learned, or vLLM cannot serve a group.
     """
-    version = store.current
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise StoreError(f"{folder}: is not empty; expected a new folder.")
-    if not version.adapters:
-        raise StoreError(f"{store.root}: has learned nothing yet; there are no adapters.")
-    for group, (_, adapter) in version.adapters.items():
-        _check(group, adapter)
-    target = folder.absolute()
-    make_folders(target.parent)
-    draft = target.with_name(f".{target.name}.tmp")
-    try:
-        discard(draft)  # a killed export's
-        about = _write(store, version, draft)
-        settle(draft, target)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return about
+    return write_export(store, folder, lambda version, draft: _write(store, version, draft))
 
 
 def _write(store: Store, version: Version, draft: Path) -> dict[str, Any]:
+    for group, (_, adapter) in version.adapters.items():
+        check_plain(group, adapter, reader="vLLM")
     ranks = {
         group: _write_adapter(adapter, draft / "adapters" / key)
         for group, (key, adapter) in version.adapters.items()
     }
+    write_card(store, version, draft, groups=list(ranks), relation="adapter")
     model = store.config.model
     if is_embedded(model):
         shutil.copytree(MODELS.get(model).prepare(), draft / "model")
@@ -77,26 +65,13 @@ def _write(store: Store, version: Version, draft: Path) -> dict[str, Any]:
     about = {"assistant": store.root.resolve().name, "version": version.number}
     about |= {"adapters": {group: key for group, (key, _) in version.adapters.items()}}
     about |= {"model": model, "ranks": ranks, "max_lora_rank": _served_rank(ranks)}
-    write_json(draft / "lcia.json", about)
+    named = store.config.generation.chat_template
+    if named is not None:
+        (draft / TEMPLATE).write_text(NAMED[named], encoding="utf-8")
     script = draft / "serve.sh"
-    script.write_text(_script(about))
+    script.write_text(_script(about, template=named is not None))
     script.chmod(0o755)
     return about
-
-
-def _check(group: str, adapter: Path) -> None:
-    """Refuse what vLLM would serve wrongly."""
-    read_config(adapter)
-    if (adapter / GATES).is_file():
-        raise StoreError(
-            f"group {group}: is a mixture of experts; vLLM knows no gates and would sum the "
-            "experts. Serve it with 'lcia serve'."
-        )
-    if (adapter / PROJECTOR).is_file():
-        raise StoreError(
-            f"group {group}: has a projector of its own, and vLLM swaps adapters alone. Learn with "
-            "'projector: frozen', or serve it with 'lcia serve'."
-        )
 
 
 def _write_adapter(source: Path, target: Path) -> int:
@@ -134,7 +109,7 @@ def _served_rank(ranks: Mapping[str, int]) -> int:
     return served
 
 
-def _script(about: Mapping[str, Any]) -> str:
+def _script(about: Mapping[str, Any], *, template: bool) -> str:
     model = "model" if is_embedded(about["model"]) else about["model"]
     groups = list(about["ranks"])
     # One slot stays free: vLLM's kernels for the CPU give rows without an adapter the last one's.
@@ -146,6 +121,7 @@ def _script(about: Mapping[str, Any]) -> str:
         f"--max-cpu-loras {max(slots, 2 ** math.ceil(math.log2(len(groups))))}",
         f"--max-lora-rank {about['max_lora_rank']}",
         f"--lora-modules {' '.join(f'{g}=adapters/{key}' for g, key in about['adapters'].items())}",
+        *([f"--chat-template {TEMPLATE}"] if template else []),
     ]
     return (
         "#!/usr/bin/env bash\n"

@@ -1,0 +1,109 @@
+"""A whole model per group: the base with the group's adapter merged into its weights."""
+
+from pathlib import Path
+from typing import Any
+
+from lcia.errors import StoreError
+from lcia.exports.card import write_card
+from lcia.exports.folder import check_plain, write_export
+from lcia.learner import Store, Version
+from lcia.models.answering import NAMED
+from lcia.models.loading import BaseModel, load_model
+from lcia.models.lora import read_config
+
+TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 5e-3}
+"""Largest difference of a logit to the adapter's, as a share of the largest logit, by dtype."""
+
+PROBE = 32
+"""Tokens of the text on which both are compared."""
+
+
+def export_merged(store: Store, folder: Path) -> dict[str, Any]:
+    """Write one model per group that answers without peft, with a model card.
+
+    Weights are merged in float32 and rounded once, to the base model's dtype.
+
+    Args:
+        store: the assistant.
+        folder: new or empty; gets one folder per group, named like it.
+
+    Returns:
+        What ``lcia.json`` says; ``difference`` is group to the largest difference of a logit, as a
+        share of the largest.
+
+    Raises:
+        StoreError: ``folder`` is not empty, nothing is learned, a group cannot be merged, or a
+            merged model differs by more than ``TOLERANCE``.
+    """
+
+    def write(version: Version, draft: Path) -> dict[str, Any]:
+        for group, (_, adapter) in version.adapters.items():
+            check_plain(group, adapter, reader="a merged model")
+        difference = {}
+        for group, (_, adapter) in version.adapters.items():
+            # Anew for each: to take a merged adapter off again would round a second time.
+            base = load_model(store.config.model, dtype=store.config.dtype)
+            difference[group] = _merge(base, adapter, draft / group, group=group)
+            _write_tokenizer(store, base, draft / group)
+            write_card(store, version, draft / group, groups=[group], relation="merge")
+        return {"model": store.config.model, "difference": difference, "tolerance": TOLERANCE}
+
+    return write_export(store, folder, write)
+
+
+def _merge(base: BaseModel, adapter: Path, target: Path, *, group: str) -> float:
+    """Write the base with an adapter merged in; return how much its logits differ."""
+    import torch
+    from peft import PeftModel
+
+    dtype = base.model.dtype
+    _check_untied(base.model, adapter, group=group)
+    peft: Any = PeftModel.from_pretrained(base.model, adapter).eval()
+    expected = _logits(peft, base)
+    merged = peft.float().merge_and_unload().to(dtype)
+    found = _logits(merged, base)
+    share = float((found - expected).abs().max() / expected.abs().max())
+    allowed = TOLERANCE[str(dtype).removeprefix("torch.")]
+    if not share <= allowed:
+        raise StoreError(
+            f"group {group}: merged, its logits differ by {share:.1e} of the largest; expected at "
+            f"most {allowed:.0e}. Export it with --format peft."
+        )
+    with torch.inference_mode():
+        merged.save_pretrained(target)
+    return share
+
+
+def _logits(model: Any, base: BaseModel) -> Any:
+    import torch
+
+    vocabulary = base.facts.vocabulary or len(base.tokenizer)
+    ids = torch.arange(PROBE, device=base.model.device)[None] * 977 % vocabulary
+    inputs = {"input_ids": ids}
+    if base.facts.encoder_decoder:
+        inputs["decoder_input_ids"] = ids
+    with torch.inference_mode():
+        return model(**inputs).logits.float()
+
+
+def _check_untied(model: Any, adapter: Path, *, group: str) -> None:
+    """Refuse an adapter on an output layer that is the embedding, too: merging changes both."""
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    config = read_config(adapter)
+    embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
+    if output is None or output.weight is not embedding.weight:
+        return
+    name = next(name for name, module in model.named_modules() if module is output)
+    if config.target_modules != "all-linear" and check_target_module_exists(config, name):
+        raise StoreError(
+            f"group {group}: adapts {name}, whose weights are the embedding's, too: merged, both "
+            "would change. Export it with --format peft."
+        )
+
+
+def _write_tokenizer(store: Store, base: BaseModel, target: Path) -> None:
+    holder = base.processor or base.tokenizer
+    if named := store.config.generation.chat_template:
+        holder.chat_template = NAMED[named]
+    holder.save_pretrained(target)
