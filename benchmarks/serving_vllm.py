@@ -31,9 +31,9 @@ from typing import Any
 import httpx
 
 from conftest import tiny_tokenizer
+from lcia.exports.vllm import export_vllm
 from lcia.learner import Store
 from lcia.serving.config import AccessConfig
-from lcia.exports.vllm import export_vllm
 from lcia.serving.gateway.app import Gateway, GatewayConfig, build_gateway
 from lcia.serving.live import LiveStore
 from serving_server import make_versions, running
