@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from lcia.data.task import NAME
 from lcia.errors import StoreError
-from lcia.files import checksums, files_below, read_record
+from lcia.files import RESTORE, checksums, files_below, read_record
 
 SCHEMA = 2
 """1: no hashes but of adapters; the fingerprint was that of a dump of all settings."""
@@ -37,6 +37,8 @@ def check_record(record: Mapping[str, Any], path: Path) -> None:
     pruned = record.get("pruned", [])
     if not isinstance(pruned, list) or not all(type(number) is int for number in pruned):
         raise StoreError(f"{path}: pruned is {str(pruned)[:60]!r}; expected version numbers.")
+    if record["current"] in pruned:
+        raise StoreError(f"{path}: the current version is said to be pruned. {RESTORE}")
 
 
 def check_manifest(manifest: Mapping[str, Any], *, root: Path, number: int) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from lcia.config import AssistantConfig
 from lcia.errors import StoreError
-from lcia.files import discard
+from lcia.files import discard, read_sealed, write_sealed
 from lcia.learner import ContinualLearner, Store, rename_group, transaction
 from lcia.learner.prune import plan, prune
 from lcia.reports.collect import run_record
@@ -130,6 +130,25 @@ def test_killed_while_pruning_the_same_call_goes_on(learner, step, monkeypatch):
     assert prune(Store.open(store.root), keep_last=1).kept == [0, 3, 5]
     assert adapters(store) == ["groups/g1/0002", "groups/g2/0003"]
     assert (store.numbers(), store.verify()) == ([0, 1, 2, 3, 5], [])
+
+
+def test_any_changed_file_of_what_is_left_is_found(learner):
+    root = learner.store.root
+    prune(learner.store, keep_last=1)
+    for path in [p for p in content(root) if p.stat().st_size]:
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        assert any(path.name in line for line in learner.store.verify()), path
+        path.write_bytes(whole)
+    assert learner.store.verify() == []
+
+
+def test_a_record_that_says_the_current_version_is_pruned_is_refused(learner):
+    path = learner.store.root / "assistant.json"
+    for pruned in ([1, 5], "1", [None], [True]):
+        write_sealed(path, {**read_sealed(path), "pruned": pruned})
+        with pytest.raises(StoreError, match=r"assistant.json: .*pruned"):
+            Store.open(learner.store.root)
 
 
 def test_a_version_others_build_on_is_missed(learner):
