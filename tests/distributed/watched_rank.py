@@ -3,7 +3,8 @@
 watched_rank.py COUNTS NAME=VALUE... -- ARGUMENTS...
 
 Every batch of held-out samples that a process answers is a line in COUNTS. ``slow=S`` makes each
-last S more seconds; ``raise=R`` or ``kill=R`` ends process R at its second.
+last S more seconds, ``score=S`` each scoring; ``raise=R`` or ``kill=R`` ends process R at its
+second, and notes when in COUNTS-ended.
 """
 
 import json
@@ -13,6 +14,7 @@ import sys
 import time
 
 from lcia.cli.main import main
+from lcia.evaluation import generate as evaluation
 from lcia.models.host import AdapterHost
 
 rank = os.environ.get("RANK", "0")
@@ -28,6 +30,9 @@ def watched(self, conversations, adapters, **options):
     global done
     done += 1
     time.sleep(float(how.get("slow", 0)))
+    if done == 2 and rank in (how.get("raise"), how.get("kill")):
+        with open(f"{counts}-ended", "w") as file:
+            file.write(str(time.time()))
     if done == 2 and how.get("raise") == rank:
         raise ValueError("the second batch is too much")
     if done == 2 and how.get("kill") == rank:
@@ -42,5 +47,11 @@ def watched(self, conversations, adapters, **options):
     return texts
 
 
+def slowly(*arguments):
+    time.sleep(float(how.get("score", 0)))
+    return score_each(*arguments)
+
+
+score_each, evaluation.score_each = evaluation.score_each, slowly
 AdapterHost.generate = watched
 main()

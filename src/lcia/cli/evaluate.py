@@ -43,6 +43,7 @@ def evaluate(
       lcia eval runs/demo/lcia-seed0/assistant --task-given
     """
     from lcia.cli.console import console, number, print_json, print_table
+    from lcia.distributed.launch import JOINING
     from lcia.distributed.output import join, logs_beside
     from lcia.distributed.processes import is_main
     from lcia.evaluation.measures import MEASURES
@@ -51,7 +52,8 @@ def evaluate(
     from lcia.learner import Store
 
     opened = Store.open(store)
-    join(opened.config.training, logs=logs_beside(store))
+    training = opened.config.training
+    join({k: training[k] for k in JOINING if k in training}, logs=logs_beside(store))
     matrix = opened.current.matrix()
     result: dict[str, Any] = {
         "version": opened.current.number,

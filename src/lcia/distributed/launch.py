@@ -18,6 +18,9 @@ from lcia.errors import ConfigError
 TIMEOUT_S = 1800
 """transformers' default of ``training.ddp_timeout``."""
 
+JOINING = ("ddp_backend", "ddp_timeout", "use_cpu")
+"""Settings of training that matter to processes which only answer: each holds the whole model."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
