@@ -4,7 +4,7 @@
 
 A tiny model, asked without sockets. Rounds with and without big prompts take turns, so that what
 else the machine does meets both: 4 clients ask briefly; in every other round 2 more send 1 MB
-each, again and again, as text that is refused for its length or routed before it is.
+each, again and again. It is refused for its length, but not by counting characters.
 """
 
 import argparse

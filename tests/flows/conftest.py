@@ -88,6 +88,30 @@ def stream(tmp_path, tiny_model, colours, shades, numbers) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def server(served_store):
+    """Serve an assistant with two groups; the address and the service."""
+    from serving_server import serving
+
+    with serving(served_store, max_new_tokens=300) as (url, service):
+        yield url, service
+
+
+@pytest.fixture(scope="module")
+def url(server) -> str:
+    """Return the address of ``server``."""
+    return server[0]
+
+
+@pytest.fixture
+def client(url):
+    """The official client, which asks ``server``."""
+    import openai
+
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
 @pytest.fixture(scope="session")
 def served_store(tmp_path_factory, tiny_model):
     """An assistant with two groups, to be served and not changed."""

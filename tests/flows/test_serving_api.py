@@ -9,28 +9,11 @@ import pytest
 
 from lcia.data import Message
 from lcia.learner import ContinualLearner
-from serving_server import COLOUR, NUMBER, serving, unhurried
+from serving_server import COLOUR, NUMBER, unhurried
 
 
 def user(text):
     return [{"role": "user", "content": text}]
-
-
-@pytest.fixture(scope="module")
-def server(served_store):
-    with serving(served_store, max_new_tokens=300) as (url, service):
-        yield url, service
-
-
-@pytest.fixture(scope="module")
-def url(server):
-    return server[0]
-
-
-@pytest.fixture
-def client(url):
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
-        yield client
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +186,39 @@ def test_what_cannot_be_done_is_said_clearly(url, change, param, message):
     assert error["type"] == "invalid_request_error"
     assert error["param"] == param
     assert message in error["message"]
+
+
+def test_a_text_whose_beginning_is_too_long_is_neither_routed_nor_tokenised(server, monkeypatch):
+    url, service = server
+    # As with a tokenizer that has a very long token: counting characters tells nothing.
+    monkeypatch.setattr(service, "_longest_token", 1 << 20)
+    read = []
+    for chat in (service._formats.get() for _ in range(service.config.limits.preparing)):
+        monkeypatch.setattr(chat.encoder, "encode", noting(read, chat.encoder.encode))
+        service._formats.put(chat)
+    text = "word " * 20_000
+    for path, asked in (
+        ("chat/completions", {"messages": user(text)}),
+        ("chat/completions", {"messages": [{"role": "system", "content": text}, *user("x")]}),
+        ("completions", {"prompt": text}),
+    ):
+        routed = service.metrics.routing_seconds._sum.get()
+        answer = httpx.post(f"{url}/v1/{path}", json={"model": "assistant", **asked})
+        assert answer.json()["error"]["code"] == "context_length_exceeded"
+        assert "the prompt has more than" in answer.text
+        assert service.metrics.routing_seconds._sum.get() == routed
+    assert max(read) < 10_000, "of 100,000 characters"
+    spaced = {"model": "base", "messages": user(" " * 9_000 + "hi"), "max_tokens": 1}
+    told = httpx.post(f"{url}/v1/chat/completions", json=spaced).json()["error"]["message"]
+    assert "more than" not in told, "templates may leave out the space around a text"
+
+
+def noting(lengths, encode):
+    def noted(text):
+        lengths.append(len(text))
+        return encode(text)
+
+    return noted
 
 
 def test_ignored_fields_and_neutral_values_are_accepted(client):

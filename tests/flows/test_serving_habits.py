@@ -25,23 +25,6 @@ OPTIONAL = [
 ]
 
 
-@pytest.fixture(scope="module")
-def server(served_store):
-    with serving(served_store, access=AccessConfig(port=0)) as (url, service):
-        yield url, service
-
-
-@pytest.fixture(scope="module")
-def url(server):
-    return server[0]
-
-
-@pytest.fixture
-def client(url):
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
-        yield client
-
-
 def user(text):
     return [{"role": "user", "content": text}]
 

@@ -304,7 +304,7 @@ class Scheduler:
                 if self._closed is not None:
                     return False
                 self.changed.wait()
-        # What is no Exception, such as a panic in a tokenizer's Rust, ends this thread: told as well.
+        # What is no Exception, as a panic in a tokenizer's Rust, ends this thread: told as well.
         last: Delta | None = Delta(error=GenerationFailedError("Its prompt could not be prepared."))
         try:
             assert job.prepare is not None

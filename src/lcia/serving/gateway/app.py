@@ -23,7 +23,7 @@ from lcia.serving.http.app import READ, add_errors, add_guard, add_models
 from lcia.serving.http.body import read_tree
 from lcia.serving.http.connection import CLIENT_GONE, ClientGoneError, while_connected
 from lcia.serving.http.metrics import Metrics
-from lcia.serving.http.routing import check_length, choose_adapter, explain
+from lcia.serving.http.routing import choose_adapter, explain
 from lcia.serving.http.schemas import RouteRequest, parse, said_in
 from lcia.serving.live import ASSISTANT, BASE, LiveStore
 
@@ -100,7 +100,6 @@ class Gateway:
         if not isinstance(model, str):
             raise ApiError(400, "'model' is missing.", code="missing_parameter", param="model")
         said = _said(asked) if model == ASSISTANT else Said()
-        check_length(said)
         started = time.perf_counter()
         choice = await self.in_thread(choose_adapter, self.live.current, model, said)
         self.metrics.routing_seconds.observe(time.perf_counter() - started)
@@ -198,7 +197,6 @@ def build_gateway(gateway: Gateway) -> FastAPI:
             request, limit=access.max_body_bytes, timeout_s=access.body_timeout_s
         )
         said = said_in(parse(RouteRequest, tree).messages)
-        check_length(said)
         return JSONResponse(await gateway.in_thread(explain, gateway.live.current, said))
 
     def records() -> list[dict[str, Any]]:

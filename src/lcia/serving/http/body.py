@@ -157,11 +157,11 @@ def read_object(body: bytes) -> dict[str, Any]:
         )
     try:
         tree = from_json(body, allow_inf_nan=False)
+        if not isinstance(tree, dict):
+            raise ValueError(f"found a {type(tree).__name__}")
     except ValueError as error:
-        raise ApiError(400, f"The body is not JSON: {error}.", code="invalid_json") from error
-    if not isinstance(tree, dict):
-        found = type(tree).__name__
-        raise ApiError(400, f"The body is a JSON {found}; expected an object.", code="invalid_json")
+        said = f"The body is not a JSON object: {error}."
+        raise ApiError(400, said, code="invalid_json") from error
     _check_fields(tree)
     return tree
 

@@ -9,9 +9,6 @@ from lcia.grouping import Prompt, RouteDecision, Said
 from lcia.serving.http.api_error import ApiError
 from lcia.serving.live import ASSISTANT, BASE, Snapshot
 
-MAX_CHARACTERS = 1 << 18
-"""Of what a request says that a gateway routes: it knows no context's length."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
@@ -95,21 +92,6 @@ def choose_adapter(snapshot: Snapshot, model: str, said: Said) -> Choice:
         decision=decision,
         turns_back=turns_back,
     )
-
-
-def check_length(said: Said) -> None:
-    """Refuse what nobody writes by hand: routing reads every word.
-
-    Raises:
-        ApiError: 400, the texts are too long.
-    """
-    if sum(map(len, said.parts())) > MAX_CHARACTERS:
-        raise ApiError(
-            400,
-            f"The prompt is too long to be routed: over {MAX_CHARACTERS} characters; name a group.",
-            code="context_length_exceeded",
-            param="messages",
-        )
 
 
 def explain(snapshot: Snapshot, said: Said) -> dict[str, Any]:

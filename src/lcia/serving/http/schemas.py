@@ -241,20 +241,13 @@ def parse_completions(tree: Mapping[str, Any]) -> list[CompletionRequest]:
     prompts = tree.get("prompt")
     if not isinstance(prompts, list) or len(prompts) < 2:
         return [parse(CompletionRequest, tree)]
+    problem = ""
     if all(isinstance(prompt, int) for prompt in prompts):
-        raise ApiError(
-            400,
-            "'prompt' is a list of token ids; expected text: this server routes by words.",
-            code="invalid_value",
-            param="prompt",
-        )
-    if len(prompts) > MAX_PROMPTS:
-        raise ApiError(
-            400,
-            f"'prompt' has {len(prompts)} prompts; expected at most {MAX_PROMPTS}.",
-            code="invalid_value",
-            param="prompt",
-        )
+        problem = "is a list of token ids; expected text: this server routes by words"
+    elif len(prompts) > MAX_PROMPTS:
+        problem = f"has {len(prompts)} prompts; expected at most {MAX_PROMPTS}"
+    if problem:
+        raise ApiError(400, f"'prompt' {problem}.", code="invalid_value", param="prompt")
     first = parse(CompletionRequest, {**tree, "prompt": prompts[0]})
     others = [parse(CompletionRequest, {**tree, "prompt": prompt}) for prompt in prompts[1:]]
     return [first, *others]

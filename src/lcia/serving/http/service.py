@@ -34,6 +34,12 @@ from lcia.serving.live import BASE, LiveStore
 
 logger = logging.getLogger(__name__)
 
+PROBED = 16
+"""Characters, for each token of the context, that are tokenised first of a longer text."""
+
+AT_THE_CUT = 64
+"""Tokens, at most, that a text's beginning has more than they are in the whole of it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
@@ -108,6 +114,7 @@ class Service:
         self._check_size(asked.conversation)
 
         def prepare() -> Prompt:
+            self._check_beginnings(asked.conversation)
             chosen.append(self._choose(asked))
             return self._prompt(asked, chosen[0], pictures.result() if pictures else ())
 
@@ -252,6 +259,25 @@ class Service:
         if least >= self.config.limits.max_context:
             limit = self.config.limits.max_context
             raise PromptTooLongError(f"more than {least}", max_context=limit)
+
+    def _check_beginnings(self, messages: Sequence[ChatMessage]) -> None:
+        """Refuse a text whose beginning alone does not fit.
+
+        To route and tokenise a megabyte takes a tenth of a second, which others wait for.
+        Templates may leave out what an assistant said, and the space around a text.
+        """
+        limit = self.config.limits.max_context
+        texts = [message.text for message in messages if message.role != "assistant"]
+        long = [text.strip() for text in texts if len(text) > PROBED * limit]
+        if not long:
+            return
+        chat = self._formats.get()
+        try:
+            tokens = max(len(chat.encoder.encode(text[: PROBED * limit])) for text in long)
+        finally:
+            self._formats.put(chat)
+        if tokens - AT_THE_CUT >= limit:
+            raise PromptTooLongError(f"more than {tokens - AT_THE_CUT}", max_context=limit)
 
     def _add_gauges(self) -> None:
         engine, bank = self.answers.engine, self.answers.engine.bank
