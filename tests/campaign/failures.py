@@ -37,7 +37,8 @@ def fail(stores, scenario, error, at):
         if problem := verified(root):
             return f"after the failure: {problem}"
         kept = end_state(root)
-        lost = [name for name in before if name != "assistant.json" and name not in kept]
+        wanted = before.keys() & scenario.after.keys() - {"assistant.json"}
+        lost = sorted(wanted - kept.keys())
         if lost:
             return f"lost {lost[0]}"
     again = stores.driver.run(*argv)
