@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 .PHONY: demo demo-visual bench-small bench-small-first bench-small-second test test-slow campaign lint clean
 
 demo: $(VENV)/.installed-skills
-	$(BIN)/lcia run recipes/demo.yaml
+	$(BIN)/lcia demo
 
 # The same with pictures; the first time, half of it goes into aligning the small model that sees.
 demo-visual: $(VENV)/.installed-visual

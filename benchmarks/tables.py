@@ -33,7 +33,7 @@ RECIPES: Mapping[str, tuple[str, str]] = {
     "superni/methods": ("superni/rules_mixed.yaml", "methods and rates as labelled"),
     "superni/medium": ("superni/medium.yaml", "methods as labelled"),
     "superni/medium_lr1e-3": ("superni/medium.yaml", "training.learning_rate=0.001"),
-    "demo": ("demo.yaml", "methods as labelled"),
+    "demo": ("../src/lcia/demo/recipe.yaml", "methods as labelled"),
     "demo-visual": ("demo-visual.yaml", ""),
 }
 """Folder of results to the recipe under ``recipes/`` that they are of, and what was set over it."""

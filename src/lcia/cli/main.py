@@ -19,6 +19,7 @@ from lcia.cli import (
     chat,
     compare,
     data,
+    demo,
     evaluate,
     export,
     gateway,
@@ -46,6 +47,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for verb in (
+    demo,
     run,
     compare,
     learn,
