@@ -65,7 +65,10 @@ def import_adapter(
     def make(adapters: Adapters, scratch: Path) -> Mapping[str, Path]:
         return {opened[0]: copy_adapter(folder, scratch / opened[0])}
 
-    return revise(learner, change, note=f"import {name}", make=make)
+    # A killed import is finished only by the same one.
+    content = hashlib.sha256("\n".join([sha256_of(folder / WEIGHTS), *texts]).encode())
+    note = f"import {name} ({content.hexdigest()[:12]})"
+    return revise(learner, change, note=note, make=make)
 
 
 def import_with_data(learner: ContinualLearner, folder: Path, task: Task) -> Outcome:
