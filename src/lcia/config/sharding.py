@@ -4,6 +4,7 @@ lcia shards with torch's ``fully_shard`` itself and leaves ZeRO to DeepSpeed. Wh
 is refused, for a setting that changes nothing is worse than none.
 """
 
+import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
@@ -177,6 +178,10 @@ def check_sharding(training: Mapping[str, Any], *, quantize: str | None, dtype: 
     if quantize is not None:
         raise ConfigError(
             f"quantize is {quantize!r}, and {name} cannot spread quantized weights. Remove one."
+        )
+    if deepspeed is not None and importlib.util.find_spec("deepspeed") is None:
+        raise ConfigError(
+            "training.deepspeed: DeepSpeed is not installed (pip install lcia[deepspeed])."
         )
     if fsdp is not None and (training.get("fp16") or dtype == "float16"):
         raise ConfigError(

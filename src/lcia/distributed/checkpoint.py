@@ -16,6 +16,7 @@ from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
+from lcia.distributed import zero
 from lcia.distributed.fsdp import gathered, scattered
 from lcia.distributed.launch import Launch
 from lcia.distributed.plan import COMPLETE, steps_of
@@ -103,7 +104,10 @@ class TrainingState(TrainerCallback):
         if self.resume_from is None:
             return
         optimizer, written = kwargs["optimizer"], _load_tree(self._written(self.resume_from))
-        optimizer.load_state_dict(scattered(written, optimizer))
+        if self.launch.zero:
+            zero.load_optimizer_state(kwargs["model"], optimizer, written)
+        else:
+            optimizer.load_state_dict(scattered(written, optimizer))
         extra = json.loads(self._written(self.resume_from, "scheduler", ".json").read_text())
         kwargs["lr_scheduler"].load_state_dict(extra["scheduler"])
         if self.scaler() is not None:
@@ -125,7 +129,10 @@ class TrainingState(TrainerCallback):
         """Complete the checkpoint Trainer has just written."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         folder.mkdir(parents=True, exist_ok=True)
-        optimizer = gathered(kwargs["optimizer"].state_dict())
+        if self.launch.zero:
+            optimizer = zero.optimizer_state(kwargs["optimizer"])
+        else:
+            optimizer = gathered(kwargs["optimizer"].state_dict())
         if not self.launch.fsdp or state.is_world_process_zero:
             _save_tree(optimizer, self._rank_file(folder))
         _save_tree(_random_state(), self._rank_file(folder, "random"))

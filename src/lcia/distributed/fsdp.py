@@ -54,6 +54,12 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def whole_parameters(model: Any) -> dict[str, Tensor]:
+    """Return the trained parameters by name, gathered on each process: a collective."""
+    trained = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+    return {name: whole(parameter.detach()).cpu() for name, parameter in trained}
+
+
 def gathered(tree: Any) -> Any:
     """Return nested dicts and lists with all that is spread in them gathered; a collective."""
     if isinstance(tree, dict):

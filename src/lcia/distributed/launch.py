@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedType, broadcast_object_list
 
+from lcia.distributed import zero
 from lcia.distributed.channel import Channel
 from lcia.errors import ConfigError
 
@@ -132,12 +133,20 @@ def make_state(launch: Launch) -> None:
     Every ``TrainingArguments`` makes it anew, and without a word about the CPU it makes each rank
     the only one there.
     """
-    if PartialState._shared_state and PartialState().num_processes == launch.processes:
-        return
+    if PartialState._shared_state:
+        known = PartialState()
+        is_zero = known.distributed_type == DistributedType.DEEPSPEED
+        if known.num_processes == launch.processes and is_zero == (launch.zero > 0):
+            return
     PartialState._reset_state()
     options: dict[str, Any] = {"timeout": timedelta(seconds=launch.timeout_s)}
     if launch.backend is not None:
         options["backend"] = launch.backend
+    if launch.zero:
+        options.setdefault("backend", "gloo" if launch.cpu else None)
+        with zero.asked_for(cpu=launch.cpu):
+            PartialState(**options)
+        return
     if launch.cpu:
         os.environ["ACCELERATE_USE_CPU"] = "true"  # for every TrainingArguments from here on
     PartialState(cpu=launch.cpu, **options)
@@ -181,11 +190,6 @@ def _check_sharding(launch: Launch) -> None:
         raise ConfigError(
             f"{key}: {launch.sharding} spreads a model over processes, and this is one. Start "
             "several: torchrun --nproc_per_node 2 -m lcia ..., or remove it."
-        )
-    if launch.zero:
-        raise ConfigError(
-            "training.deepspeed: lcia writes no checkpoint of an optimizer that ZeRO spreads yet. "
-            "Use training.fsdp: true, or remove it."
         )
     if launch.zero and launch.cpu and torch.accelerator.is_available():
         raise ConfigError(

@@ -49,7 +49,7 @@ class ZeroShards(Shards):
             fragment, span = _fragment(name, parameter)
             fragment = fragment.detach().requires_grad_()
             self.fragments[name], self._spans[id(fragment)] = fragment, span
-        inner = _torch_optimizer(self._zero)
+        inner = torch_optimizer(self._zero)
         self._handle = inner.register_step_post_hook(self._after_step)
 
     def take_gradients(self) -> bool:
@@ -201,7 +201,12 @@ class DeepSpeedMerge(PrecisionMerge):
         super().accumulate()
 
 
-def _torch_optimizer(optimizer: Any) -> Optimizer:
+def torch_optimizer(optimizer: Any) -> Optimizer:
+    """Return the torch optimizer that another one drives, through all its wrappers.
+
+    Raises:
+        TrainingError: there is none.
+    """
     while not isinstance(optimizer, Optimizer) or hasattr(optimizer, "optimizer"):
         if not hasattr(optimizer, "optimizer"):
             raise TrainingError(

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
-from lcia.distributed.fsdp import shard, whole
+from lcia.distributed import zero
+from lcia.distributed.fsdp import shard, whole_parameters
 from lcia.distributed.in_force import check_in_force, check_wrapped
 from lcia.distributed.launch import Launch
 from lcia.distributed.uneven import fill_batches
@@ -62,23 +63,34 @@ class MethodTrainer(Trainer):
             super().save_model(output_dir, _internal_call=_internal_call)
             return
         model: Any = self.model
-        trained = ((n, p) for n, p in model.named_parameters() if p.requires_grad)
-        tensors = {name: whole(parameter.detach()).cpu() for name, parameter in trained}
+        if self.launch.zero:
+            tensors = zero.whole_parameters(model, self.optimizer)
+        else:
+            tensors = whole_parameters(model)
         if self.args.should_save:
             model.save_pretrained(output_dir or self.args.output_dir, state_dict=tensors)
 
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any
     ) -> Any:
-        """Shard the model, whose weights are those of the checkpoint now, and wrap it."""
+        """Shard the model and wrap it.
+
+        Its weights are those of the checkpoint now, but under DeepSpeed: there ``TrainingState``
+        has them, and Trainer would look for DeepSpeed's own checkpoint.
+        """
         if self._fsdp is not None:
             shard(self.model, **self._fsdp)
             self.is_distributed_loading_by_transformers = True  # nobody else wraps it then
         prepared = super()._prepare_for_training(
-            max_steps, train_dataloader, resume_from_checkpoint
+            max_steps, train_dataloader, None if self.launch.zero else resume_from_checkpoint
         )
         check_wrapped(self.model_wrapped, self.launch)
         return prepared
+
+    def close(self) -> None:
+        """Take off the model what trained it, once it is saved."""
+        if self.launch.zero:
+            zero.forget(self.model_wrapped)
 
     @contextmanager
     def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:

@@ -11,11 +11,12 @@ from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 from lcia.config import ADAPTER_DEFAULTS, TRAINING_DEFAULTS, AssistantConfig
-from lcia.config.sharding import fsdp_options, without_sharding
+from lcia.config.sharding import deepspeed_config, fsdp_options, without_sharding
 from lcia.data.sample import Sample
 from lcia.data.task import Task
+from lcia.distributed import zero
 from lcia.distributed.checkpoint import TrainingState, checkpoint_step, last_checkpoint
-from lcia.distributed.launch import joined, launch_of
+from lcia.distributed.launch import joined, launch_of, state
 from lcia.distributed.plan import same_steps
 from lcia.distributed.processes import on_main
 from lcia.distributed.uneven import Collate, Examples
@@ -120,6 +121,7 @@ def train_adapter(
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     state = method.finish(context)
     trainer.save_model(str(_draft(target)))  # gathers what is sharded
+    trainer.close()
     return _publish(target, host, model, state=state, memory=remembered())
 
 
@@ -233,6 +235,9 @@ def _arguments(
     if joined() is not None:  # the processes are joined; TrainingArguments would join them anew
         configured = dict(settings.get("accelerator_config") or {})
         settings["accelerator_config"] = {**configured, "use_configured_state": True}
+    if launch.zero:
+        zero.start_anew(state())
+        settings |= {"deepspeed": deepspeed_config(config.training), "use_cpu": False}
     fixed = {
         "output_dir": str(folder / "checkpoints"),
         "seed": seed,
@@ -264,10 +269,10 @@ def check_spread(method: Method, config: AssistantConfig, *, projector: bool) ->
             f"{launch.sharding} spreads over processes. Train it on one process or with plain DDP: "
             "remove training.fsdp and training.deepspeed."
         )
-    if projector and launch.sharding in ("FSDP2", "ZeRO-3"):
+    if projector and launch.spreads:
         raise ConfigError(
-            f"projector: cannot be trained where {launch.sharding} spreads parameters over "
-            "processes. Use DDP, DeepSpeed ZeRO-1 or 2, or projector: frozen."
+            f"projector: cannot be trained where {launch.sharding} spreads the model over "
+            "processes. Use DDP, or projector: frozen."
         )
 
 
