@@ -237,7 +237,7 @@ def _arguments(
         settings["accelerator_config"] = {**configured, "use_configured_state": True}
     if launch.zero:
         zero.start_anew(state())
-        settings |= {"deepspeed": deepspeed_config(config.training), "use_cpu": False}
+        settings["deepspeed"] = deepspeed_config(config.training)
     fixed = {
         "output_dir": str(folder / "checkpoints"),
         "seed": seed,
