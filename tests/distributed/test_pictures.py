@@ -61,17 +61,30 @@ def learn(folder, command, *settings, batch_size) -> Store:
     return Store.open(folder / f"by{batch_size}" / "lcia-seed0" / "assistant")
 
 
-def test_two_processes_end_where_one_does(tmp_path):
+FROZEN = ("--set", "projector=frozen")
+
+
+@pytest.mark.parametrize(
+    ("both", "sharding"),
+    [
+        ((), ()),
+        (FROZEN, ("--set", "training.fsdp=true")),
+        (FROZEN, ("--set", "training.deepspeed={zero_optimization: {stage: 2}}")),
+    ],
+    ids=["DDP", "FSDP2", "ZeRO-2"],
+)
+def test_two_processes_end_where_one_does(both, sharding, tmp_path):
     write_stream(tmp_path)
-    one = learn(tmp_path, [sys.executable, "-m", "lcia"], batch_size=4)
+    one = learn(tmp_path, [sys.executable, "-m", "lcia"], *both, batch_size=4)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
     command = [sys.executable, *launcher, "-m", "lcia"]
-    two = learn(tmp_path, command, "--set", "training.ddp_backend=gloo", batch_size=2)
+    gloo = ("--set", "training.ddp_backend=gloo")
+    two = learn(tmp_path, command, *both, *sharding, *gloo, batch_size=2)
     for version in ("0001", "0002"):
-        for name in ("projector.safetensors", "adapter_model.safetensors"):
+        for name in ("projector.safetensors", "adapter_model.safetensors")[bool(both) :]:
             found, expected = (
                 load_file(store.root / "groups" / "g1" / version / name) for store in (two, one)
             )

@@ -43,7 +43,12 @@ def preflight(host: AdapterHost, task: Task, config: AssistantConfig) -> None:
     config = config.resolved()
     _check_count(task, config)
     _check_precision(host, config)
-    check_spread(config.build_method(), config, projector=host.projector is not None)
+    check_spread(
+        config.build_method(),
+        config,
+        projector=host.projector is not None,
+        pictures=host.base.processor is not None,
+    )
     shown = next((sample for sample in (*task.train, *task.test) if sample.images), None)
     if shown is not None and host.base.processor is None:
         host.chat.encode_prompt(shown.messages)  # raises: this model reads text only

@@ -251,18 +251,26 @@ def _arguments(
     return TrainingArguments(**{**settings, **fixed})
 
 
-def check_spread(method: Method, config: AssistantConfig, *, projector: bool) -> None:
+def check_spread(
+    method: Method, config: AssistantConfig, *, projector: bool, pictures: bool = False
+) -> None:
     """Check that a method can train what is spread over processes, if it is to be.
 
     Args:
         method: the configured one.
         config: says what spreads the model.
         projector: whether a projector is trained.
+        pictures: whether the model reads pictures.
 
     Raises:
         ConfigError: it cannot.
     """
     launch = launch_of(config.training)
+    if pictures and launch.zero == 3:
+        raise ConfigError(
+            "training.deepspeed: ZeRO-3 gathers the tower of pictures where a batch has one, and "
+            "waits for ever for a process whose batch has none. Use training.fsdp, or stage 1 or 2."
+        )
     if launch.spreads and not method.sharded:
         raise ConfigError(
             f"method {config.method['name']} reads whole parameters and gradients, which "
