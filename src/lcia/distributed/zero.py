@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO: joining processes for it, and what a checkpoint needs of it, without pickle.
+"""DeepSpeed's ZeRO: joining processes for it, and what its checkpoints need; nothing pickled.
 
 Each process writes its own partitions: the flat float32 values that its optimizer steps, and the
 optimizer's state of them. They go on to the bit on as many processes.
