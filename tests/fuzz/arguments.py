@@ -25,7 +25,7 @@ WORDS = (
     *("messages", "llava", "exact_match", "rougeL", "svd", "first_line", "infer", "readers"),
     *("127.0.0.1", "0.0.0.0", "http://[", "http://localhost:1", "file:///etc/passwd", "\udcff"),
 )
-SERVERS = ("serve", "gateway")
+SERVERS = ("serve", "gateway", "demo")
 """They would wait for clients: they are given no store."""
 
 
