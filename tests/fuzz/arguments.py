@@ -25,7 +25,7 @@ WORDS = (
     *("messages", "llava", "exact_match", "rougeL", "svd", "first_line", "infer", "readers"),
     *("127.0.0.1", "0.0.0.0", "http://[", "http://localhost:1", "file:///etc/passwd", "\udcff"),
 )
-SERVERS = ("serve", "gateway", "demo")
+SERVERS = ("serve", "gateway")
 """They would wait for clients: they are given no store."""
 
 
@@ -45,7 +45,7 @@ def line(random, place):
     """The arguments of a command; ``place`` names paths."""
     if random.random() < 0.05:
         words = [random.choice(place.words(random)) for _ in range(random.randrange(4))]
-        return [word for word in words if word not in SERVERS]
+        return [word for word in words if word not in (*SERVERS, "demo")]
     names, command = random.choice(VERBS)
     chosen = list(names)
     for parameter in command.params:
@@ -57,7 +57,7 @@ def line(random, place):
             chosen += [option] if parameter.is_flag else [option, _value(random, names, place)]
         else:
             chosen.append(_value(random, names, place))
-    if names == ("run",) and "--dry-run" not in chosen:
+    if names in (("run",), ("demo",)) and "--dry-run" not in chosen:
         chosen.append("--dry-run")
     if random.random() < 0.05:
         chosen.insert(random.randrange(len(chosen) + 1), random.choice(TEXTS).replace("\x00", ""))
