@@ -91,6 +91,9 @@ def explain(answer: "Answer | Prediction") -> str:
     """Return one line: which group answered, how similar, why."""
     reason = {
         "reached": "its instructions match",
+        "content": "its instructions match, and what the prompt is about",
+        "below_content": "below the threshold, so what the prompt is about decides",
+        "off_topic": "like nothing it was taught, so the base model answers",
         "below_nearest": "below the threshold, so the nearest group answers",
         "below_latest": "below the threshold, so the latest group answers",
         "below_base": "below the threshold, so the base model answers",

@@ -1,6 +1,6 @@
 """``lcia learn``: teach an assistant one task."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -160,8 +160,29 @@ def tell(outcome: "Outcome", store: Path, *, as_json: bool) -> None:
         for other, after in outcome.scores.items()
     ]
     print_table("Scores in percent", ["task", "before", "after"], rows)
+    if outcome.choice is not None:
+        show_choice(outcome.choice)
     console.print(
         f"\n{outcome.task} is learned: version {outcome.version}, group {outcome.group} "
         f"({outcome.reason}), {duration(outcome.seconds)}.\nTry: lcia chat {store}",
         markup=False,
     )
+
+
+def show_choice(choice: Mapping[str, Any]) -> None:
+    """Print what a retrained group might have become, by its validation loss, and what it did."""
+    from lcia.cli.console import console, print_table
+
+    tasks = list(choice["samples"])
+    rows = [
+        [
+            f"{row['name']} *" if row["name"] == choice["chosen"] else row["name"],
+            *(f"{row['losses'][task]:.3f}" for task in tasks),
+            f"{row['score']:.3f}",
+            ", ".join(row["harmed"]) or "none",
+        ]
+        for row in choice["table"]
+    ]
+    title = "Candidates, loss on validation samples in nats per token"
+    print_table(title, ["candidate", *tasks, "score", "harmed"], rows)
+    console.print(f"* chosen: {choice['why']}.", markup=False)

@@ -2,6 +2,7 @@
 
 from lcia.config.assistant import (
     ADAPTER_DEFAULTS,
+    BEFORE,
     TRAINING_DEFAULTS,
     AssistantConfig,
     GateConfig,
@@ -14,6 +15,7 @@ from lcia.config.stream import StreamConfig, load_stream_config
 
 __all__ = [
     "ADAPTER_DEFAULTS",
+    "BEFORE",
     "TRAINING_DEFAULTS",
     "AssistantConfig",
     "GateConfig",

@@ -78,21 +78,31 @@ class PrecisionMerge:
             TrainingError: ``theta_old`` lacks a parameter, or nothing was accumulated, or values
                 that are not finite.
         """
-        new, old = self._scaled(), self._load(theta_old, "theta_old")
-        for name, parameter in self._parameters.items():
-            theta = local(parameter)
-            weight = torch.ones_like(new[name])
-            if self._old is not None:
-                total = new[name] + self._old_weight * self._old[name]
-                weight = torch.where(total > 0, new[name] / total, weight)
+        old = self._load(theta_old, "theta_old")
+        for name, weight in self.weights(self._old_weight).items():
+            theta = local(self._parameters[name])
             theta.copy_(torch.lerp(old[name], theta.to(weight.dtype), weight))
         self._shards.publish()
 
     @torch.no_grad()
-    def precision(self) -> dict[str, Tensor]:
-        """Return the sum of the scaled F of all tasks so far, full tensors by name."""
+    def weights(self, old_weight: float) -> dict[str, Tensor]:
+        """Return w of each element by name, the rank's own part, for a lambda of one's own."""
+        new = self._scaled()
+        found = {name: torch.ones_like(values) for name, values in new.items()}
+        for name, old in (self._old or {}).items():
+            total = new[name] + old_weight * old
+            found[name] = torch.where(total > 0, new[name] / total, found[name])
+        return found
+
+    @torch.no_grad()
+    def precision(self, *, alone: bool = False) -> dict[str, Tensor]:
+        """Return the sum of the scaled F of all tasks so far, full tensors by name.
+
+        Args:
+            alone: leave the earlier tasks out.
+        """
         total = self._scaled()
-        for name, values in (self._old or {}).items():
+        for name, values in ({} if alone else self._old or {}).items():
             total[name] += values
         return {name: self._full(name, values) for name, values in total.items()}
 

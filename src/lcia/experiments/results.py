@@ -24,7 +24,7 @@ from lcia.evaluation.metrics import summarise
 from lcia.files import read_json, read_jsonl, write_json, write_jsonl
 from lcia.grouping import InstructionCodebook, Router
 from lcia.learner import ContinualLearner, Store, Version
-from lcia.learner.training import MEMORY
+from lcia.learner.samples import MEMORY, VALIDATION
 from lcia.reports.collect import step_records
 
 HELD_OUT = {model: f"held_out-{model}.jsonl" for model in ("base", "assistant")}
@@ -213,12 +213,12 @@ def _measures(store: Store, versions: Sequence[Version]) -> dict[str, float | No
 def _sizes(version: Version) -> dict[str, float]:
     folders = {group: folder for group, (_, folder) in version.adapters.items()}
     newest = folders[version.manifest["group"]]
-    memories = [folder / MEMORY for folder in folders.values() if (folder / MEMORY).is_file()]
+    files = [folder / name for folder in folders.values() for name in (MEMORY, VALIDATION)]
     stored = [file for folder in folders.values() for file in folder.glob("*.safetensors")]
     values = (
         count_numbers(newest / "adapter_model.safetensors"),
         sum(map(count_numbers, stored)),
-        sum(len(read_jsonl(memory)) for memory in memories),
+        sum(len(read_jsonl(file)) for file in files if file.is_file()),
     )
     return dict(zip(SIZES, values, strict=True))
 

@@ -20,6 +20,15 @@ from lcia.grouping.rows import GroupedRows
 from lcia.registry import SIMILARITIES, nearest
 
 SCHEMA = 1
+ALIKE = 0.02
+"""Groups within this of the highest similarity are siblings: instructions do not decide there."""
+
+TEMPER = 4.0
+"""What the evidence of content is divided by: it counts a word in two views, alone and in pairs."""
+
+PROMPTS_READ = 64
+"""Prompts of a task that are read to choose the sibling that it is most like."""
+
 LIMIT = 1 << 28
 """Bytes of a codebook that are read at most: embeddings of many instructions are many numbers."""
 
@@ -126,16 +135,25 @@ class InstructionCodebook:
         )
         return nearest_item
 
-    def decide(self, instructions: Iterable[str], *, system: Sequence[str] = ()) -> GroupDecision:
+    def decide(
+        self,
+        instructions: Iterable[str],
+        *,
+        system: Sequence[str] = (),
+        prompts: Sequence[Prompt] = (),
+    ) -> GroupDecision:
         """Decide which group a task with these instructions joins.
 
-        The most similar group if it reaches the threshold, else a new one; of equally similar
-        groups the one opened first. ``config.groups`` may say ``one`` group, or one ``per_task``.
+        The most similar group if it reaches the threshold, else a new one; of siblings, which are
+        alike in their instructions, the one whose prompts are most like the task's; of equally
+        similar groups the one opened first. ``config.groups`` may say ``one`` group, or one
+        ``per_task``.
 
         Args:
             instructions: the task's instructions; each counts once.
             system: those of their lines that stand in system turns: what tasks share there, and
                 what does not tell them apart, is left out.
+            prompts: the task's, to choose between siblings.
 
         Raises:
             DataError: there are no instructions.
@@ -146,6 +164,10 @@ class InstructionCodebook:
             return GroupDecision(
                 group=None, similarity=0.0, nearest=None, runner_up=None, reason="first_group"
             )
+        alike = [g for g in ranked if similarities[g] >= similarities[ranked[0]] - ALIKE]
+        if len(alike) > 1 and (nearest := self._most_like(alike, prompts)) is not None:
+            ranked.remove(nearest)
+            ranked.insert(0, nearest)
         reached = similarities[ranked[0]] >= self.config.reuse_threshold
         return GroupDecision(
             group=ranked[0] if reached else None,
@@ -163,6 +185,7 @@ class InstructionCodebook:
         *,
         task: str,
         prompts: Sequence[Prompt] = (),
+        content: bool = False,
     ) -> str:
         """Record what a task taught, and return its group.
 
@@ -171,7 +194,8 @@ class InstructionCodebook:
             extraction: the task's instructions and the recipe that finds them.
             task: its name. A task learned again adds to what it left in that group before.
             prompts: its training prompts; needed, and read, unless answering compares instructions
-                alone (``route_on: instruction``, and ``below`` not ``content``).
+                alone (``route_on: instruction``, ``below`` not ``content``, no ``content``).
+            content: count what the prompts are about, which tells siblings apart.
 
         Raises:
             ConfigError: there is no such group.
@@ -185,7 +209,7 @@ class InstructionCodebook:
             instructions=extraction.counts,
             prototypes=self._prototypes(extraction, prompts),
             system=extraction.system,
-            content=self._content(extraction, prompts),
+            content=self._content(extraction, prompts, wanted=content),
         )
         target = target or self._open()
         known_texts = set(self._compared(target))
@@ -325,14 +349,20 @@ class InstructionCodebook:
             prompts = [extraction.recipe.split(prompt)[1] for prompt in prompts]
         return tuple(self.backend.prototypes(list(map(whole, prompts))))
 
-    def _content(self, extraction: Extraction, prompts: Sequence[Prompt]) -> Content | None:
+    def _content(
+        self, extraction: Extraction, prompts: Sequence[Prompt], *, wanted: bool
+    ) -> Content | None:
         if self.config.below != "content":
-            return None
+            return self._counted(extraction, prompts) if wanted and prompts else None
         if not prompts:
             raise DataError(
                 "grouping.below is 'content', which reads what prompts are about, but the task "
                 "came without any. Pass its training prompts, or choose another policy."
             )
+        return self._counted(extraction, prompts)
+
+    @staticmethod
+    def _counted(extraction: Extraction, prompts: Sequence[Prompt]) -> Content:
         rests = [extraction.recipe.split(prompt)[1] for prompt in prompts]
         return Content.of(list(map(whole, prompts)), rests)
 
@@ -353,6 +383,47 @@ class InstructionCodebook:
             return None, 0.0
         row = int(np.argmax(np.where(active, reading.evidence, -np.inf)))
         return self.groups[self._content_groups[row]].id, float(reading.fit[row])
+
+    def siblings(self, group: str) -> list[str]:
+        """Return the other active groups whose instructions are as good as a group's own.
+
+        Raises:
+            ConfigError: there is no such group.
+        """
+        found = self._compare(self.group(group).instructions)
+        own = found.pop(group, 0.0)
+        return [other for other, similarity in found.items() if similarity >= own - ALIKE]
+
+    def tell_apart(self, groups: Sequence[str], text: str) -> tuple[str, float] | None:
+        """Return the group whose prompts are most like a text, and how sure that is, in [0, 1].
+
+        Args:
+            groups: active groups whose instructions do not tell them apart.
+            text: the prompt.
+
+        Returns:
+            None if one of the groups has no content: nothing is known of it then.
+        """
+        evidence = self._evidence(groups, text)
+        if evidence is None:
+            return None
+        share = np.exp((evidence - evidence.max()) / TEMPER)
+        best = int(np.argmax(evidence))
+        return groups[best], float(share[best] / share.sum())
+
+    def _evidence(self, groups: Sequence[str], text: str) -> NDArray[np.float64] | None:
+        """Return the evidence for each group: that of its likeliest task. Shape (groups,)."""
+        evidence = self._contents.read(text).evidence
+        found = np.full(len(self._groups), -np.inf)
+        np.maximum.at(found, self._content_groups, evidence)
+        wanted = found[[list(self._groups).index(group) for group in groups]]
+        return wanted if np.isfinite(wanted).all() else None
+
+    def _most_like(self, groups: Sequence[str], prompts: Sequence[Prompt]) -> str | None:
+        """Return the group that most of a task's prompts are like; None if that is not known."""
+        read = [self._evidence(groups, whole(prompt)) for prompt in prompts[:PROMPTS_READ]]
+        known = [evidence for evidence in read if evidence is not None]
+        return groups[int(np.argmax(sum(known[1:], known[0])))] if known else None
 
     def _compared(self, group: Group) -> list[str]:
         """Return the instructions of a group as they are compared."""

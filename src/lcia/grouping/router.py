@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lcia.errors import ConfigError
-from lcia.grouping.codebook import InstructionCodebook
+from lcia.grouping.codebook import ALIKE, InstructionCodebook
 from lcia.grouping.config import POLICIES
 from lcia.grouping.conversation import Prompt, Said, whole
 from lcia.registry import nearest
@@ -22,6 +22,12 @@ LEAST_FIT = 0.1
 """Nats a term by which a group has to explain a prompt better than chance does, for ``content``.
 
 One in twenty prompts of tasks that were taught stays below it when its instruction is missing.
+"""
+
+SURE = 0.6
+"""Probability from which content decides between siblings: one word that only one of them knows.
+
+Below it, the one opened first answers.
 """
 
 TURNS = 8
@@ -39,7 +45,8 @@ class RouteDecision:
         nearest: the most similar group, whether it was chosen or not.
         runner_up: the second most similar group.
         runner_up_similarity: its similarity.
-        reason: ``reached`` (the threshold), ``below_nearest``, ``below_content``,
+        reason: ``reached`` (the threshold), ``content`` (several groups reach it alike, and what
+            the prompt is about decides between them), ``below_nearest``, ``below_content``,
             ``below_latest``, ``below_base`` (the policy that chose), ``off_topic`` (the base model,
             because ``content`` fits no group), ``task_given`` (nothing was compared) or
             ``no_groups``.
@@ -154,7 +161,7 @@ class Router:
             similarity = all_of_it.decision.similarity
             if all(similarity > one.decision.similarity for one in parts):
                 return all_of_it
-        reached = (one for one in parts if one.decision.reason == "reached")
+        reached = (one for one in parts if one.decision.reason in ("reached", "content"))
         last = parts[0]
         if self.below == "content":  # which asks what all of it is about
             said = Said(system=prompt.system, turns=turns)
@@ -220,11 +227,16 @@ class Router:
         self, scores: NDArray[np.float64], instruction: str, *, found: bool, text: str
     ) -> RouteDecision:
         best, similarity = self._highest(scores)
+        sibling = self._sibling(scores, text) if similarity >= self._threshold else None
+        if sibling is not None:
+            best, similarity = sibling, float(scores[self._ids.index(sibling)])
         others = scores.copy()
         if best is not None:
             others[self._ids.index(best)] = -1
         second, runner_up_similarity = self._highest(others)
         group, reason = self._choose(best, similarity, text)
+        if sibling is not None and reason == "reached":
+            reason = "content"
         return RouteDecision(
             group=group,
             similarity=similarity,
@@ -236,6 +248,18 @@ class Router:
             instruction_found=found,
         )
 
+    @property
+    def _threshold(self) -> float:
+        return self.codebook.config.answer_threshold
+
+    def _sibling(self, scores: NDArray[np.float64], text: str) -> str | None:
+        """Return which of several groups with alike instructions answers; None: cannot tell."""
+        alike = [self._ids[i] for i in np.flatnonzero(scores >= max(0.0, scores.max() - ALIKE))]
+        if len(alike) < 2:
+            return None
+        found = self.codebook.tell_apart(alike, text)
+        return found[0] if found is not None and found[1] >= SURE else None
+
     def _highest(self, scores: NDArray[np.float64]) -> tuple[str | None, float]:
         """Return the most similar group, of equals the one opened first, and its similarity."""
         if scores.max(initial=-1) < 0:
@@ -244,10 +268,9 @@ class Router:
         return self._ids[position], float(scores[position])
 
     def _choose(self, best: str | None, similarity: float, text: str) -> tuple[str | None, str]:
-        config = self.codebook.config
         if best is None:
             return None, "no_groups"
-        if similarity >= config.answer_threshold:
+        if similarity >= self._threshold:
             return best, "reached"
         if self.below == "content":
             group, fit = self.codebook.read_content(text)

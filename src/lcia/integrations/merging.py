@@ -42,9 +42,13 @@ class PrecisionMergeCallback(TrainerCallback):
         self._theta_old = theta_old
         self._settings: dict[str, Any] = {"old_weight": old_weight, "precision_old": precision_old}
 
-    def precision(self) -> dict[str, Tensor]:
-        """Return what to carry to the next task; collective where parameters are sharded."""
-        return self.merge.precision()
+    def precision(self, *, alone: bool = False) -> dict[str, Tensor]:
+        """Return what to carry to the next task; collective where parameters are sharded.
+
+        Args:
+            alone: only this task's, for a group of its own.
+        """
+        return self.merge.precision(alone=alone)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the sums, or take them from the checkpoint training resumes from."""

@@ -4,7 +4,7 @@ import hashlib
 import json
 from typing import Any
 
-from lcia.config import AssistantConfig
+from lcia.config import BEFORE, AssistantConfig
 from lcia.data.task import Task
 from lcia.learner.manifest import SCHEMA
 
@@ -52,7 +52,7 @@ def _settings_2(config: AssistantConfig, model: str) -> dict[str, Any]:
     told = {
         "schema": 2,
         "model": model,
-        "method": config.method,
+        "method": _method(config),
         "rule": config.rule,
         "grouping": {name: getattr(grouping, name) for name in GROUPING},
         "adapter": config.adapter,
@@ -79,12 +79,18 @@ def _settings_2(config: AssistantConfig, model: str) -> dict[str, Any]:
     return told
 
 
+def _method(config: AssistantConfig) -> dict[str, Any]:
+    """Return the method's settings; those that came later count only when they differ."""
+    before = BEFORE.get(str(config.method["name"]), {})
+    return {k: v for k, v in config.method.items() if k not in before or v != before[k]}
+
+
 def _settings_1(config: AssistantConfig) -> dict[str, Any]:
     """Return what ``AssistantConfig.model_dump`` gave at schema 1."""
     grouping = config.grouping
     return {
         "model": config.model,
-        "method": config.method,
+        "method": _method(config),
         "rule": config.rule,
         "grouping": grouping and {name: getattr(grouping, name) for name in GROUPING},
         "adapter": config.adapter,

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ from lcia.data.task import Task, check_name
 from lcia.errors import ConfigError, StoreError
 from lcia.evaluation.generate import Adapters
 from lcia.files import publish, sha256_of
-from lcia.grouping import GroupDecision, InstructionCodebook, InstructionRecipe, told
+from lcia.grouping import InstructionCodebook, InstructionRecipe, told
 from lcia.learner.instructions import instructions_of
 from lcia.learner.journal import Journal
 from lcia.learner.learning import ContinualLearner
 from lcia.learner.lifecycle import revise
 from lcia.learner.manifest import check_adapter
 from lcia.learner.outcome import Outcome
+from lcia.learner.placing import Placed
 from lcia.learner.version import Version
 from lcia.models.host import AdapterHost
 from lcia.models.lora import read_config
@@ -97,24 +99,15 @@ class _Importer(ContinualLearner):
 
     folder: Path
 
-    def _group(
-        self, task: Task, current: Version, *, journal: Journal
-    ) -> tuple[InstructionCodebook, GroupDecision, str]:
-        codebook = current.codebook()
-        codebook.open_above(self.store.groups_opened())
+    def _place(self, task: Task, current: Version, *, share: float, journal: Journal) -> Placed:
+        now, joined = current.codebook(), current.codebook()
+        joined.open_above(self.store.groups_opened())
         extraction = instructions_of(task)
-        known = codebook.decide(extraction.instructions, system=extraction.system)
+        known = now.decide(extraction.instructions, system=extraction.system)
         prompts = [told(sample.messages) for sample in task.train]
-        group = codebook.add(None, extraction, task=task.name, prompts=prompts)
-        codebook.rename(group, task.name)
-        decision = GroupDecision(
-            group=None,
-            similarity=known.similarity,
-            nearest=known.nearest,
-            runner_up=known.runner_up,
-            similarities=known.similarities,
-            reason="imported",
-        )
+        group = joined.add(None, extraction, task=task.name, prompts=prompts)
+        joined.rename(group, task.name)
+        decision = replace(known, group=None, reason="imported")
         journal.write(
             "grouped",
             task=task.name,
@@ -123,14 +116,19 @@ class _Importer(ContinualLearner):
             similarity=decision.similarity,
             similarities=dict(decision.similarities),
         )
-        return codebook, decision, group
+        return Placed(
+            lesson=task,
+            held=(),
+            decision=decision,
+            now=now,
+            joined=joined,
+            group=group,
+            start=self.folder,
+        )
 
-    def _start(self, decision: GroupDecision, current: Version) -> Path | None:
-        return self.folder
-
-    def _train(self, task: Task, current: Version, **options: Any) -> Path:
+    def _train(self, placed: Placed, current: Version, **options: Any) -> Path:
         # Opened but not trained: the method remembers what it would remember of the task.
-        return super()._train(task, current, **{**options, "train": False})
+        return super()._train(placed, current, **{**options, "train": False})
 
     def _fingerprint(self, task: Task, schema: int) -> str:
         plain = super()._fingerprint(task, schema)

@@ -20,21 +20,17 @@ from lcia.evaluation.generate import (
 from lcia.evaluation.kept import Keep, digest
 from lcia.evaluation.metrics import summarise
 from lcia.files import discard, write_jsonl
-from lcia.grouping import (
-    GroupDecision,
-    InstructionCodebook,
-    Router,
-    told,
-)
-from lcia.grouping.conversation import whole
+from lcia.grouping import InstructionCodebook, Router
+from lcia.learner.choosing import Chooser, of_one_shape, read_choice
 from lcia.learner.environment import environment
 from lcia.learner.fingerprint import fingerprint
 from lcia.learner.finite import check_finite
 from lcia.learner.gate import check_gate
-from lcia.learner.instructions import instructions_of, tell_odd_fields
+from lcia.learner.instructions import instructions_of
 from lcia.learner.journal import Journal, Listener
 from lcia.learner.memory import keep_freed_memory, memory_watched, release_memory
 from lcia.learner.outcome import Outcome
+from lcia.learner.placing import Placed, place
 from lcia.learner.preflight import preflight
 from lcia.learner.projectors import share_projector, shared_projector
 from lcia.learner.scoring import score_tasks
@@ -200,7 +196,8 @@ class ContinualLearner:
             run = begin(self.store, task.name, prints)
             journal = self._journal(run)
 
-            codebook, decision, group = self._group(task, current, journal=journal)
+            share = 0.0 if gather else method.held_back
+            placed = self._place(task, current, share=share, journal=journal)
             answer = partial(self._answer, run=run, journal=journal)
             matrix = current.matrix()
             if not method.joint:  # learned at once, tasks have no scores before
@@ -212,11 +209,9 @@ class ContinualLearner:
                 matrix = matrix.with_scores(matrix.learned, scores_percent(before))
             try:
                 adapter = self._train(
-                    task,
+                    placed,
                     current,
                     method=method,
-                    group=group,
-                    start=self._start(decision, current),
                     run=run,
                     journal=journal,
                     train=method.trains and not gather,
@@ -225,6 +220,7 @@ class ContinualLearner:
             except DivergenceError:
                 self._give_up(run)
                 raise
+            codebook, group, said = placed.settled(read_choice(run))
             trained = self._new_adapters(group, adapter, current, run=run)
             keys = {name: (f"{name}@{run.number:04d}", path) for name, path in trained.items()}
             adapters = {**current.adapters, **keys}
@@ -251,8 +247,7 @@ class ContinualLearner:
                         shutil.copy(run.folder / f"{name}.jsonl", draft)
                 write_jsonl(draft / "journal.jsonl", journal.events())
                 contents = {
-                    "reason": decision.reason,
-                    "similarity": decision.similarity,
+                    **said,
                     "seconds": journal.seconds(),
                     "metrics": summarise(matrix),
                     "environment": environment(),
@@ -279,57 +274,16 @@ class ContinualLearner:
             )
         return Outcome.of(made)
 
-    def _group(
-        self, task: Task, current: Version, *, journal: Journal
-    ) -> tuple[InstructionCodebook, GroupDecision, str]:
+    def _place(self, task: Task, current: Version, *, share: float, journal: Journal) -> Placed:
         """Decide which group learns the task, and add its instructions to the codebook."""
-        codebook = current.codebook()
-        codebook.open_above(self.store.groups_opened())
-        extraction = instructions_of(task)
-        tell_odd_fields(task, extraction)
-        prompts = [told(sample.messages) for sample in task.train]
-        if self.config.build_method().config.get("memory") == 0:  # which promises to keep none
-            extraction = extraction.without_prompts(list(map(whole, prompts)), task=task.name)
-        decision = codebook.decide(extraction.instructions, system=extraction.system)
-        group = codebook.add(decision.group, extraction, task=task.name, prompts=prompts)
-        journal.write(
-            "grouped",
-            task=task.name,
-            group=group,
-            reason=decision.reason,
-            similarity=decision.similarity,
-            similarities=dict(decision.similarities),
-        )
-        return codebook, decision, group
-
-    def _start(self, decision: GroupDecision, current: Version) -> Path | None:
-        """Return the adapter that training starts from; None for a fresh one.
-
-        The latest is that of the last task. Folders do not tell: with a shared projector every
-        group gets one with each task.
-        """
-        adapters = {group: folder for group, (_, folder) in current.adapters.items()}
-        start = self.config.resolve_grouping().start
-        if decision.group is not None:
-            return adapters[decision.group]
-        if start == "fresh" or not adapters:
-            return None
-        if start == "nearest" and decision.nearest is not None:
-            return adapters[decision.nearest]
-        trained = [version.manifest["group"] for version in self.store.history()]
-        latest = next((group for group in reversed(trained) if group in adapters), None)
-        if latest is not None:
-            return adapters[latest]
-        return max(adapters.values(), key=lambda folder: folder.name)  # all made by hand
+        return place(task, self.store, current, share=share, journal=journal)
 
     def _train(
         self,
-        task: Task,
+        placed: Placed,
         current: Version,
         *,
         method: Method,
-        group: str,
-        start: Path | None,
         run: Run,
         journal: Journal,
         train: bool,
@@ -338,21 +292,25 @@ class ContinualLearner:
         name = TRAINED if train else UNTRAINED
         adapter = run.folder / name
         if everyone(lambda: not run.holds(name)):
-            _, own = current.adapters.get(group, (None, None))
+            _, own = current.adapters.get(placed.group, (None, None))
+            measured = own is not None and bool(placed.held) and of_one_shape(current.adapters)
+            chooser = Chooser(self.host, method, placed, current.adapters, run, journal)
             shared = self.config.projector.mode == "shared"
             train_adapter(
                 self.host,
-                task,
+                placed.lesson,
                 method=method,
                 config=self.config,
-                group=group,
-                start=start,
+                group=placed.group,
+                start=placed.start,
                 own=own,
                 projector=shared_projector(current.adapters) if shared else None,
                 task_index=len(current.manifest["tasks"]),
                 folder=run.folder,
                 journal=journal,
                 train=train,
+                choose=chooser if measured else None,
+                held=placed.held,
             )
             on_main(lambda: run.record(name))
             self.host.clear()

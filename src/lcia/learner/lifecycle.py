@@ -11,9 +11,8 @@ from lcia.errors import ConfigError
 from lcia.evaluation.generate import Adapters, scores_percent
 from lcia.grouping import InstructionCodebook
 from lcia.learner.learning import ContinualLearner
-from lcia.learner.samples import write_samples
+from lcia.learner.samples import MEMORY, VALIDATION, keep_with, kept_with
 from lcia.learner.scoring import score_tasks
-from lcia.learner.training import MEMORY, memory_of, memory_tasks
 from lcia.learner.transaction import clear, refuse_unfinished
 from lcia.learner.version import Version
 from lcia.registry import nearest
@@ -64,9 +63,8 @@ def merge_groups(
             combination=combination,
         )
         folders = [adapters[name][1] for name in weights]
-        if memory := [sample for folder in folders for sample in memory_of(folder)]:
-            tasks = [task for folder in folders for task in memory_tasks(folder)]
-            write_samples(path / MEMORY, memory, tasks=tasks)
+        for name in (MEMORY, VALIDATION):
+            keep_with(path, name, [pair for one in folders for pair in kept_with(one, name)])
         return {group: path}
 
     note = f"merge {other} into {group} ({combination}, weight {weight})"
@@ -89,28 +87,28 @@ def split_group(learner: ContinualLearner, group: str, tasks: Sequence[str]) -> 
         entries[new] = entries[group]
         halves.update({group: False, new: True})
 
-    def share_memory(adapters: Adapters, folder: Path) -> dict[str, Path]:
+    def share(adapters: Adapters, folder: Path) -> dict[str, Path]:
         source = adapters[group][1]
-        memory = list(zip(memory_of(source), memory_tasks(source), strict=True))
-        if not memory:
+        kept = {name: kept_with(source, name) for name in (MEMORY, VALIDATION)}
+        if not any(kept.values()):
             return {}
-        if unknown := sum(task is None for _, task in memory):
+        if unknown := sum(task is None for pairs in kept.values() for _, task in pairs):
             logger.warning(
                 "group %s: an earlier lcia did not write of which task %d remembered samples are; "
                 "both groups keep them.",
                 group,
                 unknown,
             )
+        without = shutil.ignore_patterns(MEMORY, VALIDATION, "images")
         for half, is_new in halves.items():
-            own = [(s, t) for s, t in memory if t is None or (t in tasks) == is_new]
-            shutil.copytree(source, folder / half, ignore=shutil.ignore_patterns(MEMORY, "images"))
-            if own:
-                samples, names = zip(*own, strict=True)
-                write_samples(folder / half / MEMORY, samples, tasks=names)
+            shutil.copytree(source, folder / half, ignore=without)
+            for name, pairs in kept.items():
+                own = [(s, t) for s, t in pairs if t is None or (t in tasks) == is_new]
+                keep_with(folder / half, name, own)
         return {half: folder / half for half in halves}
 
     note = f"split {', '.join(tasks)} from {group}"
-    return revise(learner, change, note=note, make=share_memory)
+    return revise(learner, change, note=note, make=share)
 
 
 def rename_group(learner: ContinualLearner, group: str, name: str) -> Version:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from lcia.learner.version import Version
 
@@ -21,6 +22,8 @@ class Outcome:
         before: task to score before learning, in percent, the same tasks as in ``scores``.
         scores: task to score after learning, in percent, all tasks learned so far.
         seconds: time it took.
+        choice: what a retrained group might have become, and why it became this; None where
+            nothing was measured. See ``lcia.learner.choice.Choice``.
     """
 
     task: str
@@ -33,6 +36,7 @@ class Outcome:
     before: Mapping[str, float | None]
     scores: Mapping[str, float | None]
     seconds: float
+    choice: Mapping[str, Any] | None = None
 
     @classmethod
     def of(cls, version: Version) -> "Outcome":
@@ -50,4 +54,5 @@ class Outcome:
             before=before,
             scores=matrix.row(matrix.learned),
             seconds=manifest["seconds"],
+            choice=manifest.get("choice"),
         )

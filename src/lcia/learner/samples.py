@@ -1,4 +1,4 @@
-"""Samples as JSON Lines: held-out ones with their task, remembered ones with their group."""
+"""Samples as JSON Lines: held-out ones with their task, kept ones with their group."""
 
 import re
 import shutil
@@ -10,6 +10,12 @@ from lcia.data.images import below
 from lcia.data.sample import Image, Message, Sample
 from lcia.errors import StoreError
 from lcia.files import read_jsonl, write_jsonl
+
+MEMORY, VALIDATION = "memory.jsonl", "validation.jsonl"
+"""Beside an adapter: samples its method trains on again, and those it chooses by."""
+
+Kept = list[tuple[Sample, str | None]]
+"""Samples, each with its task; None where an earlier lcia did not write it."""
 
 _COPY = re.compile(r"images/[^/\\]*[^/\\.][^/\\]*")
 
@@ -50,6 +56,19 @@ def read_samples(path: Path) -> tuple[Sample, ...]:
 def read_tasks(path: Path) -> list[str | None]:
     """Return the task of each sample in a file; None where an earlier lcia did not write it."""
     return [record.get("task") for record in read_jsonl(path)]
+
+
+def kept_with(folder: Path, name: str) -> Kept:
+    """Return the samples that stay with an adapter in the file ``name``; none if there are none."""
+    path = folder / name
+    return list(zip(read_samples(path), read_tasks(path), strict=True)) if path.is_file() else []
+
+
+def keep_with(folder: Path, name: str, kept: Kept) -> None:
+    """Write what ``kept_with`` reads; no file if there is nothing to keep."""
+    if kept:
+        samples, tasks = zip(*kept, strict=True)
+        write_samples(folder / name, samples, tasks=tasks)
 
 
 def _to_json(sample: Sample) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from lcia.config import AssistantConfig, parse_config
+from lcia.config import BEFORE, AssistantConfig, parse_config
 from lcia.errors import StoreError
 from lcia.evaluation.generate import Prediction
 from lcia.evaluation.matrix import AccuracyMatrix
@@ -117,7 +117,8 @@ class Store:
         config: AssistantConfig = parse_config(
             AssistantConfig, self._record["settings"], where=where
         )
-        return config
+        before = BEFORE.get(str(config.method["name"]), {})
+        return config.model_copy(update={"method": {**before, **config.method}})
 
     def differing(self, config: AssistantConfig) -> dict[str, tuple[Any, Any]]:
         """Return the settings, by path, in which the assistant's and others differ: both values."""

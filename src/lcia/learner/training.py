@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from lcia.errors import ConfigError
 from lcia.files import discard, publish
 from lcia.learner.finite import FiniteSteps
 from lcia.learner.journal import Journal
-from lcia.learner.samples import read_samples, read_tasks, write_samples
+from lcia.learner.samples import MEMORY, VALIDATION, Kept, keep_with, kept_with
 from lcia.learner.trainer import MethodTrainer, ProjectorState
 from lcia.methods.base import Method, TaskContext
 from lcia.models.gates import save_gates
@@ -41,9 +42,6 @@ TRAINED, UNTRAINED = "adapter", "untrained"
 EVERY_STEP = {"logging_strategy": "steps", "logging_steps": 1, "logging_nan_inf_filter": False}
 """What Trainer logs, whatever the settings say: the journal has every step as it was."""
 
-MEMORY = "memory.jsonl"
-"""Samples a method remembers for the group's next task, there too."""
-
 
 def train_adapter(
     host: AdapterHost,
@@ -59,6 +57,8 @@ def train_adapter(
     folder: Path,
     journal: Journal,
     train: bool = True,
+    choose: Callable[[Any, TaskContext], TaskContext] | None = None,
+    held: Sequence[Sample] = (),
 ) -> Path:
     """Train a group's adapter on a task, resuming from the last checkpoint if there is one.
 
@@ -76,6 +76,9 @@ def train_adapter(
         folder: the run's folder; gets ``checkpoints/`` and the adapter.
         journal: told every step.
         train: False only opens the adapter and lets the method remember.
+        choose: called after training: makes the parameters the best candidate's, and returns the
+            context that leaves, of a sibling group where that was chosen.
+        held: held-back samples of the task.
 
     Returns:
         The folder of the adapter, in peft's format.
@@ -87,21 +90,16 @@ def train_adapter(
     seed = config.seed + 1000 * task_index
     set_seed(seed)
     model = method.open(host, start, {**ADAPTER_DEFAULTS, **config.adapter})
-    if projector is not None:
-        assert host.projector is not None, "a store with projectors, a model without"
+    if projector is not None and host.projector is not None:
         host.projector.load(projector)
     context = context_of(host, model, task, task_index=task_index, group=group, own=own, seed=seed)
+    context = replace(context, measured=choose is not None)
     target = folder / (TRAINED if train else UNTRAINED)
     on_main(lambda: discard(_draft(target)))  # what a killed process left half written
-    # The objects themselves: a task may have the same sample as another.
-    earlier = dict(zip(map(id, context.memory), memory_tasks(own) if own else (), strict=True))
-
-    def remembered() -> list[tuple[Sample, str | None]]:
-        return [(s, earlier.get(id(s), task.name)) for s in method.remember(context)]
-
     if not train:
         on_main(lambda: model.save_pretrained(_draft(target)))
-        return _publish(target, host, model, state={}, memory=remembered())
+        samples = _kept(method, context, own=own, held=held)
+        return _publish(target, host, model, state={}, samples=samples)
     checkpoint = last_checkpoint(folder / "checkpoints")
     journal.rewind(checkpoint_step(checkpoint) if checkpoint else 0)
     examples = _examples(host, method.samples(context), task=task.name)
@@ -119,20 +117,27 @@ def train_adapter(
     trainer.add_callback(TrainingState(checkpoint, scaler, launch=trainer.launch, keep=keep))
     model.train()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    context = context if choose is None else choose(model, context)
     state = method.finish(context)
     trainer.save_model(str(_draft(target)))  # gathers what is sharded
     trainer.close()
-    return _publish(target, host, model, state=state, memory=remembered())
+    samples = _kept(method, context, own=own, held=held)
+    return _publish(target, host, model, state=state, samples=samples)
 
 
-def memory_tasks(folder: Path) -> list[str | None]:
-    """Return the task of each sample in ``memory_of``; None where it is not known."""
-    return read_tasks(folder / MEMORY) if (folder / MEMORY).is_file() else []
-
-
-def memory_of(folder: Path) -> tuple[Sample, ...]:
-    """Return the samples that a method remembers with an adapter; none if it does not."""
-    return read_samples(folder / MEMORY) if (folder / MEMORY).is_file() else ()
+def _kept(
+    method: Method, context: TaskContext, *, own: Path | None, held: Sequence[Sample]
+) -> dict[str, Kept]:
+    """Return the samples that stay with the group, by the file they are stored in."""
+    name, own = context.task.name, own if context.reused else None
+    # The objects themselves: a task may have the same sample as another.
+    tasks = [task for _, task in kept_with(own, MEMORY)] if own else []
+    earlier = dict(zip(map(id, context.memory), tasks, strict=True))
+    memory = [(sample, earlier.get(id(sample), name)) for sample in method.remember(context)]
+    if not method.keeps_held_back:
+        return {MEMORY: memory}
+    before = kept_with(own, VALIDATION) if own else []
+    return {MEMORY: memory, VALIDATION: [*before, *((sample, name) for sample in held)]}
 
 
 def context_of(
@@ -157,7 +162,7 @@ def context_of(
             host.base.model.device,
         ),
         carried=load_file(own / CARRIED) if own and (own / CARRIED).is_file() else {},
-        memory=memory_of(own) if own else (),
+        memory=[sample for sample, _ in kept_with(own, MEMORY)] if own else (),
         seed=seed,
     )
 
@@ -294,7 +299,7 @@ def _publish(
     model: Any,
     *,
     state: Mapping[str, Any],
-    memory: Sequence[tuple[Sample, str | None]],
+    samples: Mapping[str, Kept],
 ) -> Path:
     """Complete the draft of an adapter's folder with what the method leaves, and publish it."""
     draft = _draft(target)
@@ -308,9 +313,8 @@ def _publish(
         if state:
             tensors = {name: t.detach().cpu().contiguous() for name, t in state.items()}
             save_file(tensors, draft / CARRIED)
-        if memory:
-            samples, tasks = zip(*memory, strict=True)
-            write_samples(draft / MEMORY, samples, tasks=tasks)
+        for name, kept in samples.items():
+            keep_with(draft, name, kept)
         publish(draft, target)
 
     on_main(complete)

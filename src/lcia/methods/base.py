@@ -25,6 +25,7 @@ class TaskContext:
         encode: samples to one batch as the model takes it, on the model's device.
         carried: tensors the method left for this group after its last task, by name.
         memory: samples the method remembered for this group after its last task.
+        measured: whether what a retrained group becomes is chosen on validation samples.
         seed: seed of this task.
     """
 
@@ -36,7 +37,23 @@ class TaskContext:
     encode: Callable[[Sequence[Sample]], Mapping[str, Any]]
     carried: Mapping[str, Any] = field(default_factory=dict)
     memory: Sequence[Sample] = ()
+    measured: bool = False
     seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """What a retrained group may become.
+
+    Attributes:
+        states: name to a function that returns the parameters' values by name; ``trained`` are
+            those that training ended with.
+        distances: name to 1/2 sum F (theta - theta_old)^2 with the F of the earlier tasks, and
+            1/2 sum F_new (theta - theta_trained)^2; empty where no precision is known.
+    """
+
+    states: Mapping[str, Callable[[], Mapping[str, Any]]]
+    distances: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 class Method:
@@ -112,6 +129,23 @@ class Method:
         """Return what is trained on; Trainer shuffles it every epoch."""
         return context.task.train
 
+    @property
+    def held_back(self) -> float:
+        """Share of a task's training samples that is not trained on, to choose by."""
+        return 0.0
+
+    @property
+    def keeps_held_back(self) -> bool:
+        """Whether the held-back samples stay with the group, for later choices."""
+        return False
+
+    def candidates(self, context: TaskContext) -> Candidates | None:
+        """Return what a retrained group may become; None: what training ended with.
+
+        Called after the last step, before ``finish``, where ``context.measured``.
+        """
+        return None
+
     def attach(self, trainer: Any, context: TaskContext) -> None:
         """Put what acts during this task's training on the transformers ``Trainer``.
 
@@ -137,6 +171,7 @@ class Method:
 
         Called once, after the last step and before the adapter is saved. What is returned is
         stored with the group and comes back as ``context.carried`` when it is trained again.
+        Where a sibling group was chosen, the context is that of a group that did not exist before.
         """
         return {}
 

@@ -1,25 +1,45 @@
 """Large Continual Instruction Assistant: dynamic EMA over grouped adapters, merged by precision."""
 
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
 
 from lcia.data.sample import Sample
 from lcia.errors import ConfigError
 from lcia.integrations.transformers import DynamicEMACallback
-from lcia.methods.base import TaskContext
-from lcia.methods.merge import Merge
+from lcia.methods.base import Candidates, TaskContext
+from lcia.methods.merge import Merge, start_of
 from lcia.methods.replay import quota, with_memory
+
+logger = logging.getLogger(__name__)
+
+STRAIGHT = (0.5, 0.75)
+"""Points of the straight path from the old parameters (0) to the trained ones (1)."""
+
+WEIGHED = (0.3, 1.0)
+"""Values of lambda on the precision-weighted path."""
+
+State = Mapping[str, Tensor]
 
 
 class Lcia(Merge):
     """Tasks grouped by instruction, reused adapters averaged by dynamic EMA, merged, replayed.
 
     A group that a task opens has nothing to protect and is trained plainly. A group that is
-    retrained starts with the average at its stored parameters, and ends as the average. With an
-    ``old_weight`` above 0 that average is then merged into the stored parameters by precision, as
-    ``merge`` does with the trained ones. ``memory`` is the share of every task's samples that stay
-    with its group, and are shuffled among the new ones when it is retrained. docs/study.md has the
+    retrained starts with the average at its stored parameters. With ``validation`` above 0, what
+    it ends as is measured: ``candidates`` are points between the old parameters and the trained
+    ones, or a sibling group, and the learner chooses on samples held back from every task
+    (``lcia.learner.choice``). With ``validation`` 0 it ends as the average, with an ``old_weight``
+    above 0 merged into the stored parameters by precision, as ``merge`` does with the trained ones.
+
+    ``memory`` is the share of every task's samples that stay with its group, and are shuffled
+    among the new ones when it is retrained. With ``memory`` 0 held-back samples are not kept
+    either: then the quadratic estimate stands for the earlier tasks. docs/study.md has the
     measurements behind the defaults.
 
     Source: arXiv:2410.10868, taken further. ``lcia_paper`` and ``lcia_release`` are what was
@@ -27,15 +47,33 @@ class Lcia(Merge):
     """
 
     averages: ClassVar[bool] = True
-    settings: ClassVar[dict[str, Any]] = {"old_weight": 0.3, "memory": 0.125}
+    settings: ClassVar[dict[str, Any]] = {
+        "old_weight": 0.3,
+        "memory": 0.125,
+        "validation": 0.0,
+        "price": 0.02,
+        "worst": 0.0,
+    }
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        if self.config["memory"] > 1:
-            raise ConfigError(
-                f"method.memory is {self.config['memory']!r}; expected a share of each task's "
-                "samples, from 0 to 1."
-            )
+        for key, what in {"memory": "", "validation": "", "worst": "of the worst task "}.items():
+            if self.config[key] > 1:
+                what = what or "of each task's samples"
+                raise ConfigError(
+                    f"method.{key} is {self.config[key]!r}; expected a share {what.strip()}, "
+                    "from 0 to 1."
+                )
+
+    @property
+    def held_back(self) -> float:
+        """Share of a task's training samples that is not trained on, to choose by."""
+        return float(self.config["validation"])
+
+    @property
+    def keeps_held_back(self) -> bool:
+        """Whether the held-back samples stay with the group: where samples may be kept at all."""
+        return bool(self.config["memory"] > 0)
 
     def samples(self, context: TaskContext) -> Sequence[Sample]:
         """Train on the task and the group's memory."""
@@ -47,12 +85,70 @@ class Lcia(Merge):
         return [*context.memory, *quota(context, count)]
 
     def attach(self, trainer: Any, context: TaskContext) -> None:
-        """Average dynamically where there is something to protect; merge the average."""
+        """Average dynamically where there is something to protect; merge or measure at the end."""
+        self._measures = context.measured and not trainer.launch.spreads
+        if context.measured and not self._measures:
+            logger.warning(
+                "group %s: parameters are spread over processes, so what it becomes is not "
+                "measured: the average is merged. Train on one process or with DDP to measure.",
+                context.group,
+            )
         if context.reused:
-            DynamicEMACallback(rule=self.rule).attach(trainer)
-        if self.config["old_weight"] > 0:
+            self._average = DynamicEMACallback(rule=self.rule, copy_at_end=not self._measures)
+            self._average.attach(trainer)
+        if self._measures:
+            self._start = start_of(context)
+        if self.config["old_weight"] > 0 and self._measures:
+            self._add(trainer, context, theta_old=None)
+        elif self.config["old_weight"] > 0:
             super().attach(trainer, context)
+
+    @torch.no_grad()
+    def candidates(self, context: TaskContext) -> Candidates | None:
+        """Return points on the straight and the precision-weighted path, and the average."""
+        if not self._measures:
+            return None
+        old, new, average = self._start, start_of(context), self._average.ema.shadow
+        states: dict[str, Callable[[], State]] = {"trained": lambda: new}
+        for share in STRAIGHT:
+            states[f"straight-{share:g}"] = partial(_between, old, new, share)
+        states["average"] = lambda: average
+        if not (self.config["old_weight"] > 0 and context.carried):
+            return Candidates(states=states)
+        merge = self._callback.merge
+        for weight in WEIGHED:
+            states[f"precision-{weight:g}"] = partial(_merged, merge, old, new, weight)
+        weight = self.config["old_weight"]
+        states[f"average-precision-{weight:g}"] = partial(_merged, merge, old, average, weight)
+        precision = merge.precision(alone=True)
+        distances = {}
+        for name, state in states.items():
+            values = state()
+            distances[name] = (
+                _distance(context.carried, values, old),
+                _distance(precision, values, new),
+            )
+        return Candidates(states=states, distances=distances)
 
     def finish(self, context: TaskContext) -> Mapping[str, Any]:
         """Carry on the summed precision, if it is used."""
         return super().finish(context) if self.config["old_weight"] > 0 else {}
+
+
+def _between(old: State, new: State, share: float) -> State:
+    return {n: torch.lerp(v.float(), new[n].float(), share) for n, v in old.items()}
+
+
+def _merged(merge: Any, old: State, new: State, old_weight: float) -> State:
+    weights = merge.weights(old_weight)
+    return {n: torch.lerp(v.float(), new[n].float(), weights[n]) for n, v in old.items()}
+
+
+def _distance(precision: State, one: State, other: State) -> float:
+    """Return 1/2 sum F (one - other)^2."""
+    parts = [
+        (precision[n].to(v.device) * (one[n].float() - v.float()) ** 2).sum()
+        for n, v in other.items()
+        if n in precision
+    ]
+    return float(torch.stack(parts).sum()) / 2 if parts else 0.0

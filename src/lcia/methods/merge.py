@@ -30,14 +30,23 @@ class Merge(Method):
                 "protected by merging.",
                 context.group,
             )
-        start = {name: p.detach().clone() for name, p in context.parameters.items()}
+        self._add(trainer, context, theta_old=start_of(context) if context.reused else None)
+
+    def _add(
+        self, trainer: Any, context: TaskContext, *, theta_old: Mapping[str, Any] | None
+    ) -> None:
         self._callback = PrecisionMergeCallback(
-            theta_old=start if context.reused else None,
+            theta_old=theta_old,
             old_weight=self.config["old_weight"],
             precision_old=context.carried or None,
         )
         trainer.add_callback(self._callback)
 
     def finish(self, context: TaskContext) -> Mapping[str, Any]:
-        """Carry on the summed precision."""
-        return self._callback.precision()
+        """Carry on the summed precision; a group that is new starts with this task's."""
+        return self._callback.precision(alone=not context.reused)
+
+
+def start_of(context: TaskContext) -> dict[str, Any]:
+    """Return a copy of the parameters that training starts from, by name."""
+    return {name: p.detach().clone() for name, p in context.parameters.items()}

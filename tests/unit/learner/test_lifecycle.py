@@ -17,7 +17,7 @@ from lcia.learner import (
     retire_group,
     split_group,
 )
-from lcia.learner.training import memory_of, memory_tasks
+from lcia.learner.samples import MEMORY, kept_with
 
 
 @pytest.fixture(scope="module")
@@ -80,15 +80,21 @@ def test_split_groups_start_with_the_same_adapter(learner, numbers):
     assert new.read_bytes() == old.read_bytes()
 
 
+def tasks_of(folder) -> list[str | None]:
+    return [task for _, task in kept_with(folder, MEMORY)]
+
+
 def test_each_half_of_a_split_keeps_its_own_samples(learner):
-    assert memory_tasks(learner.store.current.adapters["g1"][1]) == ["colours"] * 2 + ["shades"] * 2
+    assert tasks_of(learner.store.current.adapters["g1"][1]) == ["colours"] * 2 + ["shades"] * 2
     version = split_group(learner, "g1", ["shades"])
     folders = {group: folder for group, (_, folder) in version.adapters.items()}
-    assert memory_tasks(folders["g1"]) == ["colours"] * 2
-    assert memory_tasks(folders["g3"]) == ["shades"] * 2
-    assert all("blue" in s.prompt or "white" in s.prompt for s in memory_of(folders["g3"]))
+    assert tasks_of(folders["g1"]) == ["colours"] * 2
+    assert tasks_of(folders["g3"]) == ["shades"] * 2
+    assert all(
+        "blue" in s.prompt or "white" in s.prompt for s, _ in kept_with(folders["g3"], MEMORY)
+    )
     merged = merge_groups(learner, "g3", "g1")
-    assert memory_tasks(merged.adapters["g3"][1]) == ["shades"] * 2 + ["colours"] * 2
+    assert tasks_of(merged.adapters["g3"][1]) == ["shades"] * 2 + ["colours"] * 2
     assert learner.store.verify() == []
 
 
@@ -188,4 +194,4 @@ def test_samples_that_no_task_is_written_of_are_said_when_a_group_is_split(learn
     memory.write_text("".join(json.dumps({**r, "task": None}) + "\n" for r in records))
     version = split_group(learner, "g1", ["shades"])
     assert "which task 4 remembered samples are; both groups keep them" in caplog.text
-    assert [len(memory_of(version.adapters[g][1])) for g in ("g1", "g3")] == [4, 4]
+    assert [len(kept_with(version.adapters[g][1], MEMORY)) for g in ("g1", "g3")] == [4, 4]

@@ -6,11 +6,9 @@ import re
 import shutil
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate.utils import DistributedType
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, TrainerCallback
@@ -19,7 +17,7 @@ from lcia.config import AssistantConfig
 from lcia.errors import ConfigError, DivergenceError
 from lcia.grouping import InstructionCodebook
 from lcia.learner import ContinualLearner, Store, transaction
-from lcia.learner.training import _check_sharding, _Steps
+from lcia.learner.training import _Steps, check_spread
 from lcia.registry import METHODS
 
 NAMES = METHODS.names()
@@ -204,15 +202,19 @@ def test_groupings_work_or_are_refused_in_one_line(name, grouping):
 
 
 @pytest.mark.parametrize("name", TRAINED)
-@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
-def test_methods_that_need_whole_parameters_say_so_where_they_are_spread(name, kind):
-    method = METHODS.get(name)()
-    trainer = SimpleNamespace(accelerator=SimpleNamespace(distributed_type=kind), projector=None)
+@pytest.mark.parametrize("kind", ["FSDP2", "ZeRO-2"])
+def test_methods_that_need_whole_parameters_say_so_where_they_are_spread(name, kind, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    asked = (
+        {"fsdp": True} if kind == "FSDP2" else {"deepspeed": {"zero_optimization": {"stage": 2}}}
+    )
+    config = AssistantConfig(model="m", method=name, training=asked)
+    method = config.build_method()
     if method.sharded:
-        _check_sharding(trainer, method)
+        check_spread(method, config, projector=False)
     else:
-        with pytest.raises(ConfigError, match=f"{kind.value} spreads over processes"):
-            _check_sharding(trainer, method)
+        with pytest.raises(ConfigError, match=f"method {name} .* {kind} spreads over processes"):
+            check_spread(method, config, projector=False)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -5,7 +5,8 @@ from safetensors.torch import load_file
 
 from lcia.config import AssistantConfig
 from lcia.ema import DynamicEMA
-from lcia.learner.training import CARRIED, MEMORY
+from lcia.learner.samples import MEMORY
+from lcia.learner.training import CARRIED
 from lcia.registry import METHODS
 
 

@@ -8,6 +8,7 @@ const [log, prompt, send, model, follow] = ["log", "prompt", "send", "model", "f
 
 const REASONS = {
   reached: "its instructions match",
+  content: "its instructions match, and what the question is about",
   below_nearest: "nothing matches well, so the nearest group answers",
   below_latest: "nothing matches well, so the latest group answers",
   below_base: "nothing matches well, so the base model answers",
