@@ -32,6 +32,7 @@ from lcia.cli import (
     run,
     serve,
     store,
+    worker,
 )
 from lcia.errors import ConfigError, LciaError, printable
 from lcia.files import disk_error
@@ -57,6 +58,7 @@ for verb in (
     chat,
     serve,
     gateway,
+    worker,
     export,
     import_,
     groups,

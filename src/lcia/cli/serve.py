@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from lcia.cli.database import DatabaseUrl
+
 Host = Annotated[str, typer.Option(help="Address to listen on; others than loopback need keys.")]
 Port = Annotated[int, typer.Option(help="Port to listen on; 0 chooses a free one.")]
 ApiKeyFile = Annotated[
@@ -51,6 +53,20 @@ def serve(
     log_prompts: Annotated[
         bool, typer.Option("--log-prompts", help="Log prompts and answers.")
     ] = False,
+    learn: Annotated[
+        bool,
+        typer.Option("--learn", help="Take files and fine-tuning jobs; a worker learns them."),
+    ] = False,
+    feedback: Annotated[
+        bool, typer.Option("--feedback", help="Keep receipts and take feedback; --learn does, too.")
+    ] = False,
+    keep_prompts: Annotated[
+        bool, typer.Option("--keep-prompts", help="Receipts hold prompts and answers.")
+    ] = False,
+    no_worker: Annotated[
+        bool, typer.Option("--no-worker", help="With --learn: 'lcia worker' runs elsewhere.")
+    ] = False,
+    database: DatabaseUrl = None,
 ) -> None:
     """Serve an assistant to OpenAI clients and browsers.
 
@@ -62,10 +78,16 @@ def serve(
       lcia serve assistant
 
       lcia serve assistant --host 0.0.0.0 --api-key-file keys.txt
+
+      lcia serve assistant --learn
     """
     from lcia.serving.extra import check_installed
 
     check_installed()
+    if learn or feedback:
+        from lcia.live.extra import check_live
+
+        check_live()
     from lcia.learner import load_host
     from lcia.serving.config import AccessConfig, ServeConfig, read_api_keys
     from lcia.serving.engine.limits import EngineLimits
@@ -101,7 +123,15 @@ def serve(
     if dtype is not None:
         settings = settings.model_copy(update={"dtype": dtype})
     service = Service(load_host(settings), live, config=config)
-    run(build_app(service), config.access, listening)
+    if learn or feedback:
+        from lcia.live.serving import LiveConfig, run_live
+
+        offered = LiveConfig(
+            learn=learn, keep_prompts=keep_prompts, worker=not no_worker, database=database
+        )
+        run_live(service, offered, listening)
+    else:
+        run(build_app(service), config.access, listening)
 
 
 def log_with_times() -> None:

@@ -2,6 +2,9 @@
 
 import asyncio
 import logging
+import re
+import threading
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +20,13 @@ logger = logging.getLogger(__name__)
 
 ASSISTANT, BASE = "assistant", "base"
 """Model names that are no groups: the routed assistant, and the model without adapters."""
+
+PINNED = re.compile(r"(.+)@([0-9]{1,9})")
+"""A name as of a version: ``assistant@7``, ``g1@7``."""
+
+KEPT = 8
+"""Versions that are not the current one and stay in memory, those asked for last: codebooks alone,
+adapters are the engine's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,17 +52,18 @@ class Snapshot:
     created: int
 
     @classmethod
-    def load(cls, store: Store, *, served_here: bool) -> "Snapshot":
-        """Read the current version.
+    def load(cls, store: Store, *, served_here: bool, number: int | None = None) -> "Snapshot":
+        """Read a version.
 
         Args:
             store: the assistant.
             served_here: whether its adapters are, so that they are checked.
+            number: of the version; None: the current one.
 
         Raises:
             StoreError: it is damaged, cannot be served, or has a group of a reserved name.
         """
-        version = store.current
+        version = store.current if number is None else store.version(number)
         codebook = version.codebook()
         for _, folder in version.adapters.values() if served_here else ():
             read_config(folder)
@@ -91,6 +102,34 @@ class LiveStore:
         self._served_here = served_here
         self._seen = self._stamp()
         self.current = Snapshot.load(self.store, served_here=served_here)
+        self._past: OrderedDict[int, Snapshot] = OrderedDict()
+        self._loading = threading.Lock()
+
+    def named(self, model: str) -> tuple[Snapshot, str]:
+        """Return the version that a model's name means, and the name within it.
+
+        ``assistant@7`` is ``assistant`` as of version 7, whichever is current; a name without a
+        version means the current one, and so does one that is a group's. Reads files.
+
+        Raises:
+            StoreError: the version is gone or damaged.
+        """
+        current = self.current
+        found = PINNED.fullmatch(model)
+        if found is None or model in current.names or model in current.pinned:
+            return current, model
+        name, number = found[1], int(found[2])
+        if number == current.number:
+            return current, name
+        with self._loading:
+            past = self._past.get(number) or Snapshot.load(
+                self.store, served_here=self._served_here, number=number
+            )
+            self._past[number] = past
+            self._past.move_to_end(number)
+            while len(self._past) > KEPT:
+                self._past.popitem(last=False)
+        return past, name
 
     def refresh(self) -> bool:
         """Load the current version if the store's record changed; return whether it did.

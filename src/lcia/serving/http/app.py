@@ -40,8 +40,13 @@ READ = ["GET", "HEAD"]
 """Methods of what only tells something; probes often ask with HEAD."""
 
 
-def build_app(service: Service) -> FastAPI:
-    """Return the ASGI application of an assistant."""
+def build_app(service: Service, more: Callable[[FastAPI], None] | None = None) -> FastAPI:
+    """Return the ASGI application of an assistant.
+
+    Args:
+        service: answers.
+        more: adds further endpoints, guarded as these are.
+    """
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -57,6 +62,8 @@ def build_app(service: Service) -> FastAPI:
     _add_openai(app, service)
     _add_operations(app, service)
     add_page(app, service.live)
+    if more is not None:
+        more(app)
     add_guard(app, service.config.access, service.metrics)
     app.state.end = lambda: asyncio.ensure_future(service.answers.stop())
     return app

@@ -63,6 +63,19 @@ async def read_tree(request: Request, *, limit: int, timeout_s: float) -> dict[s
         return read_object(_unpacked(body, limit) if packing == "gzip" else body)
 
 
+async def read_raw(request: Request, *, limit: int, timeout_s: float) -> bytes:
+    """Return the body of a request as it came; ``limit`` and ``timeout_s`` are ``read_tree``'s.
+
+    Raises:
+        ApiError: 413, longer than ``limit``; 408, too slow; 503, too many bodies at once.
+    """
+    with _Held.share(request) as held:
+        try:
+            return await asyncio.wait_for(_read(request, limit, held), timeout_s)
+        except asyncio.TimeoutError as error:
+            raise ApiError(408, f"The body took over {timeout_s:g} s.", code="slow_body") from error
+
+
 class _Held:
     """Bytes of the bodies that an application is reading."""
 

@@ -59,6 +59,9 @@ async def _all(service: Service, asked: Asked) -> dict[str, Any]:
     finally:
         for task in working:
             task.cancel()
+    if service.keep_receipts:
+        told = [(s.receipt_id, p, *a) for (p, s), a in zip(asked, answers, strict=True)]
+        await service.keep_receipts(told)
     bodies = [
         shape.whole(text, tokens=last.tokens, finish_reason=last.finish_reason)
         for (_, shape), (text, last) in zip(asked, answers, strict=True)
@@ -97,9 +100,11 @@ async def _events(
             deltas = service.generate(prepared)
         async with contextlib.aclosing(deltas):
             yield event(shape.first())
+            texts: list[str] = []
             try:
                 delta = delta if i == 0 else await anext(deltas)
                 while True:
+                    texts.append(delta.text)
                     if delta.text:
                         yield event(shape.piece(delta.text))
                     if delta.last:
@@ -109,6 +114,8 @@ async def _events(
                 logger.warning("a stream broke off: %s", error)
                 yield event(api_error(error).body())
                 return
+            if service.keep_receipts:
+                await service.keep_receipts([(shape.receipt_id, prepared, "".join(texts), delta)])
             yield event(shape.piece("", finish_reason=delta.finish_reason))
             used.append(shape.usage(delta.tokens))
     if usage:

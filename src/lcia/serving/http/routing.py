@@ -1,13 +1,17 @@
 """Which adapter answers a request, and what the client is told about it."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from lcia.errors import StoreError
 from lcia.grouping import Prompt, RouteDecision, Said
 from lcia.serving.http.api_error import ApiError
-from lcia.serving.live import ASSISTANT, BASE, Snapshot
+from lcia.serving.live import ASSISTANT, BASE, LiveStore, Snapshot
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +98,38 @@ def choose_adapter(snapshot: Snapshot, model: str, said: Said) -> Choice:
     )
 
 
+<<<<<<< HEAD
+=======
+def choose_named(live: LiveStore, model: str, said: Said) -> Choice:
+    """Return what answers a request for ``model``, which may name a version: ``assistant@7``.
+
+    Raises:
+        ApiError: 404, there is no such model.
+    """
+    try:
+        snapshot, name = live.named(model)
+    except StoreError as error:
+        logger.warning("%s: %s", model[:100], error)
+        snapshot, name = live.current, model
+    return choose_adapter(snapshot, name, said)
+
+
+def check_length(said: Said) -> None:
+    """Refuse what nobody writes by hand: routing reads every word.
+
+    Raises:
+        ApiError: 400, the texts are too long.
+    """
+    if sum(map(len, said.parts())) > MAX_CHARACTERS:
+        raise ApiError(
+            400,
+            f"The prompt is too long to be routed: over {MAX_CHARACTERS} characters; name a group.",
+            code="context_length_exceeded",
+            param="messages",
+        )
+
+
+>>>>>>> abf0691 (live: files, fine-tuning jobs, worker, receipts and feedback)
 def explain(snapshot: Snapshot, said: Said) -> dict[str, Any]:
     """Return which group would answer a conversation, and what that rests on."""
     choice = choose_adapter(snapshot, ASSISTANT, said)

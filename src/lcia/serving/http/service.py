@@ -7,7 +7,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from itertools import count
@@ -28,7 +28,7 @@ from lcia.serving.engine.sampling import Sampling
 from lcia.serving.http.api_error import ApiError, api_error
 from lcia.serving.http.images import load_images, open_pictures
 from lcia.serving.http.metrics import Metrics
-from lcia.serving.http.routing import Choice, choose_adapter, explain
+from lcia.serving.http.routing import Choice, choose_named, explain
 from lcia.serving.http.schemas import ChatMessage, ChatRequest, CompletionRequest, said_in
 from lcia.serving.live import BASE, LiveStore
 
@@ -49,11 +49,17 @@ class Prepared:
         prompt: for the engine.
         choice: what answers.
         answer: on its way; given up when nobody holds on to it.
+        asked: what the client sent.
     """
 
     prompt: Prompt
     choice: Choice
     answer: Answer
+    asked: ChatRequest | CompletionRequest
+
+
+KeepReceipts = Callable[[Sequence[tuple[str, Prepared, str, Delta]]], Awaitable[None]]
+"""Told the id of every whole answer, what it answers, its text and its last piece of news."""
 
 
 class Service:
@@ -78,6 +84,7 @@ class Service:
         self.config = config
         self.live = live
         self.metrics = Metrics()
+        self.keep_receipts: KeepReceipts | None = None
         self.answers = Answers(host, limits=config.limits)
         self._tokenizer = host.base.tokenizer
         self._chat = host.chat
@@ -124,7 +131,9 @@ class Service:
             after=pictures,
             timeout_s=self.config.timeout_s,
         )
-        return Prepared(prompt=await answer.prepared(), choice=chosen[0], answer=answer)
+        return Prepared(
+            prompt=await answer.prepared(), choice=chosen[0], answer=answer, asked=asked
+        )
 
     async def prepare_all(self, asked: Sequence[ChatRequest | CompletionRequest]) -> list[Prepared]:
         """Route and tokenise the prompts of a request; one that fails fails all of them."""
@@ -179,7 +188,7 @@ class Service:
         with self._routing:
             started = time.perf_counter()
             said = said_in(asked.conversation)
-            choice = choose_adapter(self.live.current, asked.model, said)
+            choice = choose_named(self.live, asked.model, said)
             if choice.decision is not None:
                 self.metrics.routing_seconds.observe(time.perf_counter() - started)
         return choice

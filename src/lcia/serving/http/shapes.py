@@ -44,6 +44,16 @@ class Shape(ABC):
     whole_object = ""
     piece_object = ""
 
+    @property
+    def full_id(self) -> str:
+        """What clients know the answer by."""
+        return f"{self.prefix}-{self.id}"
+
+    @property
+    def receipt_id(self) -> str:
+        """What the answer's receipt is known by: one request may have several prompts."""
+        return self.full_id if self.index == 0 else f"{self.full_id}-{self.index}"
+
     def whole(self, text: str, *, tokens: int, finish_reason: str | None) -> dict[str, Any]:
         """Return the body of an answer that is not streamed."""
         choice = {**self._whole(text, finish_reason), "index": self.index}
@@ -79,7 +89,7 @@ class Shape(ABC):
 
     def _frame(self, kind: str, choices: list[Any]) -> dict[str, Any]:
         return {
-            "id": f"{self.prefix}-{self.id}",
+            "id": self.full_id,
             "object": kind,
             "created": self.created,
             "model": self.model,

@@ -1,0 +1,57 @@
+"""``lcia worker``: learn what is in an assistant's queue."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lcia.cli.database import DatabaseUrl
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command line."""
+    app.command()(worker)
+
+
+def worker(
+    store: Annotated[Path, typer.Argument(help="An assistant's folder.")],
+    database: DatabaseUrl = None,
+    once: Annotated[bool, typer.Option("--once", help="End when no job is left.")] = False,
+    poll: Annotated[float, typer.Option(help="Seconds between two looks into the queue.")] = 1.0,
+    nice: Annotated[int, typer.Option(help="Lower the process's priority by so much.")] = 0,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of a computation; default: the machine's.", min=1)
+    ] = None,
+    while_stdin: Annotated[
+        bool, typer.Option("--while-stdin", help="End at once when standard input does.")
+    ] = False,
+) -> None:
+    """Work on the fine-tuning jobs of an assistant: see 'lcia serve --learn'.
+
+    Killed at any moment, its job goes on when a worker is started again, with the same result.
+
+    Examples:
+
+      lcia worker assistant
+
+      lcia worker assistant --once
+    """
+    import os
+
+    from lcia.cli.serve import log_with_times
+    from lcia.live.child import end_with_stdin
+    from lcia.live.extra import check_live
+
+    check_live()
+    log_with_times()
+    if while_stdin:
+        end_with_stdin()
+    os.nice(nice)
+    import torch
+
+    from lcia.live.database import Database
+    from lcia.live.worker import Worker
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    Worker(store, Database(store, database), poll_s=poll).run(until_empty=once)

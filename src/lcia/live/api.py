@@ -1,0 +1,322 @@
+"""Endpoints: files and fine-tuning jobs as OpenAI describes them, receipts and feedback.
+
+Handlers read and answer; what touches the database runs on a thread.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from python_multipart import parse_form
+from python_multipart.exceptions import FormParserError
+
+from lcia.errors import DataError
+from lcia.learner import Store
+from lcia.live.data_files import FINE_TUNE, DataFiles, NoFileError
+from lcia.live.database import Database
+from lcia.live.inbox import Inbox, NoReceiptError, Receipts
+from lcia.live.jobs import Job, Jobs, NoJobError
+from lcia.live.orders import OrderError, order
+from lcia.live.schemas import FeedbackRequest, JobRequest, parse
+from lcia.serving.config import AccessConfig
+from lcia.serving.http.api_error import ApiError
+from lcia.serving.http.body import read_raw, read_tree
+
+UPLOAD_BYTES = 32 << 20
+FIELDS = 8
+"""Parts of an upload."""
+
+T = TypeVar("T")
+
+
+def add_files(app: FastAPI, access: AccessConfig, files: DataFiles) -> None:
+    """Upload, list, show and remove files."""
+
+    @app.post("/v1/files")
+    async def upload(request: Request) -> Response:
+        _check_origin(request, access)
+        body = await read_raw(request, limit=UPLOAD_BYTES, timeout_s=access.body_timeout_s)
+        return await _answered(lambda: _keep(files, request.headers.get("content-type", ""), body))
+
+    @app.get("/v1/files")
+    async def listed(request: Request) -> Response:
+        limit, query = _limit(request, default=10_000), request.query_params
+        newest = query.get("order", "desc") != "asc"
+        return await _answered(
+            lambda: _page(
+                *files.listed(
+                    purpose=query.get("purpose"),
+                    after=query.get("after"),
+                    limit=limit,
+                    newest=newest,
+                )
+            )
+        )
+
+    @app.get("/v1/files/{file}")
+    async def retrieve(file: str) -> Response:
+        return await _answered(lambda: files.get(file))
+
+    @app.get("/v1/files/{file}/content")
+    async def content(file: str) -> Response:
+        found = await _on_thread(lambda: files.content(file))
+        return Response(found, media_type="application/octet-stream")
+
+    @app.delete("/v1/files/{file}")
+    async def delete(file: str) -> Response:
+        await _on_thread(lambda: files.delete(file))
+        return JSONResponse({"id": file, "object": "file", "deleted": True})
+
+
+def add_jobs(app: FastAPI, access: AccessConfig, store: Store, database: Database) -> None:
+    """Order, list and steer fine-tuning jobs."""
+    jobs, files = Jobs(database), DataFiles(database)
+    base = "/v1/fine_tuning/jobs"
+
+    @app.post(base)
+    async def create(request: Request) -> Response:
+        asked = parse(JobRequest, await _tree(request, access))
+        return await _answered(lambda: job_record(_order(store, files, jobs, asked)))
+
+    @app.get(base)
+    async def listed(request: Request) -> Response:
+        limit, query = _limit(request, default=20), request.query_params
+        wanted = {
+            name[len("metadata[") : -1]: value
+            for name, value in query.items()
+            if name.startswith("metadata[") and name.endswith("]")
+        }
+
+        def page() -> dict[str, Any]:
+            found, more = jobs.listed(after=query.get("after"), limit=limit, metadata=wanted)
+            return _page([job_record(job) for job in found], more)
+
+        return await _answered(page)
+
+    @app.get(base + "/{job}")
+    async def retrieve(job: str) -> Response:
+        return await _answered(lambda: job_record(jobs.get(job)))
+
+    def add_action(name: str, act: Callable[[str], Job]) -> None:
+        @app.post(base + "/{job}/" + name)
+        async def action(job: str, request: Request) -> Response:
+            _check_origin(request, access)
+            return await _answered(lambda: job_record(act(job)))
+
+    for name, act in (("cancel", jobs.cancel), ("pause", jobs.pause), ("resume", jobs.resume)):
+        add_action(name, act)
+
+    @app.get(base + "/{job}/events")
+    async def events(job: str, request: Request) -> Response:
+        limit, after = _limit(request, default=20), request.query_params.get("after")
+
+        def page() -> dict[str, Any]:
+            found, more = jobs.events(job, after=after, limit=limit)
+            return _page([event_record(event) for event in found], more)
+
+        return await _answered(page)
+
+
+def add_feedback(app: FastAPI, access: AccessConfig, database: Database) -> None:
+    """Show receipts and take feedback."""
+    receipts, inbox = Receipts(database), Inbox(database)
+
+    @app.get("/v1/lcia/receipts/{answer:path}")
+    async def receipt(answer: str) -> Response:
+        return await _answered(lambda: {"object": "lcia.receipt", **receipts.get(answer)})
+
+    @app.post("/v1/feedback")
+    async def feedback(request: Request) -> Response:
+        asked = parse(FeedbackRequest, await _tree(request, access))
+        if asked.rating is None and asked.correction is None and asked.comment is None:
+            raise ApiError(
+                400, "Expected a rating, a correction or a comment.", code="invalid_value"
+            )
+
+        def add() -> dict[str, Any]:
+            entry = inbox.add(
+                asked.id,
+                rating=asked.rating,
+                correction=asked.correction,
+                comment=asked.comment,
+                prompt=asked.turns,
+            )
+            return {
+                "id": entry["number"],
+                "object": "lcia.feedback",
+                "answer": asked.id,
+                "state": entry["state"],
+                "created_at": entry["created_at"],
+            }
+
+        return await _answered(add)
+
+
+def job_record(job: Job) -> dict[str, Any]:
+    """Return a job as OpenAI writes it."""
+    return {
+        "object": "fine_tuning.job",
+        "id": job["id"],
+        "created_at": job["created_at"],
+        "finished_at": job["finished_at"],
+        "estimated_finish": job["eta"],
+        "model": job["model"],
+        "fine_tuned_model": None if job["version"] is None else f"assistant@{job['version']}",
+        "organization_id": "lcia",
+        "status": job["status"],
+        "training_file": job["training_file"],
+        "validation_file": job["validation_file"],
+        "result_files": [job["result_file"]] if job["result_file"] else [],
+        "trained_tokens": job["trained_tokens"],
+        "error": job["error"],
+        "hyperparameters": job["hyperparameters"],
+        "method": {
+            "type": "supervised",
+            "supervised": {"hyperparameters": job["hyperparameters"]},
+        },
+        "seed": job["seed"],
+        "integrations": [],
+        "metadata": job["metadata"],
+        "user_provided_suffix": job["task"],
+    }
+
+
+def event_record(event: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an event of a job as OpenAI writes it."""
+    told = {name: event[name] for name in ("created_at", "level", "message", "type", "data")}
+    return {"object": "fine_tuning.job.event", "id": f"ftevent-{event['number']}", **told}
+
+
+def _order(store: Store, files: DataFiles, jobs: Jobs, asked: JobRequest) -> Job:
+    """Put a job into the queue, after checking all that it names."""
+    for param in ("training_file", "validation_file"):
+        if (file := getattr(asked, param)) is None:
+            continue
+        try:
+            found = files.get(file)
+        except NoFileError as error:
+            raise OrderError(f"'{param}': {error}", param=param) from error
+        if found["purpose"] != FINE_TUNE:
+            raise OrderError(
+                f"'{param}': {file} is of purpose {found['purpose']!r}; expected 'fine-tune'.",
+                param=param,
+            )
+    fields = order(
+        store,
+        model=asked.model,
+        task=asked.suffix,
+        seed=asked.seed,
+        hyperparameters=asked.asked.model_dump(),
+        metadata=asked.metadata,
+    )
+    return jobs.create(
+        **fields, training_file=asked.training_file, validation_file=asked.validation_file
+    )
+
+
+def _keep(files: DataFiles, kind: str, body: bytes) -> dict[str, Any]:
+    """Keep the file of a form."""
+    fields: dict[str, str] = {}
+    found: list[tuple[str, bytes]] = []
+
+    def on_field(field: Any) -> None:
+        name = (field.field_name or b"").decode(errors="replace")
+        fields[name] = (field.value or b"").decode(errors="replace")
+        if len(fields) > FIELDS:
+            raise ApiError(400, "The form has too many fields.", code="invalid_form")
+
+    def on_file(file: Any) -> None:
+        file.file_object.seek(0)
+        name = (file.file_name or b"file.jsonl").decode(errors="replace")
+        found.append((name, file.file_object.read()))
+        file.close()
+
+    if not kind.lower().startswith("multipart/form-data"):
+        raise ApiError(
+            415,
+            f"Content-Type is {kind[:50]!r}; expected multipart/form-data.",
+            code="content_type",
+        )
+    headers: dict[str, Any] = {"Content-Type": kind.encode()}
+    try:
+        parse_form(headers, BytesIO(body), on_field, on_file)
+    except (FormParserError, ValueError) as error:
+        raise ApiError(400, f"The form cannot be read: {error}", code="invalid_form") from error
+    if len(found) != 1:
+        raise ApiError(
+            400, f"Found {len(found)} files; expected one.", code="invalid_form", param="file"
+        )
+    if fields.get("purpose") != FINE_TUNE:
+        raise ApiError(
+            400,
+            f"'purpose' is {fields.get('purpose', '')[:50]!r}; expected 'fine-tune'.",
+            code="invalid_value",
+            param="purpose",
+        )
+    try:
+        return files.add(*found[0])
+    except DataError as error:
+        raise ApiError(400, str(error), code="invalid_file", param="file") from error
+
+
+async def _tree(request: Request, access: AccessConfig) -> dict[str, Any]:
+    return await read_tree(request, limit=access.max_body_bytes, timeout_s=access.body_timeout_s)
+
+
+async def _answered(work: Callable[[], dict[str, Any]]) -> Response:
+    return JSONResponse(await _on_thread(work))
+
+
+async def _on_thread(work: Callable[[], T]) -> T:
+    """Return what ``work`` returns; what it refuses is told as OpenAI tells it."""
+    try:
+        return await asyncio.to_thread(work)
+    except NoFileError as error:
+        raise ApiError(404, str(error), code="not_found", param="id") from error
+    except NoJobError as error:
+        param = "fine_tuning_job_id"
+        raise ApiError(404, str(error), code="fine_tune_not_found", param=param) from error
+    except NoReceiptError as error:
+        raise ApiError(404, str(error), code="not_found", param="id") from error
+    except OrderError as error:
+        code = "model_not_found" if error.param == "model" else "invalid_value"
+        raise ApiError(400, str(error), code=code, param=error.param) from error
+    except DataError as error:
+        raise ApiError(400, str(error), code="invalid_value") from error
+
+
+def _page(rows: Sequence[Mapping[str, Any]], more: bool) -> dict[str, Any]:
+    ends = {"first_id": rows[0]["id"], "last_id": rows[-1]["id"]} if rows else {}
+    nobody = {"first_id": None, "last_id": None}
+    return {"object": "list", "data": list(rows), "has_more": more, **(ends or nobody)}
+
+
+def _limit(request: Request, *, default: int) -> int:
+    found = request.query_params.get("limit", str(default))
+    if not (found.isascii() and found.isdigit() and 1 <= int(found[:6]) <= 10_000):
+        raise ApiError(
+            400, "'limit': expected a number from 1 to 10000.", code="invalid_value", param="limit"
+        )
+    return int(found)
+
+
+def _check_origin(request: Request, access: AccessConfig) -> None:
+    """Refuse what a web page of another site sends: a browser asks nobody before such a request.
+
+    Raises:
+        ApiError: 403, the page is of another site.
+    """
+    origin = request.headers.get("origin")
+    allowed = {"*", origin} & set(access.cors_origins)
+    if (
+        origin is not None
+        and not allowed
+        and urlsplit(origin).netloc != request.headers.get("host")
+    ):
+        raise ApiError(
+            403, f"Web pages of {origin[:100]!r} may not ask here.", code="origin_not_allowed"
+        )

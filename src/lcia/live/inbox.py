@@ -1,0 +1,245 @@
+"""Receipts of answers, and the inbox of what people said about them."""
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, delete, func, insert, select, update
+
+from lcia.errors import DataError
+from lcia.files import json_bytes
+from lcia.live.data_files import DataFiles
+from lcia.live.database import Database, feedback, receipts
+from lcia.live.jobs import Job, enqueue
+
+NEW, ACCEPTED, REJECTED, TAUGHT = "new", "accepted", "rejected", "taught"
+STATES = (NEW, ACCEPTED, REJECTED, TAUGHT)
+
+Turns = Sequence[Mapping[str, str]]
+"""A conversation: role and content of each turn."""
+
+
+class NoReceiptError(DataError):
+    """There is no answer of that id."""
+
+
+class NoFeedbackError(DataError):
+    """There is no feedback of that number, or not in the state that is needed."""
+
+
+class Receipts:
+    """What is known of each answer that was given.
+
+    Args:
+        database: where they are.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def keep(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Keep receipts; their fields are the columns of the table."""
+        now = int(time.time())
+        with self._database.begin() as connection:
+            connection.execute(insert(receipts), [{**row, "created_at": now} for row in rows])
+
+    def get(self, answer: str) -> dict[str, Any]:
+        """Return the receipt of an answer.
+
+        Raises:
+            NoReceiptError: there is none of that id.
+        """
+        with self._database.begin() as connection:
+            return _receipt(connection, answer)
+
+    def forget_texts(self, *, days: float) -> int:
+        """Remove prompts and answers older than this; return of how many receipts."""
+        before = int(time.time() - days * 86400)
+        old = (receipts.c.created_at < before) & receipts.c.answer.is_not(None)
+        with self._database.begin() as connection:
+            asked = update(receipts).where(old).values(prompt=None, answer=None)
+            return int(connection.execute(asked).rowcount)
+
+
+class Inbox:
+    """What people said about answers, and what became of it.
+
+    Args:
+        database: where it is.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add(
+        self,
+        answer: str,
+        *,
+        rating: int | None = None,
+        correction: str | None = None,
+        comment: str | None = None,
+        prompt: Turns | None = None,
+    ) -> dict[str, Any]:
+        """Keep what somebody said about an answer; a second word on it is a second entry.
+
+        Args:
+            answer: its id.
+            rating: 1 for good, -1 for bad.
+            correction: what should have been answered.
+            comment: anything else.
+            prompt: the conversation that was answered, where its receipt does not hold it.
+
+        Raises:
+            NoReceiptError: there is no such answer.
+            DataError: a correction without the prompt it belongs to.
+        """
+        with self._database.begin() as connection:
+            receipt = _receipt(connection, answer)
+            turns = receipt["prompt"] or prompt
+            if correction is not None and turns is None:
+                raise DataError(
+                    "The prompt of this answer was not kept, so a correction teaches nothing. "
+                    "Send it as 'prompt', or start the server with --keep-prompts."
+                )
+            row = {
+                "created_at": int(time.time()),
+                "receipt": answer,
+                "state": NEW,
+                "rating": rating,
+                "correction": correction,
+                "comment": comment,
+                "prompt": turns,
+            }
+            number = connection.execute(insert(feedback).values(row)).inserted_primary_key
+            assert number is not None
+            return _entry(connection, int(number[0]))
+
+    def get(self, number: int) -> dict[str, Any]:
+        """Return one entry with the receipt of its answer.
+
+        Raises:
+            NoFeedbackError: there is none of that number.
+        """
+        with self._database.begin() as connection:
+            return _entry(connection, number)
+
+    def listed(self, *, state: str | None = None) -> list[dict[str, Any]]:
+        """Return the entries, the oldest first, each with version and group of its answer."""
+        asked = _entries().order_by(feedback.c.number)
+        if state is not None:
+            asked = asked.where(feedback.c.state == state)
+        with self._database.begin() as connection:
+            return [dict(row) for row in connection.execute(asked).mappings()]
+
+    def decide(self, numbers: Sequence[int] | None, state: str) -> int:
+        """Accept or reject entries; return how many.
+
+        Args:
+            numbers: which; None: all that are new and, to be accepted, have a correction.
+            state: ``accepted`` or ``rejected``.
+
+        Raises:
+            NoFeedbackError: an entry is not there, was taught, or has no correction to accept.
+        """
+        open_ = feedback.c.state.in_([NEW, ACCEPTED, REJECTED])
+        where = open_ & feedback.c.number.in_(numbers) if numbers else feedback.c.state == NEW
+        if state == ACCEPTED:
+            where &= feedback.c.correction.is_not(None)
+        with self._database.begin() as connection:
+            asked = update(feedback).where(where).values(state=state)
+            done = int(connection.execute(asked).rowcount)
+            if numbers and done != len(set(numbers)):
+                for number in numbers:
+                    _check_open(_entry(connection, number), state)
+        return done
+
+    def teach(self, files: DataFiles, job: Mapping[str, Any]) -> Job:
+        """Make a file of the accepted corrections, and a job that learns it.
+
+        Of several accepted corrections of one conversation the latest counts. An entry is taught
+        once: what a process that was killed in here leaves is an unused file.
+
+        Args:
+            files: where the file goes.
+            job: the job's columns, as ``order`` returns them.
+
+        Raises:
+            NoFeedbackError: nothing is accepted.
+            DataError: a correction cannot be learned from.
+            JobStateError: a job that has not ended teaches a task of this name.
+        """
+        accepted = self.listed(state=ACCEPTED)
+        if not accepted:
+            raise NoFeedbackError(
+                "No correction is accepted. Accept some: lcia inbox STORE accept --all."
+            )
+        latest = {json.dumps(entry["prompt"], sort_keys=True): entry for entry in accepted}
+        lines = [json_bytes(_sample(entry)) for entry in latest.values()]
+        file = files.add(f"{job['task']}.jsonl", b"".join(line + b"\n" for line in lines))
+        numbers = [entry["number"] for entry in accepted]
+        still = feedback.c.number.in_(numbers) & (feedback.c.state == ACCEPTED)
+        with self._database.begin() as connection:
+            made = enqueue(connection, **job, training_file=file["id"])
+            asked = update(feedback).where(still).values(state=TAUGHT, job=made["id"])
+            if connection.execute(asked).rowcount != len(numbers):
+                raise NoFeedbackError("The inbox changed meanwhile. Try again.")
+        return made
+
+    def forget(self, answer: str) -> int:
+        """Remove a receipt and what was said about its answer; return how many entries that was.
+
+        What was already taught stays in the versions that learned it.
+
+        Raises:
+            NoReceiptError: there is no such answer.
+        """
+        with self._database.begin() as connection:
+            _receipt(connection, answer)
+            connection.execute(delete(receipts).where(receipts.c.id == answer))
+            return int(
+                connection.execute(delete(feedback).where(feedback.c.receipt == answer)).rowcount
+            )
+
+    def counts(self) -> dict[str, int]:
+        """Return how many entries are in each state."""
+        asked = select(feedback.c.state, func.count()).group_by(feedback.c.state)
+        with self._database.begin() as connection:
+            found = {row[0]: int(row[1]) for row in connection.execute(asked)}
+        return {state: found.get(state, 0) for state in STATES}
+
+
+def _sample(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a correction as a training sample; its id tells where it comes from."""
+    answer = {"role": "assistant", "content": entry["correction"]}
+    return {
+        "id": f"feedback-{entry['number']}:{entry['receipt']}",
+        "messages": [*entry["prompt"], answer],
+    }
+
+
+def _entries() -> Any:
+    told = [receipts.c[name] for name in ("version", "group", "similarity", "reason", "answer")]
+    joined = feedback.outerjoin(receipts, receipts.c.id == feedback.c.receipt)
+    return select(*feedback.c, *told).select_from(joined)
+
+
+def _entry(connection: Connection, number: int) -> dict[str, Any]:
+    row = connection.execute(_entries().where(feedback.c.number == number)).mappings().first()
+    if row is None:
+        raise NoFeedbackError(f"There is no feedback {number}.")
+    return dict(row)
+
+
+def _receipt(connection: Connection, answer: str) -> dict[str, Any]:
+    row = connection.execute(select(receipts).where(receipts.c.id == answer)).mappings().first()
+    if row is None:
+        raise NoReceiptError(f"There is no receipt of {answer[:100]!r}.")
+    return dict(row)
+
+
+def _check_open(entry: Mapping[str, Any], state: str) -> None:
+    if entry["state"] == TAUGHT:
+        raise NoFeedbackError(f"Feedback {entry['number']} was taught by job {entry['job']}.")
+    if state == ACCEPTED and entry["correction"] is None:
+        raise NoFeedbackError(f"Feedback {entry['number']} has no correction to learn from.")

@@ -1,0 +1,68 @@
+"""Keeping a receipt of every answer that a server gives."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from lcia.live.database import DatabaseError
+from lcia.live.inbox import Receipts
+from lcia.serving.engine.job import Delta
+from lcia.serving.http.service import Prepared
+
+logger = logging.getLogger(__name__)
+
+Given = tuple[str, Prepared, str, Delta]
+"""The id of an answer, what it answers, its text and its last piece of news."""
+
+
+class Recorder:
+    """Writes receipts before an answer's last word is sent, on a thread.
+
+    An answer whose receipt cannot be written is given all the same; the log says so.
+
+    Args:
+        receipts: where they go.
+        texts: whether prompts and answers are kept, too.
+    """
+
+    def __init__(self, receipts: Receipts, *, texts: bool) -> None:
+        self._receipts = receipts
+        self._texts = texts
+
+    async def __call__(self, given: Sequence[Given]) -> None:
+        """Keep the receipts of answers."""
+        rows = [self._row(*one) for one in given]
+        try:
+            await asyncio.to_thread(self._receipts.keep, rows)
+        except DatabaseError as error:
+            logger.error("no receipt of %s: %s", given[0][0], error)
+
+    def _row(self, answer: str, prepared: Prepared, text: str, last: Delta) -> dict[str, Any]:
+        choice, asked = prepared.choice, prepared.asked
+        decision, sampling = choice.decision, prepared.prompt.sampling
+        turns = [
+            {"role": {"developer": "system"}.get(m.role, m.role), "content": m.text}
+            for m in asked.conversation
+        ]
+        seen = any(m.image_urls for m in asked.conversation)
+        return {
+            "id": answer,
+            "model": asked.model,
+            "version": choice.version,
+            "group": choice.group,
+            "adapter": choice.adapter[0] if choice.adapter else None,
+            "reason": choice.reason,
+            "similarity": decision.similarity if decision else None,
+            "sampling": {
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                "seed": sampling.seed,
+                "max_tokens": asked.answer_tokens,
+            },
+            "prompt_tokens": len(prepared.prompt.ids),
+            "answer_tokens": last.tokens,
+            "finish_reason": last.finish_reason,
+            "prompt": turns if self._texts and not seen else None,
+            "answer": text if self._texts else None,
+        }

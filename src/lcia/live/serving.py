@@ -1,0 +1,63 @@
+"""A server that also learns: further endpoints, a receipt of every answer, and a worker."""
+
+import socket
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+from fastapi import FastAPI
+
+from lcia.live.api import add_feedback, add_files, add_jobs
+from lcia.live.child import working
+from lcia.live.data_files import DataFiles
+from lcia.live.database import Database
+from lcia.live.inbox import Receipts
+from lcia.live.recording import Recorder
+from lcia.serving.http.app import build_app
+from lcia.serving.http.server import run
+from lcia.serving.http.service import Service
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveConfig:
+    """What a server offers beyond answers.
+
+    Attributes:
+        learn: whether files and jobs are taken; receipts and feedback always are.
+        keep_prompts: whether receipts hold prompts and answers.
+        worker: whether a worker runs as a child of the server.
+        database: its URL; None: SQLite beside the store.
+    """
+
+    learn: bool
+    keep_prompts: bool = False
+    worker: bool = True
+    database: str | None = None
+
+
+def build_live_app(service: Service, config: LiveConfig, database: Database) -> FastAPI:
+    """Return the ASGI application of an assistant that takes feedback, and jobs if it learns."""
+    service.keep_receipts = Recorder(Receipts(database), texts=config.keep_prompts)
+    access = service.config.access
+
+    def add(app: FastAPI) -> None:
+        add_feedback(app, access, database)
+        if config.learn:
+            add_files(app, access, DataFiles(database))
+            add_jobs(app, access, service.live.store, database)
+
+    return build_app(service, add)
+
+
+def run_live(service: Service, config: LiveConfig, listening: socket.socket) -> None:
+    """Serve until SIGTERM or SIGINT; the worker ends with the server.
+
+    Raises:
+        ConfigError: the database's URL cannot be used.
+        DatabaseError: the database cannot be reached.
+    """
+    root = service.live.store.root
+    database = Database(root, config.database)
+    app = build_live_app(service, config, database)
+    with working(root, url=database.url) if config.learn and config.worker else nullcontext():
+        run(app, service.config.access, listening)
+    database.close()

@@ -1,0 +1,271 @@
+"""The trainer: a process of its own that takes jobs from the queue, one after another.
+
+Learning is a transaction that continues where it was killed; the queue says which job it was. So
+a worker may die at any moment: the next one goes on, with the same result.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from lcia.config import AssistantConfig
+from lcia.data import Task, TaskConfig, load_task
+from lcia.errors import (
+    ConfigError,
+    DataError,
+    DivergenceError,
+    GateError,
+    LciaError,
+    ModelError,
+    OutOfMemoryError,
+    StoreError,
+    TrainingError,
+)
+from lcia.learner import ContinualLearner, Store
+from lcia.learner.fingerprint import fingerprint
+from lcia.learner.transaction import abandon, unfinished
+from lcia.live.data_files import DataFiles
+from lcia.live.database import Database, DatabaseError
+from lcia.live.jobs import CANCELLED, FAILED, PAUSED, SUCCEEDED, Job, Jobs
+from lcia.models.host import AdapterHost
+
+logger = logging.getLogger(__name__)
+
+ATTEMPTS = 10
+"""Workers that may die in a row at one job without one step; then the job is at fault."""
+
+ANSWER_TOKENS = (32, 512)
+"""Least and most tokens of a held-out answer; in between, a few more than the longest taught."""
+
+CODES: tuple[tuple[type[LciaError], str, str | None], ...] = (
+    (GateError, "gate_refused", None),
+    (DataError, "invalid_training_file", "training_file"),
+    (ConfigError, "invalid_settings", "hyperparameters"),
+    (DivergenceError, "diverged", None),
+    (OutOfMemoryError, "out_of_memory", None),
+    (TrainingError, "training_failed", None),
+    (ModelError, "model", None),
+    (StoreError, "store", None),
+)
+"""What a failure is called, the first that fits."""
+
+
+class _WantedError(LciaError):
+    """Somebody wants the job paused or cancelled."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.what = what
+
+
+class Worker:
+    """Works on the jobs of one assistant; only one worker does at a time.
+
+    Args:
+        root: the assistant's folder.
+        database: where its jobs are.
+        poll_s: seconds between two looks into an empty queue.
+    """
+
+    def __init__(self, root: Path, database: Database, *, poll_s: float = 1.0) -> None:
+        self.root = root
+        self.jobs = Jobs(database)
+        self.files = DataFiles(database)
+        self.poll_s = poll_s
+        self._host: AdapterHost | None = None
+
+    def run(self, *, until_empty: bool = False) -> None:
+        """Work on jobs for ever, or until none is left.
+
+        Raises:
+            StoreError: there is no assistant.
+            DatabaseError: the database cannot be used.
+        """
+        Store.open_unchecked(self.root)
+        with _only_one(self.root):
+            while True:
+                if job := self.jobs.take():
+                    self.work(job)
+                elif until_empty:
+                    return
+                else:
+                    time.sleep(self.poll_s)
+
+    def work(self, job: Job) -> None:
+        """Bring one job to its end, or put it aside if somebody wants that."""
+        logger.info("job %s: learns %s", job["id"], job["task"])
+        try:
+            if job["attempts"] > ATTEMPTS:
+                raise TrainingError(f"Its worker died {ATTEMPTS} times without a step.")
+            self._succeed(job, *self._learn(job))
+        except _WantedError as wanted:
+            self._host = None  # left in the middle of a step
+            if wanted.what == PAUSED:
+                self.jobs.put_aside(job["id"])
+            else:
+                self._drop_run(job)
+                self.jobs.end(job["id"], CANCELLED, told=["The job was cancelled"])
+        except DatabaseError:
+            raise  # no fault of the job's: the next worker goes on with it
+        except LciaError as error:
+            self._host = None
+            self._drop_run(job)
+            logger.error("job %s failed: %s", job["id"], error)
+            code, param = next(((c, p) for k, c, p in CODES if isinstance(error, k)), ("job", None))
+            told = {"code": code, "message": str(error), "param": param}
+            self.jobs.end(job["id"], FAILED, told=[f"The job failed: {error}"], error=told)
+
+    def _learn(self, job: Job) -> tuple[int, ContinualLearner, Task]:
+        """Return the version that holds the job's task, and what taught it."""
+        store = Store.open(self.root)
+        learner = ContinualLearner(store, host=self._host, listener=self._listener(job))
+        learner.config = configured(store.config, job)
+        self._heed(job)
+        self._host = learner.host
+        task = self._task(job, learner.host)
+        for told in self._while_busy(job):
+            try:
+                self._make_way(job, learner, task)
+                return learner.learn(task).version, learner, task
+            except StoreError as error:
+                if not isinstance(error.__cause__, Timeout):
+                    raise
+                told(str(error))
+        raise AssertionError("waits for ever")
+
+    def _succeed(self, job: Job, number: int, learner: ContinualLearner, task: Task) -> None:
+        version = learner.store.version(number)
+        steps = [event for event in version.journal() if event["event"] == "step"]
+        examples = (learner.host.chat.encode_example(sample) for sample in task.train)
+        tokens = sum(len(example.prompt_ids) + len(example.answer_ids) for example in examples)
+        epochs = float(steps[-1].get("epoch", 0)) if steps else 0.0
+        lines = ["step,train_loss", *(f"{e['step']},{e['loss']}" for e in steps)]
+        self.jobs.end(
+            job["id"],
+            SUCCEEDED,
+            version=number,
+            trained_tokens=round(tokens * epochs),
+            results=("step_metrics.csv", ("\n".join(lines) + "\n").encode()),
+            told=[
+                f"New fine-tuned model created: assistant@{number}",
+                "The job has successfully completed",
+            ],
+        )
+        logger.info("job %s: version %d holds %s", job["id"], number, task.name)
+
+    def _task(self, job: Job, host: AdapterHost) -> Task:
+        """Return what the job's files teach."""
+        settings = dict(job["settings"])
+        with ExitStack() as stack:
+            train = stack.enter_context(self.files.on_disk(job["training_file"]))
+            test = job["validation_file"]
+            tree = {
+                "name": job["task"],
+                "train": train,
+                "test": stack.enter_context(self.files.on_disk(test)) if test else None,
+                **settings,
+            }
+            task = load_task(TaskConfig(**tree))
+        if "max_new_tokens" in settings:
+            return task
+        examples = map(host.chat.encode_example, (*task.train, *task.test))
+        longest = max(len(example.answer_ids) for example in examples)
+        least, most = ANSWER_TOKENS
+        return replace(task, max_new_tokens=max(least, min(most, longest + 8)))
+
+    def _make_way(self, job: Job, learner: ContinualLearner, task: Task) -> None:
+        """Give up an unfinished run of another job, or one of this that cannot go on.
+
+        What somebody began with ``lcia learn`` stays: learning then says what to do about it.
+        """
+        store = learner.store
+        run = unfinished(store)
+        if run is None:
+            return
+        wanted = fingerprint(learner.config, task, model=store.content_hash, schema=run.schema)
+        own = (run.task, run.fingerprint) == (task.name, wanted)
+        if own and run.parent == store.current_number:
+            return
+        if own or self.jobs.knows(run.task, besides=job["id"]):
+            abandon(store)
+
+    def _drop_run(self, job: Job) -> None:
+        """Remove what an ended job has begun."""
+        store = Store.open_unchecked(self.root)
+        for told in self._while_busy(job):
+            try:
+                run = unfinished(store)
+                if run is not None and run.task == job["task"]:
+                    abandon(store)
+                return
+            except StoreError as error:
+                if not isinstance(error.__cause__, Timeout):
+                    logger.error("job %s: %s", job["id"], error)
+                    return
+                told(str(error))
+
+    def _while_busy(self, job: Job) -> Iterator[Callable[[str], None]]:
+        """Yield again and again what tells, once, that another process is changing the store."""
+        told = False
+
+        def tell(message: str) -> None:
+            nonlocal told
+            if not told:
+                self.jobs.tell(job["id"], f"Waits: {message}", level="warn")
+            told = True
+
+        while True:
+            yield tell
+            time.sleep(self.poll_s)
+
+    def _listener(self, job: Job) -> Callable[[Mapping[str, Any]], None]:
+        def listen(event: Mapping[str, Any]) -> None:
+            if event["event"] == "learned":
+                return  # what was learned is released: too late to stop
+            if event["event"] == "step":
+                told = {name: event[name] for name in ("step", "steps", "eta_s", "loss")}
+                self.jobs.step(job["id"], **told)
+            self._heed(job)
+
+        return listen
+
+    def _heed(self, job: Job) -> None:
+        if wanted := self.jobs.wanted(job["id"]):
+            raise _WantedError(wanted)
+
+
+def configured(config: AssistantConfig, job: Job) -> AssistantConfig:
+    """Return an assistant's settings with those that a job names over them."""
+    asked = {k: v for k, v in job["hyperparameters"].items() if v != "auto"}
+    training = dict(config.training)
+    if "n_epochs" in asked:
+        training |= {"num_train_epochs": asked["n_epochs"]}
+        training.pop("max_steps", None)
+    if "batch_size" in asked:
+        training["per_device_train_batch_size"] = asked["batch_size"]
+    if "learning_rate_multiplier" in asked:
+        training["learning_rate"] = (
+            config.training["learning_rate"] * (asked["learning_rate_multiplier"])
+        )
+    return config.model_copy(update={"training": training, "seed": job["seed"]})
+
+
+@contextmanager
+def _only_one(root: Path) -> Iterator[None]:
+    """Hold the right to work on an assistant's jobs; it ends with the process, however it ends."""
+    lock = FileLock(root / ".worker.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.info("%s: another worker works on its jobs; this one waits.", root)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
