@@ -98,8 +98,6 @@ def choose_adapter(snapshot: Snapshot, model: str, said: Said) -> Choice:
     )
 
 
-<<<<<<< HEAD
-=======
 def choose_named(live: LiveStore, model: str, said: Said) -> Choice:
     """Return what answers a request for ``model``, which may name a version: ``assistant@7``.
 
@@ -114,22 +112,6 @@ def choose_named(live: LiveStore, model: str, said: Said) -> Choice:
     return choose_adapter(snapshot, name, said)
 
 
-def check_length(said: Said) -> None:
-    """Refuse what nobody writes by hand: routing reads every word.
-
-    Raises:
-        ApiError: 400, the texts are too long.
-    """
-    if sum(map(len, said.parts())) > MAX_CHARACTERS:
-        raise ApiError(
-            400,
-            f"The prompt is too long to be routed: over {MAX_CHARACTERS} characters; name a group.",
-            code="context_length_exceeded",
-            param="messages",
-        )
-
-
->>>>>>> abf0691 (live: files, fine-tuning jobs, worker, receipts and feedback)
 def explain(snapshot: Snapshot, said: Said) -> dict[str, Any]:
     """Return which group would answer a conversation, and what that rests on."""
     choice = choose_adapter(snapshot, ASSISTANT, said)
