@@ -1,11 +1,14 @@
 """``lcia serve``: an assistant as an OpenAI-compatible server."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lcia.cli.database import DatabaseUrl
+
+if TYPE_CHECKING:
+    from lcia.serving.config import ServeConfig
 
 Host = Annotated[str, typer.Option(help="Address to listen on; others than loopback need keys.")]
 Port = Annotated[int, typer.Option(help="Port to listen on; 0 chooses a free one.")]
@@ -18,6 +21,18 @@ CorsOrigin = Annotated[
     typer.Option("--cors-origin", help="Origin whose web pages may ask, or '*'; repeatable."),
 ]
 Drain = Annotated[float, typer.Option(help="Seconds that running answers have after SIGTERM.")]
+Learn = Annotated[
+    bool, typer.Option("--learn", help="Take files and fine-tuning jobs; a worker learns them.")
+]
+TakeFeedback = Annotated[
+    bool, typer.Option("--feedback", help="Keep receipts and take feedback; --learn does, too.")
+]
+KeepPrompts = Annotated[
+    bool, typer.Option("--keep-prompts", help="Receipts hold prompts and answers.")
+]
+NoWorker = Annotated[
+    bool, typer.Option("--no-worker", help="With --learn: 'lcia worker' runs elsewhere.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -53,19 +68,10 @@ def serve(
     log_prompts: Annotated[
         bool, typer.Option("--log-prompts", help="Log prompts and answers.")
     ] = False,
-    learn: Annotated[
-        bool,
-        typer.Option("--learn", help="Take files and fine-tuning jobs; a worker learns them."),
-    ] = False,
-    feedback: Annotated[
-        bool, typer.Option("--feedback", help="Keep receipts and take feedback; --learn does, too.")
-    ] = False,
-    keep_prompts: Annotated[
-        bool, typer.Option("--keep-prompts", help="Receipts hold prompts and answers.")
-    ] = False,
-    no_worker: Annotated[
-        bool, typer.Option("--no-worker", help="With --learn: 'lcia worker' runs elsewhere.")
-    ] = False,
+    learn: Learn = False,
+    feedback: TakeFeedback = False,
+    keep_prompts: KeepPrompts = False,
+    no_worker: NoWorker = False,
     database: DatabaseUrl = None,
 ) -> None:
     """Serve an assistant to OpenAI clients and browsers.
@@ -88,50 +94,58 @@ def serve(
         from lcia.live.extra import check_live
 
         check_live()
-    from lcia.learner import load_host
     from lcia.serving.config import AccessConfig, ServeConfig, read_api_keys
     from lcia.serving.engine.limits import EngineLimits
-    from lcia.serving.http.app import build_app
-    from lcia.serving.http.server import listen, run
-    from lcia.serving.http.service import Service
-    from lcia.serving.live import LiveStore
 
+    access = AccessConfig(
+        host=host,
+        port=port,
+        api_keys=read_api_keys(api_key_file) if api_key_file else (),
+        max_body_bytes=int(max_body_mb * 1e6),
+        drain_s=drain,
+        cors_origins=tuple(cors_origin or ()),
+    )
+    limits = EngineLimits(
+        max_batch=max_batch,
+        max_waiting=max_waiting,
+        max_context=max_context,
+        max_adapters=max_adapters,
+    )
     config = ServeConfig(
-        access=AccessConfig(
-            host=host,
-            port=port,
-            api_keys=read_api_keys(api_key_file) if api_key_file else (),
-            max_body_bytes=int(max_body_mb * 1e6),
-            drain_s=drain,
-            cors_origins=tuple(cors_origin or ()),
-        ),
-        limits=EngineLimits(
-            max_batch=max_batch,
-            max_waiting=max_waiting,
-            max_context=max_context,
-            max_adapters=max_adapters,
-        ),
+        access=access,
+        limits=limits,
         max_new_tokens=max_new_tokens,
         timeout_s=timeout,
         fetch_images=fetch_images,
         log_prompts=log_prompts,
     )
+    live = {"learn": learn, "keep_prompts": keep_prompts, "worker": not no_worker}
+    _serve(store, config, dtype, {**live, "database": database} if learn or feedback else None)
+
+
+def _serve(
+    store: Path, config: "ServeConfig", dtype: str | None, live: dict[str, Any] | None
+) -> None:
+    """Load the model and answer; ``live``: fields of ``LiveConfig``, or None for answers alone."""
+    from lcia.learner import load_host
+    from lcia.serving.http.app import build_app
+    from lcia.serving.http.server import listen, run
+    from lcia.serving.http.service import Service
+    from lcia.serving.live import LiveStore
+
     log_with_times()
     listening = listen(config.access)
-    live = LiveStore(store)
-    settings = live.store.config
+    followed = LiveStore(store)
+    settings = followed.store.config
     if dtype is not None:
         settings = settings.model_copy(update={"dtype": dtype})
-    service = Service(load_host(settings), live, config=config)
-    if learn or feedback:
-        from lcia.live.serving import LiveConfig, run_live
-
-        offered = LiveConfig(
-            learn=learn, keep_prompts=keep_prompts, worker=not no_worker, database=database
-        )
-        run_live(service, offered, listening)
-    else:
+    service = Service(load_host(settings), followed, config=config)
+    if live is None:
         run(build_app(service), config.access, listening)
+        return
+    from lcia.live.serving import LiveConfig, run_live
+
+    run_live(service, LiveConfig(**live), listening)
 
 
 def log_with_times() -> None:
