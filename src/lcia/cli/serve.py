@@ -90,10 +90,6 @@ def serve(
     from lcia.serving.extra import check_installed
 
     check_installed()
-    if learn or feedback:
-        from lcia.live.extra import check_live
-
-        check_live()
     from lcia.serving.config import AccessConfig, ServeConfig, read_api_keys
     from lcia.serving.engine.limits import EngineLimits
 
@@ -127,6 +123,10 @@ def _serve(
     store: Path, config: "ServeConfig", dtype: str | None, live: dict[str, Any] | None
 ) -> None:
     """Load the model and answer; ``live``: fields of ``LiveConfig``, or None for answers alone."""
+    if live is not None:
+        from lcia.live.extra import check_live
+
+        check_live()
     from lcia.learner import load_host
     from lcia.serving.http.app import build_app
     from lcia.serving.http.server import listen, run
