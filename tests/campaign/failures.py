@@ -36,9 +36,8 @@ def fail(stores, scenario, error, at):
     if scenario.before is not None:
         if problem := verified(root):
             return f"after the failure: {problem}"
-        kept = end_state(root)
-        wanted = before.keys() & scenario.after.keys() - {"assistant.json"}
-        lost = sorted(wanted - kept.keys())
+        wanted = before.keys() & scenario.after.keys()
+        lost = [name for name in sorted(wanted) if not (root / name).is_file()]
         if lost:
             return f"lost {lost[0]}"
     again = stores.driver.run(*argv)
