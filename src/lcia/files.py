@@ -387,7 +387,7 @@ _DISK = frozenset((*_REMEDIES, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO
 _TORCH_WRITER = re.compile(
     r"inline_container\.cc:\d+\] \. (unexpected pos|file write)|StreamWriter|basic_ios::clear"
 )
-_NUMBER = re.compile(r"\[Errno (\d+)\]|\(os error (\d+)\)")
+_NUMBER = re.compile(r"\[Errno (\d+)\]|\(os error (\d+)\)|unable to open file .*: [^()]* \((\d+)\)")
 
 
 def _remedy(number: int) -> str:
@@ -398,7 +398,7 @@ def _errno_of(error: Exception) -> int:
     if isinstance(number := getattr(error, "errno", None), int):
         return number
     found = _NUMBER.search(str(error))
-    return int(found[1] or found[2]) if found else 0
+    return int(found[1] or found[2] or found[3]) if found else 0
 
 
 @contextmanager

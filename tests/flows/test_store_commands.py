@@ -211,6 +211,10 @@ def test_pruning_says_what_goes_and_removes_it_when_told(lcia, stream, teach, tm
             "SafetensorError('I/O error: No space left on device (os error 28)')",
             "No space left on device",
         ),
+        (  # as torch says it
+            "RuntimeError('unable to open file </a> in read-only mode: Too many open files (24)')",
+            "Too many open files. Allow",
+        ),
         ("OSError(errno.EROFS, 'Read-only file system', 'a')", "a: Read-only file system. Make it"),
     ],
 )
