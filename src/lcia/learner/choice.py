@@ -7,9 +7,10 @@ the mean over tasks of their mean loss, or with ``worst`` the share of the worst
 
 1. Of the candidates that retrain, those that harm no earlier task come first; of them, or of all
    if each harms one, the lowest score.
-2. A sibling group is opened if it harms no task and routing tells its prompts apart, and either
-   every retraining harms one and the sibling scores lower, or it scores lower by more than
-   ``price`` and the standard error of the difference.
+2. A sibling group, with the parameters that serve the new task best, is opened if it harms no task
+   and routing tells its prompts apart, and either every retraining harms one (unless the sibling
+   scores higher by more than ``price`` and the standard error of the difference), or it scores
+   lower by more than both.
 3. Else the group is retrained: within the noise, fewer groups win.
 """
 
@@ -41,12 +42,14 @@ class Candidate:
         losses: task to the loss of each of its validation samples, shape (samples,).
         estimate: rise of the mean loss of a task without samples, by the quadratic estimate.
         told_apart: the smallest share, over tasks, of samples that reach their own group.
+        parameters: name of the candidate whose parameters a sibling gets; empty: its own.
     """
 
     name: str
     losses: Mapping[str, Losses]
     estimate: float = 0.0
     told_apart: float = 1.0
+    parameters: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,7 @@ class Choice:
 
     Attributes:
         chosen: its name.
+        parameters: name of the candidate whose parameters the adapter gets.
         why: one line.
         task: the task just learned.
         samples: task to the number of its validation samples.
@@ -66,6 +70,7 @@ class Choice:
     """
 
     chosen: str
+    parameters: str
     why: str
     task: str
     samples: Mapping[str, int]
@@ -155,7 +160,7 @@ def choose(
             why += "; routing cannot tell a sibling's prompts apart"
         elif harm[EXPAND]:
             why += "; a sibling group harms one by its routing"
-        elif not harmless and gain > 0:
+        elif not harmless and gain > -(price + noise):
             chosen, why = EXPAND, "only a sibling group harms no earlier task"
         elif gain > price + noise:
             chosen = EXPAND
@@ -165,6 +170,7 @@ def choose(
     counts = {name: len(losses) for name, losses in candidates[0].losses.items()}
     return Choice(
         chosen=chosen,
+        parameters=next(c.parameters or c.name for c in candidates if c.name == chosen),
         why=why,
         task=task,
         samples=counts,
@@ -197,4 +203,5 @@ def _row(candidate: Candidate, harm: list[str], total: float) -> dict[str, Any]:
         "score": round(total, 6),
         "estimate": round(candidate.estimate, 6),
         "told_apart": round(candidate.told_apart, 4),
+        "parameters": candidate.parameters or candidate.name,
     }

@@ -51,10 +51,11 @@ class _Asked:
         found |= {self.retrain} - {placed.group}
         return found | ({self.expand} - {placed.sibling} if placed.expanded is not None else set())
 
-    def by_candidate(self, placed: Placed, name: str) -> bool:
+    def by_candidate(self, placed: Placed) -> bool:
         """Tell whether a candidate's parameters may answer it."""
-        opened = name == "trained" and placed.expanded is not None
-        return self.retrain == placed.group or (opened and self.expand == placed.sibling)
+        return placed.group == self.retrain or (
+            placed.expanded is not None and self.expand == placed.sibling
+        )
 
 
 @dataclass
@@ -93,8 +94,7 @@ class Chooser:
             told_all = [self._measure(model, context, found)]
         broadcast_object_list(told_all)
         choice: Choice = told_all[0]
-        name = "trained" if choice.expands else choice.chosen
-        _put(context, found.states[name]())
+        _put(context, found.states[choice.parameters]())
         model.train(was_training)
         on_main(lambda: self._record(choice))
         if not choice.expands:
@@ -119,7 +119,7 @@ class Chooser:
         losses: dict[str, Losses] = {}
         for name, state in states.items():
             _put(context, state())
-            wanted = [i for i, a in enumerate(asked) if a.by_candidate(placed, name)]
+            wanted = [i for i, a in enumerate(asked) if a.by_candidate(placed)]
             losses[name] = self._score(model, asked, wanted)
         _put(context, trained)
         before = {
@@ -137,8 +137,11 @@ class Chooser:
             for name, own in losses.items()
         ]
         if placed.expanded is not None:
-            by = {**stored, placed.sibling: losses["trained"]}
-            candidates.append(self._candidate(EXPAND, asked, by, "expand"))
+            rows = [i for i, a in enumerate(asked) if a.expand == placed.sibling]
+            best = min(losses, key=lambda name: losses[name][rows].sum())
+            by = {**stored, placed.sibling: losses[best]}
+            sibling = self._candidate(EXPAND, asked, by, "expand")
+            candidates.append(replace(sibling, parameters=best))
         return choose(
             task,
             candidates,

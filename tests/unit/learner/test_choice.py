@@ -45,6 +45,14 @@ def test_a_sibling_is_opened_if_it_alone_harms_nothing():
     assert chosen(harmful, sibling, price=10).chosen == "expand"
 
 
+def test_it_is_opened_even_if_retraining_scores_a_little_lower():
+    harmful = candidate("straight-0.5", [1.1] * 4, [0.3] * 4)  # 0.7, and raises old by 0.1
+    sibling = candidate("expand", [1.0] * 4, [0.44] * 4, parameters="trained")  # 0.72
+    choice = chosen(harmful, sibling, price=0.05)
+    assert (choice.chosen, choice.parameters) == ("expand", "trained")
+    assert chosen(harmful, sibling, price=0.01).chosen == "straight-0.5"
+
+
 @pytest.mark.parametrize(("price", "expected"), [(0.19, "expand"), (0.21, "trained")])
 def test_else_a_sibling_has_to_be_worth_its_price(price, expected):
     retrained = candidate("trained", [1.0] * 4, [0.6] * 4)  # score 0.8
