@@ -254,7 +254,8 @@ class Router:
 
     def _sibling(self, scores: NDArray[np.float64], text: str) -> str | None:
         """Return which of several groups with alike instructions answers; None: cannot tell."""
-        alike = [self._ids[i] for i in np.flatnonzero(scores >= max(0.0, scores.max() - ALIKE))]
+        least = max(0.0, scores.max(initial=-1) - ALIKE)
+        alike = [self._ids[i] for i in np.flatnonzero(scores >= least)]
         if len(alike) < 2:
             return None
         found = self.codebook.tell_apart(alike, text)
