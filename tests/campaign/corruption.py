@@ -18,7 +18,7 @@ def places(path, rng, at_most):
 
 def flip(root, path, place, bit):
     """Flip one bit, verify, put it back; return what is wrong, or None."""
-    from lcia.learner.verify import verify
+    from lcia.store.verify import verify
 
     content = path.read_bytes()
     damaged = bytearray(content)

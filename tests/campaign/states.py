@@ -37,7 +37,7 @@ def verified(root):
     """Open and verify a store; return what is wrong, or None."""
     from lcia.errors import LciaError
     from lcia.learner import Store
-    from lcia.learner.verify import verify
+    from lcia.store.verify import verify
 
     try:
         Store.open(root)

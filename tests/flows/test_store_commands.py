@@ -130,7 +130,7 @@ def test_a_refused_candidate_is_kept_listed_accepted_or_removed(
     monkeypatch.setattr(learning, "scores_percent", worse)
     store = Store.open(tmp_path / "a")
     matrix = store.current.matrix().with_scores(1, {"colours": 60.0})
-    monkeypatch.setattr("lcia.learner.store.Version.matrix", lambda version: matrix)
+    monkeypatch.setattr("lcia.store.store.Version.matrix", lambda version: matrix)
     refused = lcia(*teach("shades"))
     monkeypatch.undo()
     assert refused.returncode == 1
@@ -159,7 +159,7 @@ def refused(lcia, stream, teach, tmp_path, monkeypatch):
     assert lcia(*teach("colours", "--set", "gate.max_drop=1", new=True)).returncode == 0
     with monkeypatch.context() as patch:
         matrix = Store.open(tmp_path / "a").current.matrix().with_scores(1, {"colours": 100.0})
-        patch.setattr("lcia.learner.store.Version.matrix", lambda version: matrix)
+        patch.setattr("lcia.store.store.Version.matrix", lambda version: matrix)
         assert lcia(*teach("shades")).returncode == 1
     return tmp_path / "a"
 

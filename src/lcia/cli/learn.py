@@ -29,7 +29,7 @@ def may_go_on(store: "Store", config: "AssistantConfig") -> bool:
         ConfigError: it has others, and holds something.
     """
     from lcia.errors import ConfigError
-    from lcia.learner.transaction import abandoning, unfinished
+    from lcia.store.transaction import abandoning, unfinished
 
     differing = store.differing(config.resolved())
     if not differing:

@@ -28,7 +28,7 @@ def versions(store: StorePath, as_json: AsJson = False) -> None:
     """
     from lcia.cli.console import console, number, print_json, print_table
     from lcia.learner import Store
-    from lcia.learner.transaction import refused, unfinished
+    from lcia.store.transaction import refused, unfinished
 
     opened = Store.open(store)
     current = opened.current.number
@@ -97,9 +97,9 @@ def prune(
     """
     from lcia.cli.console import console, print_json
     from lcia.learner import Store
-    from lcia.learner.prune import plan
-    from lcia.learner.prune import prune as remove
     from lcia.reports.numbers import size
+    from lcia.store.prune import plan
+    from lcia.store.prune import prune as remove
 
     opened = Store.open(store)
     pruning = (remove if yes else plan)(opened, keep_last=keep_last, keep_every=keep_every)
@@ -139,7 +139,7 @@ def verify(
     """
     from lcia.cli.console import console, print_json
     from lcia.errors import DamageError, StoreError
-    from lcia.learner.verify import verify as find
+    from lcia.store.verify import verify as find
 
     if not any((store / name).exists() for name in ("assistant.json", "versions")):
         raise StoreError(f"{store}: is not an assistant (no assistant.json).")
@@ -169,8 +169,8 @@ def abandon(
     """
     from lcia.cli.console import console
     from lcia.learner import Store
-    from lcia.learner.transaction import abandon as give_up
-    from lcia.learner.transaction import forget_refused
+    from lcia.store.transaction import abandon as give_up
+    from lcia.store.transaction import forget_refused
 
     opened = Store.open_unchecked(store)
     run = give_up(opened) if refused is None else forget_refused(opened, refused)
@@ -188,7 +188,7 @@ def accept(
     """
     from lcia.cli.console import console
     from lcia.learner import Store
-    from lcia.learner.transaction import accept as take
+    from lcia.store.transaction import accept as take
 
     version = take(Store.open(store), candidate)
     console.print(

@@ -24,8 +24,8 @@ from lcia.evaluation.metrics import summarise
 from lcia.files import read_json, read_jsonl, write_json, write_jsonl
 from lcia.grouping import InstructionCodebook, Router
 from lcia.learner import ContinualLearner, Store, Version
-from lcia.learner.samples import MEMORY, VALIDATION
 from lcia.reports.collect import step_records
+from lcia.store.samples import MEMORY, VALIDATION
 
 HELD_OUT = {model: f"held_out-{model}.jsonl" for model in ("base", "assistant")}
 """Files of the predictions on tasks that were never trained."""

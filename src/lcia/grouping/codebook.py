@@ -10,13 +10,12 @@ from numpy.typing import NDArray
 
 from lcia.errors import ConfigError, DataError, LciaError, StoreError
 from lcia.files import read_json, write_json
-from lcia.grouping.backend import Similarity
 from lcia.grouping.config import GroupingConfig
 from lcia.grouping.content import Content, ContentIndex
 from lcia.grouping.conversation import Prompt, undecided, whole, without
 from lcia.grouping.groups import Group, TaughtTask
+from lcia.grouping.index import GroupedRows, Similarity
 from lcia.grouping.instruction import Extraction
-from lcia.grouping.rows import GroupedRows
 from lcia.registry import SIMILARITIES, nearest
 
 SCHEMA = 1

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lcia.grouping.postings import Postings
+from lcia.grouping.index import Postings
 from lcia.grouping.terms import MARKS, UNSPACED
 
 TERMS_KEPT = 500

@@ -1,14 +1,14 @@
 """The learning loop and the store it commits to."""
 
+from lcia.decision.instructions import instructions_of
 from lcia.learner.importing import import_adapter, import_with_data
-from lcia.learner.instructions import instructions_of
-from lcia.learner.journal import Journal, Listener, read_journal
 from lcia.learner.learning import ContinualLearner, check_task, load_host
 from lcia.learner.lifecycle import merge_groups, rename_group, retire_group, split_group
 from lcia.learner.outcome import Outcome
-from lcia.learner.store import Store
-from lcia.learner.transaction import Run
-from lcia.learner.version import Version
+from lcia.store.journal import Journal, Listener, read_journal
+from lcia.store.store import Store
+from lcia.store.transaction import Run
+from lcia.store.version import Version
 
 __all__ = [
     "ContinualLearner",

@@ -11,20 +11,20 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from lcia.data.task import Task, check_name
+from lcia.decision.instructions import instructions_of
+from lcia.decision.placing import Placed
 from lcia.errors import ConfigError, StoreError
 from lcia.evaluation.generate import Adapters
 from lcia.files import publish, sha256_of
 from lcia.grouping import InstructionCodebook, InstructionRecipe, told
-from lcia.learner.instructions import instructions_of
-from lcia.learner.journal import Journal
 from lcia.learner.learning import ContinualLearner
 from lcia.learner.lifecycle import revise
-from lcia.learner.manifest import check_adapter
 from lcia.learner.outcome import Outcome
-from lcia.learner.placing import Placed
-from lcia.learner.version import Version
 from lcia.models.host import AdapterHost
 from lcia.models.lora import read_config
+from lcia.store.journal import Journal
+from lcia.store.manifest import check_adapter
+from lcia.store.version import Version
 
 logger = logging.getLogger(__name__)
 

@@ -9,6 +9,9 @@ from typing import Any
 
 from lcia.config import AssistantConfig
 from lcia.data.task import Task
+from lcia.decision.choosing import Chooser, of_one_shape, read_choice
+from lcia.decision.instructions import instructions_of
+from lcia.decision.placing import Placed, place
 from lcia.distributed.launch import start
 from lcia.distributed.processes import everyone, is_main, on_main
 from lcia.errors import DivergenceError, GateError, ModelError, StoreError
@@ -21,28 +24,25 @@ from lcia.evaluation.kept import Keep, digest
 from lcia.evaluation.metrics import summarise
 from lcia.files import discard, write_jsonl
 from lcia.grouping import InstructionCodebook, Router
-from lcia.learner.choosing import Chooser, of_one_shape, read_choice
 from lcia.learner.environment import environment
-from lcia.learner.fingerprint import fingerprint
-from lcia.learner.finite import check_finite
 from lcia.learner.gate import check_gate
-from lcia.learner.instructions import instructions_of
-from lcia.learner.journal import Journal, Listener
 from lcia.learner.memory import keep_freed_memory, memory_watched, release_memory
 from lcia.learner.outcome import Outcome
-from lcia.learner.placing import Placed, place
 from lcia.learner.preflight import preflight
 from lcia.learner.projectors import share_projector, shared_projector
 from lcia.learner.scoring import score_tasks
-from lcia.learner.store import Store
 from lcia.learner.training import TRAINED, UNTRAINED, train_adapter
-from lcia.learner.transaction import DRAFT, Run, begin, commit, propose, refuse, refused
-from lcia.learner.version import Version
 from lcia.methods.base import Method
 from lcia.models.answering import TODAY, TemplateSettings
 from lcia.models.host import AdapterHost
 from lcia.models.loading import check_model, content_hash, load_model
 from lcia.registry import SCORERS
+from lcia.store.fingerprint import fingerprint
+from lcia.store.finite import check_finite
+from lcia.store.journal import Journal, Listener
+from lcia.store.store import Store
+from lcia.store.transaction import DRAFT, Run, begin, commit, propose, refuse, refused
+from lcia.store.version import Version
 
 
 class ContinualLearner:

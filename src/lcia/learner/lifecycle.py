@@ -11,11 +11,11 @@ from lcia.errors import ConfigError
 from lcia.evaluation.generate import Adapters, scores_percent
 from lcia.grouping import InstructionCodebook
 from lcia.learner.learning import ContinualLearner
-from lcia.learner.samples import MEMORY, VALIDATION, keep_with, kept_with
 from lcia.learner.scoring import score_tasks
-from lcia.learner.transaction import clear, refuse_unfinished
-from lcia.learner.version import Version
 from lcia.registry import nearest
+from lcia.store.samples import MEMORY, VALIDATION, keep_with, kept_with
+from lcia.store.transaction import clear, refuse_unfinished
+from lcia.store.version import Version
 
 logger = logging.getLogger(__name__)
 

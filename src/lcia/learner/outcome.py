@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lcia.learner.version import Version
+from lcia.store.version import Version
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class Outcome:
         scores: task to score after learning, in percent, all tasks learned so far.
         seconds: time it took.
         choice: what a retrained group might have become, and why it became this; None where
-            nothing was measured. See ``lcia.learner.choice.Choice``.
+            nothing was measured. See ``lcia.decision.choice.Choice``.
     """
 
     task: str

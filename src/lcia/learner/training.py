@@ -23,13 +23,13 @@ from lcia.distributed.processes import on_main
 from lcia.distributed.uneven import Collate, Examples
 from lcia.errors import ConfigError
 from lcia.files import discard, publish
-from lcia.learner.finite import FiniteSteps
-from lcia.learner.journal import Journal
-from lcia.learner.samples import MEMORY, VALIDATION, Kept, keep_with, kept_with
 from lcia.learner.trainer import MethodTrainer, ProjectorState
 from lcia.methods.base import Method, TaskContext
 from lcia.models.gates import save_gates
 from lcia.models.host import AdapterHost
+from lcia.store.finite import FiniteSteps
+from lcia.store.journal import Journal
+from lcia.store.samples import MEMORY, VALIDATION, Kept, keep_with, kept_with
 
 logger = logging.getLogger(__name__)
 

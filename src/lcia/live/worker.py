@@ -28,12 +28,12 @@ from lcia.errors import (
     TrainingError,
 )
 from lcia.learner import ContinualLearner, Store
-from lcia.learner.fingerprint import fingerprint
-from lcia.learner.transaction import abandon, unfinished
 from lcia.live.data_files import DataFiles
 from lcia.live.database import Database, DatabaseError
 from lcia.live.jobs import CANCELLED, FAILED, PAUSED, SUCCEEDED, Job, Jobs
 from lcia.models.host import AdapterHost
+from lcia.store.fingerprint import fingerprint
+from lcia.store.transaction import abandon, unfinished
 
 logger = logging.getLogger(__name__)
 

@@ -34,7 +34,7 @@ class Lcia(Merge):
     retrained starts with the average at its stored parameters. With ``validation`` above 0, what
     it ends as is measured: ``candidates`` are points between the old parameters and the trained
     ones, or a sibling group, and the learner chooses on samples held back from every task
-    (``lcia.learner.choice``). With ``validation`` 0 it ends as the average, with an ``old_weight``
+    (``lcia.decision.choice``). With ``validation`` 0 it ends as the average, with an ``old_weight``
     above 0 merged into the stored parameters by precision, as ``merge`` does with the trained ones.
 
     ``memory`` is the share of every task's samples that stay with its group, and are shuffled

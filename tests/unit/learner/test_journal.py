@@ -15,7 +15,7 @@ from lcia.learner.environment import environment
 def clock(monkeypatch):
     """A clock that is set by hand."""
     now = [0.0]
-    monkeypatch.setattr("lcia.learner.journal.time.time", lambda: now[0])
+    monkeypatch.setattr("lcia.store.journal.time.time", lambda: now[0])
     return now
 
 

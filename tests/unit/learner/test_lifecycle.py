@@ -17,7 +17,7 @@ from lcia.learner import (
     retire_group,
     split_group,
 )
-from lcia.learner.samples import MEMORY, kept_with
+from lcia.store.samples import MEMORY, kept_with
 
 
 @pytest.fixture(scope="module")

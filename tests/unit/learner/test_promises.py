@@ -12,10 +12,10 @@ from lcia.distributed.checkpoint import last_checkpoint
 from lcia.errors import LciaError, StoreError
 from lcia.files import read_sealed, write_sealed
 from lcia.learner import ContinualLearner, Store, rename_group
-from lcia.learner.fingerprint import LATER, WITHOUT_EFFECT, fingerprint
-from lcia.learner.manifest import check_proposal
-from lcia.learner.transaction import begin, clear, refuse, refused, unfinished
-from lcia.learner.verify import verify
+from lcia.store.fingerprint import LATER, WITHOUT_EFFECT, fingerprint
+from lcia.store.manifest import check_proposal
+from lcia.store.transaction import begin, clear, refuse, refused, unfinished
+from lcia.store.verify import verify
 
 TRAINING = {"num_train_epochs": 1, "learning_rate": 1e-2, "save_steps": 1}
 
@@ -219,7 +219,7 @@ def test_the_fingerprint_decides_about_every_setting():
     }  # fmt: skip
     later = {path.partition(".")[0] for path in LATER}
     missing = set(AssistantConfig.model_fields) - spelt_out - later - WITHOUT_EFFECT
-    assert not missing, f"say in learner/fingerprint.py whether these change a result: {missing}"
+    assert not missing, f"say in store/fingerprint.py whether these change a result: {missing}"
 
 
 OUTSIDE = ["/etc/0001/x", "../groups/g1/0001", "groups/../../x", "groups/g1/../../..", "groups/g1"]

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from transformers import TrainerCallback, TrainingArguments
 
 from lcia.distributed.launch import launch_of
-from lcia.learner.samples import read_samples
 from lcia.learner.trainer import MethodTrainer
 from lcia.methods.agem import project
+from lcia.store.samples import read_samples
 
 
 @given(seed=st.integers(0, 10_000), size=st.integers(1, 30), scale=st.floats(1e-3, 1e3))

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from lcia.config import AssistantConfig
 from lcia.errors import ConfigError, DivergenceError
 from lcia.grouping import InstructionCodebook
-from lcia.learner import ContinualLearner, Store, transaction
+from lcia.learner import ContinualLearner, Store
+from lcia.store import transaction
 from lcia.learner.training import _Steps, check_spread
 from lcia.registry import METHODS
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from lcia.errors import StoreError
 from lcia.learner import ContinualLearner, Store, merge_groups
-from lcia.learner.samples import read_samples
+from lcia.store.samples import read_samples
 
 METRICS_OF_THE_LAST_ROW = {"average_accuracy"}
 

@@ -3,8 +3,8 @@
 import pytest
 
 from lcia.errors import ConfigError
-from lcia.learner.samples import read_samples
 from lcia.registry import METHODS
+from lcia.store.samples import read_samples
 
 
 @pytest.mark.parametrize(("share", "count"), [(0, 0), (0.1, 2), (0.125, 2), (1, 16)])

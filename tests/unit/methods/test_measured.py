@@ -12,7 +12,7 @@ from conftest import make_task
 from lcia.config import AssistantConfig
 from lcia.grouping import Router
 from lcia.learner import ContinualLearner, Store
-from lcia.learner.samples import VALIDATION, kept_with
+from lcia.store.samples import VALIDATION, kept_with
 
 MEASURED = {"name": "lcia", "validation": 0.25, "memory": 0.1, "price": 0.05}
 INSTRUCTION = "Say the letter."

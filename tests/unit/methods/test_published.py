@@ -5,9 +5,9 @@ from safetensors.torch import load_file
 
 from lcia.config import AssistantConfig
 from lcia.ema import DynamicEMA
-from lcia.learner.samples import MEMORY
 from lcia.learner.training import CARRIED
 from lcia.registry import METHODS
+from lcia.store.samples import MEMORY
 
 
 @pytest.mark.parametrize(

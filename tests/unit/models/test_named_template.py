@@ -9,9 +9,9 @@ from lcia.config import AssistantConfig, parse_config
 from lcia.data import Message, Sample
 from lcia.errors import ConfigError
 from lcia.learner import ContinualLearner, Store
-from lcia.learner.fingerprint import fingerprint
 from lcia.models import ChatFormat
 from lcia.models.answering import TemplateSettings
+from lcia.store.fingerprint import fingerprint
 from templates import CHAT_TOKENS, byte_tokenizer
 
 SAMPLE = Sample(id="1", messages=(Message(role="user", content="2+2?"),), answers=("4",))

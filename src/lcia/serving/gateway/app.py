@@ -21,8 +21,8 @@ from lcia.serving.gateway.upstreams import Upstreams
 from lcia.serving.http.api_error import ApiError
 from lcia.serving.http.app import READ, add_errors, add_guard, add_models
 from lcia.serving.http.body import read_tree
-from lcia.serving.http.connection import CLIENT_GONE, ClientGoneError, while_connected
 from lcia.serving.http.metrics import Metrics
+from lcia.serving.http.respond import CLIENT_GONE, ClientGoneError, while_connected
 from lcia.serving.http.routing import choose_adapter, explain
 from lcia.serving.http.schemas import RouteRequest, parse, said_in
 from lcia.serving.live import ASSISTANT, BASE, LiveStore

@@ -3,8 +3,8 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
+from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -12,7 +12,6 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from lcia.errors import LciaError
 from lcia.serving.engine.job import Delta
 from lcia.serving.http.api_error import api_error
-from lcia.serving.http.connection import CLIENT_GONE, ClientGoneError, while_connected
 from lcia.serving.http.service import Prepared, Service
 from lcia.serving.http.shapes import DONE, Shape, event
 
@@ -121,3 +120,38 @@ async def _events(
     if usage:
         yield event({**asked[0][1].last(0), "usage": _sum(used)})
     yield DONE
+
+
+T = TypeVar("T")
+
+CLIENT_GONE = 499
+"""nginx's status for a client that left; nobody receives it, but logs and metrics show it."""
+
+
+class ClientGoneError(Exception):
+    """The client closed its connection."""
+
+
+async def while_connected(request: Request, work: Awaitable[T]) -> T:
+    """Return what ``work`` returns, but cancel it as soon as the client closes its connection.
+
+    Raises:
+        ClientGoneError: it did.
+    """
+    working = asyncio.ensure_future(work)
+    watching = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGoneError
+        return working.result()
+    finally:
+        for task in (working, watching):
+            task.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    message: Any = {}
+    while message.get("type") != "http.disconnect":
+        message = await request.receive()

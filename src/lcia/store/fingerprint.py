@@ -6,7 +6,7 @@ from typing import Any
 
 from lcia.config import BEFORE, AssistantConfig
 from lcia.data.task import Task
-from lcia.learner.manifest import SCHEMA
+from lcia.store.manifest import SCHEMA
 
 GROUPING = (
     "groups",

@@ -13,18 +13,18 @@ from accelerate.utils import broadcast_object_list, send_to_device
 from torch import Tensor
 
 from lcia.data.sample import Sample
+from lcia.decision.choice import EXPAND, Candidate, Choice, Losses, choose, quadratic_scale
+from lcia.decision.placing import Placed
 from lcia.distributed.processes import is_main, on_main
 from lcia.evaluation.generate import Adapters
 from lcia.files import read_json, read_record, write_json
 from lcia.grouping import Router, told
-from lcia.learner.choice import EXPAND, Candidate, Choice, Losses, choose, quadratic_scale
-from lcia.learner.journal import Journal
-from lcia.learner.placing import Placed
-from lcia.learner.samples import VALIDATION, kept_with
-from lcia.learner.transaction import Run
 from lcia.methods.base import Candidates, Method, TaskContext
 from lcia.models.batches import IGNORED
 from lcia.models.host import AdapterHost
+from lcia.store.journal import Journal
+from lcia.store.samples import VALIDATION, kept_with
+from lcia.store.transaction import Run
 
 logger = logging.getLogger(__name__)
 

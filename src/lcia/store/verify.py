@@ -7,11 +7,11 @@ from typing import Any
 from lcia.distributed.plan import COMPLETE
 from lcia.errors import StoreError
 from lcia.files import LINES_LIMIT, checksums, files_below, is_leftover, read_sealed, sha256_of
-from lcia.learner.journal import check_journal
-from lcia.learner.manifest import check_proposal
-from lcia.learner.store import Store
-from lcia.learner.transaction import PLAN, PROPOSAL, REPORT, abandoning
-from lcia.learner.version import Version, version_path
+from lcia.store.journal import check_journal
+from lcia.store.manifest import check_proposal
+from lcia.store.store import Store
+from lcia.store.transaction import PLAN, PROPOSAL, REPORT, abandoning
+from lcia.store.version import Version, version_path
 
 WEIGHTS = ".safetensors"
 

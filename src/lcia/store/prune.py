@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lcia.files import discard, files_below, sync_folder
-from lcia.learner.store import Store
-from lcia.learner.transaction import refused, unfinished
-from lcia.learner.version import version_path
+from lcia.store.store import Store
+from lcia.store.transaction import refused, unfinished
+from lcia.store.version import version_path
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from PIL import Image as Pictures
 from lcia.data import Image, Message, Sample, Task
 from lcia.data.images import check_images
 from lcia.files import publish
-from lcia.learner.samples import read_samples, write_samples
+from lcia.store.samples import read_samples, write_samples
 
 
 def test_samples_and_their_pictures_survive_the_loss_of_the_originals(tmp_path):

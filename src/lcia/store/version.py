@@ -11,9 +11,9 @@ from lcia.evaluation.generate import Adapters, Prediction, read_predictions
 from lcia.evaluation.matrix import AccuracyMatrix
 from lcia.files import check_sum, read_record
 from lcia.grouping import InstructionCodebook
-from lcia.learner.journal import read_journal
-from lcia.learner.manifest import check_adapter, refuse_links
-from lcia.learner.samples import read_samples
+from lcia.store.journal import read_journal
+from lcia.store.manifest import check_adapter, refuse_links
+from lcia.store.samples import read_samples
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,10 @@ import pytest
 from lcia.config import AssistantConfig
 from lcia.errors import StoreError
 from lcia.files import discard, read_sealed, write_sealed
-from lcia.learner import ContinualLearner, Store, rename_group, transaction
-from lcia.learner.prune import plan, prune
+from lcia.learner import ContinualLearner, Store, rename_group
 from lcia.reports.collect import run_record
+from lcia.store import transaction
+from lcia.store.prune import plan, prune
 
 
 class Killed(BaseException):
@@ -124,7 +125,7 @@ def test_killed_while_pruning_the_same_call_goes_on(learner, step, monkeypatch):
         discard(path)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr("lcia.learner.prune.discard", dies)
+        patch.setattr("lcia.store.prune.discard", dies)
         prune(store, keep_last=1)
     assert store.verify() == []
     assert prune(Store.open(store.root), keep_last=1).kept == [0, 3, 5]

@@ -7,14 +7,14 @@ from typing import Any
 
 from lcia.data.sample import Sample
 from lcia.data.task import Task
+from lcia.decision.choice import EXPAND
+from lcia.decision.instructions import instructions_of, tell_odd_fields
+from lcia.decision.validation import hold_back
 from lcia.grouping import GroupDecision, InstructionCodebook, told
 from lcia.grouping.conversation import whole
-from lcia.learner.choice import EXPAND
-from lcia.learner.instructions import instructions_of, tell_odd_fields
-from lcia.learner.journal import Journal
-from lcia.learner.store import Store
-from lcia.learner.validation import hold_back
-from lcia.learner.version import Version
+from lcia.store.journal import Journal
+from lcia.store.store import Store
+from lcia.store.version import Version
 
 
 @dataclass(frozen=True, kw_only=True)

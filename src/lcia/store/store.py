@@ -31,14 +31,14 @@ from lcia.files import (
     write_sealed,
 )
 from lcia.grouping import InstructionCodebook
-from lcia.learner.manifest import (
+from lcia.store.manifest import (
     SCHEMA,
     check_manifest,
     check_record,
     files_of,
     refuse_links,
 )
-from lcia.learner.version import Version, version_path
+from lcia.store.version import Version, version_path
 
 GROUP = re.compile(r"g([1-9]\d{0,8})")
 
@@ -231,7 +231,7 @@ class Store:
 
     def verify(self, *, weights: bool = True) -> list[str]:
         """Compare every file with its checksum; return one line a finding."""
-        from lcia.learner.verify import verify
+        from lcia.store.verify import verify
 
         return verify(self.root, weights=weights)
 
@@ -345,7 +345,7 @@ class Store:
         Raises:
             DivergenceError: one of them holds values that are not finite; nothing was copied.
         """
-        from lcia.learner.finite import check_finite  # torch, which most verbs do without
+        from lcia.store.finite import check_finite  # torch, which most verbs do without
 
         for folder in adapters.values():
             check_finite(folder)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lcia.learner.choice import Candidate, choose, quadratic_scale, standard_error
+from lcia.decision.choice import Candidate, choose, quadratic_scale, standard_error
 
 BEFORE = {"old": np.array([1.0, 1.0, 1.0, 1.0])}
 

@@ -26,10 +26,10 @@ from lcia.files import (
     write_json,
     write_sealed,
 )
-from lcia.learner.manifest import SCHEMA, check_proposal, refuse_links
-from lcia.learner.samples import write_samples
-from lcia.learner.store import Store
-from lcia.learner.version import Version, version_path
+from lcia.store.manifest import SCHEMA, check_proposal, refuse_links
+from lcia.store.samples import write_samples
+from lcia.store.store import Store
+from lcia.store.version import Version, version_path
 
 PLAN, DONE, PROPOSAL, REPORT = "plan.json", "done.json", "proposal.json", "report.json"
 DRAFT, TASK = "version", "task"

@@ -1,0 +1,1 @@
+"""The directory an assistant is: immutable versions, transactions that make them, checks."""
