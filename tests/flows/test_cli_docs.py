@@ -25,7 +25,7 @@ def verbs(command, path=()):
 VERBS = [
     (verb, options)
     for verb, options in verbs(typer.main.get_command(app))
-    if verb not in ("groups", "data")
+    if verb not in ("groups", "data", "inbox")
 ]
 
 

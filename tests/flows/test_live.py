@@ -1,78 +1,21 @@
-"""A server and a worker as processes of their own; the unmodified openai client asks."""
+"""Fine-tuning jobs of a server and a worker as processes of their own, killed at any moment."""
 
-import json
 import os
 import random
-import re
 import signal
 import subprocess
-import sys
 import time
-from contextlib import contextmanager, suppress
 
-import httpx
 import openai
 import pytest
 
-from conftest import make_task
 from lcia.learner import Store
 from lcia.live.data_files import DataFiles
 from lcia.live.database import Database
-from lcia.live.jobs import ENDED, Jobs
+from lcia.live.jobs import Jobs
 from lcia.live.orders import order
+from live_server import SHADES, data, server, start, wait_for
 from serving_server import COLOUR, make_store
-
-SHADES = {"blue": "b", "white": "w"}
-
-
-def lines_of(task) -> bytes:
-    records = [
-        {
-            "messages": [
-                {"role": "user", "content": sample.prompt},
-                {"role": "assistant", "content": sample.answers[0]},
-            ]
-        }
-        for sample in task.train
-    ]
-    return "".join(json.dumps(record) + "\n" for record in records).encode()
-
-
-def data(words=SHADES, *, name="shades", instruction="Say the letter of the colour.") -> bytes:
-    return lines_of(make_task(name, instruction, words, train=20))
-
-
-def start(*arguments, **options):
-    return subprocess.Popen(
-        [sys.executable, "-m", "lcia", *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        start_new_session=True,
-        **options,
-    )
-
-
-@contextmanager
-def server(root, *options):
-    """Serve an assistant in a process of its own; yield its address and the process."""
-    log = root.with_suffix(".log")
-    with log.open("wb") as written:
-        process = start("serve", root, "--port", 0, "--max-context", 256, *options, stderr=written)
-    try:
-        deadline = time.monotonic() + 120
-        while not (found := re.search(r"listening on (http://\S+)", log.read_text())):
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
-            time.sleep(0.05)
-        while True:
-            with suppress(httpx.TransportError):
-                if httpx.get(found[1] + "/readyz").status_code == 200:
-                    break
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
-            time.sleep(0.1)
-        yield found[1], process
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -86,15 +29,6 @@ def store(made, tmp_path):
 
     shutil.copytree(made.root, tmp_path / "assistant")
     return Store.open(tmp_path / "assistant")
-
-
-def wait_for(client, job, *, status="succeeded", seconds=120):
-    deadline = time.monotonic() + seconds
-    while (found := client.fine_tuning.jobs.retrieve(job)).status not in ENDED:
-        assert time.monotonic() < deadline, found
-        time.sleep(0.1)
-    assert found.status == status, found
-    return found
 
 
 def test_an_openai_client_uploads_learns_and_talks_to_the_pinned_model(store):

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, func, insert, select, update
 
 from lcia.errors import DataError
 from lcia.files import json_bytes
@@ -52,14 +52,6 @@ class Receipts:
         """
         with self._database.begin() as connection:
             return _receipt(connection, answer)
-
-    def forget_texts(self, *, days: float) -> int:
-        """Remove prompts and answers older than this; return of how many receipts."""
-        before = int(time.time() - days * 86400)
-        old = (receipts.c.created_at < before) & receipts.c.answer.is_not(None)
-        with self._database.begin() as connection:
-            asked = update(receipts).where(old).values(prompt=None, answer=None)
-            return int(connection.execute(asked).rowcount)
 
 
 class Inbox:
@@ -154,14 +146,38 @@ class Inbox:
                     _check_open(_entry(connection, number), state)
         return done
 
-    def teach(self, files: DataFiles, job: Mapping[str, Any]) -> Job:
-        """Make a file of the accepted corrections, and a job that learns it.
-
-        Of several accepted corrections of one conversation the latest counts. An entry is taught
-        once: what a process that was killed in here leaves is an unused file.
+    def edit(self, number: int, correction: str, *, prompt: str | None = None) -> None:
+        """Write the correction of an entry anew; its state stays.
 
         Args:
-            files: where the file goes.
+            number: which.
+            correction: what should have been answered.
+            prompt: what was asked, where the entry does not hold it.
+
+        Raises:
+            NoFeedbackError: there is none of that number, or it was taught.
+            DataError: a correction without text, or without the prompt it belongs to.
+        """
+        if not correction.strip():
+            raise DataError("--correction: is empty; expected what should have been answered.")
+        with self._database.begin() as connection:
+            entry = _entry(connection, number)
+            turns = entry["prompt"] or (prompt and [{"role": "user", "content": prompt}])
+            if not turns:
+                raise DataError(f"Feedback {number} does not hold its prompt. Give it: --prompt.")
+            here = (feedback.c.number == number) & (feedback.c.state != TAUGHT)
+            asked = update(feedback).where(here).values(correction=correction, prompt=turns)
+            if not connection.execute(asked).rowcount:
+                raise _taught(_entry(connection, number))
+
+    def teach(self, job: Mapping[str, Any]) -> Job:
+        """Make a file of the accepted corrections, and a job that learns all of them.
+
+        Of several accepted corrections of one conversation the latest counts. The file is also
+        what the task is scored on: the score says how many are now answered as corrected. An
+        entry is taught once: what a process that was killed in here leaves is an unused file.
+
+        Args:
             job: the job's columns, as ``order`` returns them.
 
         Raises:
@@ -172,34 +188,21 @@ class Inbox:
         accepted = self.listed(state=ACCEPTED)
         if not accepted:
             raise NoFeedbackError(
-                "No correction is accepted. Accept some: lcia inbox STORE accept --all."
+                "No correction is accepted. Accept some: lcia inbox accept STORE --all."
             )
         latest = {json.dumps(entry["prompt"], sort_keys=True): entry for entry in accepted}
         lines = [json_bytes(_sample(entry)) for entry in latest.values()]
-        file = files.add(f"{job['task']}.jsonl", b"".join(line + b"\n" for line in lines))
-        numbers = [entry["number"] for entry in accepted]
-        still = feedback.c.number.in_(numbers) & (feedback.c.state == ACCEPTED)
+        content = b"".join(line + b"\n" for line in lines)
+        file = DataFiles(self._database).add(f"{job['task']}.jsonl", content)["id"]
         with self._database.begin() as connection:
-            made = enqueue(connection, **job, training_file=file["id"])
-            asked = update(feedback).where(still).values(state=TAUGHT, job=made["id"])
-            if connection.execute(asked).rowcount != len(numbers):
-                raise NoFeedbackError("The inbox changed meanwhile. Try again.")
+            made = enqueue(connection, **job, training_file=file, validation_file=file)
+            for entry in accepted:
+                same = feedback.c.correction == entry["correction"]
+                still = (feedback.c.number == entry["number"]) & (feedback.c.state == ACCEPTED)
+                asked = update(feedback).where(still & same).values(state=TAUGHT, job=made["id"])
+                if not connection.execute(asked).rowcount:
+                    raise NoFeedbackError("The inbox changed meanwhile. Try again.")
         return made
-
-    def forget(self, answer: str) -> int:
-        """Remove a receipt and what was said about its answer; return how many entries that was.
-
-        What was already taught stays in the versions that learned it.
-
-        Raises:
-            NoReceiptError: there is no such answer.
-        """
-        with self._database.begin() as connection:
-            _receipt(connection, answer)
-            connection.execute(delete(receipts).where(receipts.c.id == answer))
-            return int(
-                connection.execute(delete(feedback).where(feedback.c.receipt == answer)).rowcount
-            )
 
     def counts(self) -> dict[str, int]:
         """Return how many entries are in each state."""
@@ -240,6 +243,10 @@ def _receipt(connection: Connection, answer: str) -> dict[str, Any]:
 
 def _check_open(entry: Mapping[str, Any], state: str) -> None:
     if entry["state"] == TAUGHT:
-        raise NoFeedbackError(f"Feedback {entry['number']} was taught by job {entry['job']}.")
+        raise _taught(entry)
     if state == ACCEPTED and entry["correction"] is None:
         raise NoFeedbackError(f"Feedback {entry['number']} has no correction to learn from.")
+
+
+def _taught(entry: Mapping[str, Any]) -> NoFeedbackError:
+    return NoFeedbackError(f"Feedback {entry['number']} was taught by job {entry['job']}.")
