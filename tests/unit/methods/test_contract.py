@@ -17,9 +17,9 @@ from lcia.config import AssistantConfig
 from lcia.errors import ConfigError, DivergenceError
 from lcia.grouping import InstructionCodebook
 from lcia.learner import ContinualLearner, Store
-from lcia.store import transaction
 from lcia.learner.training import _Steps, check_spread
 from lcia.registry import METHODS
+from lcia.store import transaction
 
 NAMES = METHODS.names()
 TRAINED = [name for name in NAMES if METHODS.get(name).trains]
