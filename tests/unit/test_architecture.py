@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "methods": {"ema", "grouping", "data", "integrations", "models"},
     "evaluation": {"data", "distributed", "grouping", "models"},
     "config": {"data", "grouping", "models"},
-    "store": {"config", "data", "distributed", "evaluation", "grouping", "integrations"},
+    "store": {"config", "data", "distributed", "ema", "evaluation", "grouping", "integrations"},
     "decision": {
         "config",
         "data",

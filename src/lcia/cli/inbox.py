@@ -191,11 +191,17 @@ def _opened(store: Path, database: str | None) -> "Inbox":
     from lcia.live.extra import check_live
 
     check_live()
+    from lcia.errors import StoreError
     from lcia.learner import Store
-    from lcia.live.database import Database
+    from lcia.live.database import NAME, Database
     from lcia.live.inbox import Inbox
 
     Store.open_unchecked(store)
+    if database is None and not (store / NAME).exists():
+        raise StoreError(
+            f"{store}: nobody gave feedback yet, so there is no inbox. 'lcia serve {store} "
+            "--feedback' takes it."
+        )
     return Inbox(Database(store, database))
 
 

@@ -21,8 +21,8 @@ logger = logging.getLogger(__name__)
 ASSISTANT, BASE = "assistant", "base"
 """Model names that are no groups: the routed assistant, and the model without adapters."""
 
-PINNED = re.compile(r"(.+)@([0-9]{1,9})")
-"""A name as of a version: ``assistant@7``, ``g1@7``."""
+PINNED = re.compile(r"(.+)@([1-9][0-9]{0,8})")
+"""A name as of a version: ``assistant@7``, ``g1@7``. ``g1@0007`` is an adapter's own name."""
 
 KEPT = 8
 """Versions that are not the current one and stay in memory, those asked for last: codebooks alone,

@@ -75,6 +75,10 @@ class Unrouted:
     class current:
         number, names, pinned, adapters = 0, {}, {}, {}
 
+    @classmethod
+    def named(cls, model):
+        return cls.current, model
+
 
 @pytest.mark.filterwarnings("ignore")
 def test_answers_equal_those_given_one_by_one(folder, pictures, tmp_path):
