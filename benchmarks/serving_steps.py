@@ -1,7 +1,7 @@
 """What a token costs the engine in processor time, beside another commit or another dtype.
 
-    git worktree add --detach /tmp/before COMMIT
-    PYTHONPATH=tests python -m benchmarks.serving_steps --against /tmp/before/src
+    git worktree add --detach ../before COMMIT
+    PYTHONPATH=tests python -m benchmarks.serving_steps --against ../before/src
     python -m benchmarks.serving_steps --model smollm2-135m --dtypes float32 bfloat16
 
 Each contestant is a process; they take turns, round after round, so that what else the machine does

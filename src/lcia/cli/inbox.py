@@ -188,9 +188,9 @@ def learn(
 
 
 def _opened(store: Path, database: str | None) -> "Inbox":
-    from lcia.live.extra import check_live
+    from lcia.serving.extra import check_installed
 
-    check_live()
+    check_installed("live")
     from lcia.errors import StoreError
     from lcia.learner import Store
     from lcia.live.database import NAME, Database

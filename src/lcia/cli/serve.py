@@ -124,9 +124,9 @@ def _serve(
 ) -> None:
     """Load the model and answer; ``live``: fields of ``LiveConfig``, or None for answers alone."""
     if live is not None:
-        from lcia.live.extra import check_live
+        from lcia.serving.extra import check_installed
 
-        check_live()
+        check_installed("live")
     from lcia.learner import load_host
     from lcia.serving.http.app import build_app
     from lcia.serving.http.server import listen, run

@@ -40,9 +40,9 @@ def worker(
 
     from lcia.cli.serve import log_with_times
     from lcia.live.child import end_with_stdin
-    from lcia.live.extra import check_live
+    from lcia.serving.extra import check_installed
 
-    check_live()
+    check_installed("live")
     log_with_times()
     if while_stdin:
         end_with_stdin()

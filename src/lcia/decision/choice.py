@@ -79,11 +79,6 @@ class Choice:
     table: tuple[Mapping[str, Any], ...] = field(default=())
     seconds: float = 0.0
 
-    @property
-    def expands(self) -> bool:
-        """Whether a sibling group is opened."""
-        return self.chosen == EXPAND
-
 
 def standard_error(differences: Losses) -> float:
     """Return the standard error of the mean of paired differences; 0 for a single one."""

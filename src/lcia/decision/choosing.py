@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list, send_to_device
+from accelerate.utils import send_to_device
 from torch import Tensor
 
 from lcia.data.sample import Sample
 from lcia.decision.choice import EXPAND, Candidate, Choice, Losses, choose, quadratic_scale
 from lcia.decision.placing import Placed
-from lcia.distributed.processes import is_main, on_main
+from lcia.distributed.processes import from_main
 from lcia.evaluation.generate import Adapters
 from lcia.files import read_json, read_record, write_json
 from lcia.grouping import Router, told
@@ -89,23 +89,21 @@ class Chooser:
             return context
         was_training = model.training
         model.eval()
-        told_all: list[Any] = [None]
-        if is_main():
-            told_all = [self._measure(model, context, found)]
-        broadcast_object_list(told_all)
-        choice: Choice = told_all[0]
-        _put(context, found.states[choice.parameters]())
+        choice = from_main(lambda: self._record(self._measure(model, context, found)))
+        _put(context, found.states[choice["parameters"]]())
         model.train(was_training)
-        on_main(lambda: self._record(choice))
-        if not choice.expands:
+        if choice["chosen"] != EXPAND:
             return context
         assert self.placed.sibling is not None
         return replace(context, group=self.placed.sibling, reused=False, carried={}, memory=())
 
-    def _record(self, choice: Choice) -> None:
-        write_json(self.run.folder / RECORD, asdict(choice))
+    def _record(self, choice: Choice) -> dict[str, Any]:
+        """Write down what was chosen, and return it as JSON."""
+        record = asdict(choice)
+        write_json(self.run.folder / RECORD, record)
         self.run.record(RECORD)
-        self.journal.write("chosen", **asdict(choice))
+        self.journal.write("chosen", **record)
+        return record
 
     def _measure(self, model: Any, context: TaskContext, found: Candidates) -> Choice:
         begun = time.monotonic()
@@ -117,9 +115,9 @@ class Chooser:
             wanted = [i for i, a in enumerate(asked) if group in a.stored(placed, task)]
             stored[group] = self._of_group(model, group, asked, wanted)
         losses: dict[str, Losses] = {}
+        wanted = [i for i, a in enumerate(asked) if a.by_candidate(placed)]
         for name, state in states.items():
             _put(context, state())
-            wanted = [i for i, a in enumerate(asked) if a.by_candidate(placed)]
             losses[name] = self._score(model, asked, wanted)
         _put(context, trained)
         before = {
@@ -185,20 +183,21 @@ class Chooser:
         unmeasured: int,
     ) -> dict[str, float]:
         """Return candidate to the estimated rise of an earlier task's loss, from its precision."""
-        if not (unmeasured and found.distances):
+        distances = found.distances() if unmeasured else {}
+        if not distances:
             return {}
         rows = _rows(asked)[task]
         rows = [i for i in rows if np.isfinite(own["trained"][i])]
         if not rows:  # all of the task's prompts are routed elsewhere
             return {}
         means = {name: float(values[rows].mean()) for name, values in own.items()}
-        names = list(found.distances)
+        names = list(distances)
         scale = quadratic_scale(
             np.array([means[name] - means["trained"] for name in names]),
-            np.array([found.distances[name][1] for name in names]),
+            np.array([distances[name][1] for name in names]),
         )
         tasks = len(self.placed.now.group(self.placed.group).tasks)
-        return {name: scale * found.distances[name][0] / tasks for name in names}
+        return {name: scale * distances[name][0] / tasks for name in names}
 
     def _candidate(
         self, name: str, asked: Sequence[_Asked], by: Mapping[str | None, Losses], way: str

@@ -1,7 +1,7 @@
 """Where a task goes: the group that learns it, and the sibling that might instead."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,17 @@ class Placed:
     start: Path | None
     expanded: InstructionCodebook | None = None
     sibling: str | None = None
+
+    def tell(self, journal: Journal) -> None:
+        """Tell a journal which group learns the task, and why."""
+        journal.write(
+            "grouped",
+            task=self.lesson.name,
+            group=self.group,
+            reason=self.decision.reason,
+            similarity=self.decision.similarity,
+            similarities=dict(self.decision.similarities),
+        )
 
     def settled(
         self, choice: Mapping[str, Any] | None
@@ -92,14 +103,6 @@ def place(
         return book, book.add(to, extraction, task=task.name, prompts=prompts, content=measured)
 
     joined, group = added(decision.group)
-    journal.write(
-        "grouped",
-        task=task.name,
-        group=group,
-        reason=decision.reason,
-        similarity=decision.similarity,
-        similarities=dict(decision.similarities),
-    )
     placed = Placed(
         lesson=lesson,
         held=held,
@@ -109,12 +112,13 @@ def place(
         group=group,
         start=start_of(decision, store, current),
     )
+    placed.tell(journal)
     # All groups share one projector: then a sibling would not leave the others as they are.
     may_expand = config.resolve_grouping().groups == "similar" and config.projector.mode != "shared"
     if not (measured and may_expand and decision.group is not None):
         return placed
     expanded, sibling = added(None)
-    return Placed(**{**vars(placed), "expanded": expanded, "sibling": sibling})
+    return replace(placed, expanded=expanded, sibling=sibling)
 
 
 def start_of(decision: GroupDecision, store: Store, current: Version) -> Path | None:

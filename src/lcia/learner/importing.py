@@ -108,15 +108,7 @@ class _Importer(ContinualLearner):
         group = joined.add(None, extraction, task=task.name, prompts=prompts)
         joined.rename(group, task.name)
         decision = replace(known, group=None, reason="imported")
-        journal.write(
-            "grouped",
-            task=task.name,
-            group=group,
-            reason=decision.reason,
-            similarity=decision.similarity,
-            similarities=dict(decision.similarities),
-        )
-        return Placed(
+        placed = Placed(
             lesson=task,
             held=(),
             decision=decision,
@@ -125,6 +117,8 @@ class _Importer(ContinualLearner):
             group=group,
             start=self.folder,
         )
+        placed.tell(journal)
+        return placed
 
     def _train(self, placed: Placed, current: Version, **options: Any) -> Path:
         # Opened but not trained: the method remembers what it would remember of the task.

@@ -48,12 +48,12 @@ class Candidates:
     Attributes:
         states: name to a function that returns the parameters' values by name; ``trained`` are
             those that training ended with.
-        distances: name to 1/2 sum F (theta - theta_old)^2 with the F of the earlier tasks, and
-            1/2 sum F_new (theta - theta_trained)^2; empty where no precision is known.
+        distances: returns name to 1/2 sum F (theta - theta_old)^2 with the F of the earlier tasks,
+            and 1/2 sum F_new (theta - theta_trained)^2; empty where no precision is known.
     """
 
     states: Mapping[str, Callable[[], Mapping[str, Any]]]
-    distances: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    distances: Callable[[], Mapping[str, tuple[float, float]]] = dict
 
 
 class Method:

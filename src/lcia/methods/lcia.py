@@ -120,14 +120,18 @@ class Lcia(Merge):
             states[f"precision-{weight:g}"] = partial(_merged, merge, old, new, weight)
         weight = self.config["old_weight"]
         states[f"average-precision-{weight:g}"] = partial(_merged, merge, old, average, weight)
-        precision = merge.precision(alone=True)
-        distances = {}
-        for name, state in states.items():
-            values = state()
-            distances[name] = (
-                _distance(context.carried, values, old),
-                _distance(precision, values, new),
-            )
+
+        def distances() -> dict[str, tuple[float, float]]:
+            precision = merge.precision(alone=True)
+            found = {}
+            for name, state in states.items():
+                values = state()
+                found[name] = (
+                    _distance(context.carried, values, old),
+                    _distance(precision, values, new),
+                )
+            return found
+
         return Candidates(states=states, distances=distances)
 
     def finish(self, context: TaskContext) -> Mapping[str, Any]:

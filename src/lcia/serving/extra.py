@@ -1,20 +1,28 @@
-"""The packages that only serving needs."""
+"""The packages that only serving, and learning while serving, need."""
 
 from importlib.util import find_spec
 
 from lcia.errors import MissingDependencyError
 
-PACKAGES = ("fastapi", "httpx", "prometheus_client", "uvicorn")
+EXTRAS = {
+    "serve": ("Serving", ("fastapi", "httpx", "prometheus_client", "uvicorn")),
+    "live": (
+        "Learning while serving",
+        ("fastapi", "python_multipart", "sqlalchemy", "uvicorn"),
+    ),
+}
+"""Extra to what it is for, and its packages."""
 
 
-def check_installed() -> None:
-    """Check that the extra ``serve`` is installed.
+def check_installed(extra: str = "serve") -> None:
+    """Check that an extra is installed.
 
     Raises:
         MissingDependencyError: it is not.
     """
-    missing = [package for package in PACKAGES if find_spec(package) is None]
+    purpose, packages = EXTRAS[extra]
+    missing = [package for package in packages if find_spec(package) is None]
     if missing:
         raise MissingDependencyError(
-            f"Serving needs {', '.join(missing)}. Install with: pip install 'lcia[serve]'."
+            f"{purpose} needs {', '.join(missing)}. Install with: pip install 'lcia[{extra}]'."
         )
