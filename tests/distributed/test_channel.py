@@ -5,22 +5,10 @@ import sys
 import time
 
 import pytest
+from tests.distributed.launching import MEETING
 
-CHANNEL = """
-import os, sys, time
-from lcia.distributed.channel import Channel
+CHANNEL = f"""{MEETING}
 from lcia.errors import StoreError
-rank, meeting = int(sys.argv[1]), sys.argv[2]
-def spread(values):
-    if rank == 0:
-        with open(meeting + ".tmp", "w") as file:
-            print(*values[0], file=file)
-        os.replace(meeting + ".tmp", meeting)
-        return
-    while not os.path.exists(meeting):
-        time.sleep(0.01)
-    port, secret = open(meeting).read().split()
-    values[0] = (int(port), secret)
 channel = Channel.open(rank, 3, host="127.0.0.1", spread=spread)
 """
 MEET = """
@@ -68,6 +56,20 @@ def start(code, folder):
 @pytest.mark.parametrize("code", [MEET, ASK])
 def test_ranks_meet_and_ask_whoever_comes_first(code, tmp_path):
     codes, errors = start(code + "channel.close()\ntime.sleep(0.5)\n", tmp_path)
+    assert (codes, errors) == ([0] * 3, [""] * 3)
+
+
+LEAVE = """
+import lcia.distributed.channel
+lcia.distributed.channel.RETRY_S = 1.0  # the others ask, and pause before they ask again
+time.sleep(2 if rank == 0 else 0)
+channel.meet()
+channel.close()
+"""
+
+
+def test_the_main_process_leaves_nobody_waiting_for_the_last_reply(tmp_path):
+    codes, errors = start(LEAVE, tmp_path)
     assert (codes, errors) == ([0] * 3, [""] * 3)
 
 

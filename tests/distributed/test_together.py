@@ -5,25 +5,13 @@ import sys
 import time
 
 import pytest
-from tests.distributed.launching import HERE, run, torchrun, write_data, write_stream
+from tests.distributed.launching import HERE, MEETING, run, torchrun, write_data, write_stream
 
 from lcia.learner import Store
 
-TALK = """
-import os, signal, sys, time
-from multiprocessing.connection import Client
-from lcia.distributed.channel import Channel
-rank, meeting, how = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-def spread(values):
-    if rank == 0:
-        with open(meeting + ".tmp", "w") as file:
-            print(*values[0], file=file)
-        os.replace(meeting + ".tmp", meeting)
-        return
-    while not os.path.exists(meeting):
-        time.sleep(0.02)
-    port, secret = open(meeting).read().split()
-    values[0] = (int(port), secret)
+TALK = f"""{MEETING}
+import signal
+how = sys.argv[3]
 channel = Channel.open(rank, 2, host="127.0.0.1", spread=spread)
 if rank == 1 and how == "kill":
     os.kill(os.getpid(), signal.SIGKILL)

@@ -35,6 +35,9 @@ READ_S = 0.3
 RETRY_S = 0.05
 """Longest pause between two requests for what is not there yet."""
 
+GOODBYE_S = 60.0
+"""How long the main process, when it is done, waits for the others to be."""
+
 SILENCE_S = (20, 10, 3)
 """A machine that does not answer: seconds until asked, seconds between questions, how many."""
 
@@ -153,7 +156,14 @@ class Channel:
         leave(f"Process {self.rank}: {message}", code)
 
     def close(self) -> None:
-        """Say that this process ends well."""
+        """Say that this process ends well; the main one first lets the others have their replies.
+
+        A rank that asks again for a reply, after a pause, would wait for ever if the main one were
+        gone by then.
+        """
+        deadline = time.monotonic() + (0 if self.rank else GOODBYE_S)
+        while len(self._gone) < len(self._peers) and time.monotonic() < deadline:
+            time.sleep(RETRY_S / 10)
         for peer in self._peers:
             self._send(peer, {"bye": True})
 
