@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 demo: $(VENV)/.installed-skills
 	$(BIN)/lcia demo
 
-# The same with pictures; the first time, half of it goes into aligning the small model that sees.
+# The same with images; the first time, half of it goes into aligning the small model that sees.
 demo-visual: $(VENV)/.installed-visual
 	$(BIN)/lcia run recipes/demo-visual.yaml
 

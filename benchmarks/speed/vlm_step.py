@@ -4,7 +4,7 @@
     python -m benchmarks.speed.vlm_step --tiny     # the same code in seconds, anywhere: no result
 
 Random weights in the shape of LLaVA-1.5-7B, bfloat16, LoRA r=128 on the language model, the
-projector trained, gradient checkpointing, AdamW, a batch of 16 pictures with 64 tokens of text.
+projector trained, gradient checkpointing, AdamW, a batch of 16 images with 64 tokens of text.
 Steps with and without the average take turns in one process; medians.
 """
 
@@ -67,7 +67,7 @@ def model_to_train(config: LlavaConfig, *, device: str, rank: int) -> Any:
 
 
 def batch_of(config: LlavaConfig, device: str) -> dict[str, Any]:
-    """Return pictures and text of random numbers."""
+    """Return images and text of random numbers."""
     side = config.vision_config.image_size
     image = torch.full((BATCH, config.image_seq_length), config.image_token_index)
     text = torch.randint(3, config.image_token_index, (BATCH, TEXT))

@@ -7,7 +7,7 @@ from typing import Any
 
 from lcia.config import AssistantConfig, parse_config
 from lcia.data import Image, Message, Task, TaskConfig, load_task
-from lcia.data.images import picture_files
+from lcia.data.images import image_files
 from lcia.errors import ConfigError
 from lcia.evaluation.generate import Request, generate
 from lcia.evaluation.matrix import AccuracyMatrix
@@ -115,13 +115,13 @@ class Assistant:
         images: Sequence[str | Path] = (),
         max_new_tokens: int = 64,
     ) -> Answer:
-        """Answer a prompt, about pictures if there are any, with the nearest group.
+        """Answer a prompt, about images if there are any, with the nearest group.
 
         See ``answer_many``.
 
         Raises:
-            ConfigError: there are pictures, and the model reads text only.
-            DataError: a picture cannot be used.
+            ConfigError: there are images, and the model reads text only.
+            DataError: an image cannot be used.
         """
         return self.answer_many([prompt], images=[images], max_new_tokens=max_new_tokens)[0]
 
@@ -137,16 +137,16 @@ class Assistant:
         Args:
             prompts: what a user would type; or a conversation, its last turn the user's: what it
                 says as a whole chooses the group.
-            images: the pictures of each prompt, files; they stand before its text.
+            images: the images of each prompt, files; they stand before its text.
             max_new_tokens: longest answer in tokens.
 
         Raises:
-            ConfigError: there are pictures, and the model reads text only.
-            DataError: a picture cannot be used.
+            ConfigError: there are images, and the model reads text only.
+            DataError: an image cannot be used.
         """
-        pictures = [picture_files(files) for files in images or [()] * len(prompts)]
+        checked = [image_files(files) for files in images or [()] * len(prompts)]
         conversations = [
-            _with_pictures(prompt, shown) for prompt, shown in zip(prompts, pictures, strict=True)
+            _with_images(prompt, shown) for prompt, shown in zip(prompts, checked, strict=True)
         ]
         version = self.store.current
         decisions = self._learner.router(version).route_many(map(told, conversations))
@@ -172,10 +172,8 @@ class Assistant:
         ]
 
 
-def _with_pictures(
-    prompt: str | Sequence[Message], shown: tuple[Image, ...]
-) -> tuple[Message, ...]:
-    """Return a prompt as a conversation, pictures before the text of its last turn.
+def _with_images(prompt: str | Sequence[Message], shown: tuple[Image, ...]) -> tuple[Message, ...]:
+    """Return a prompt as a conversation, images before the text of its last turn.
 
     Raises:
         ConfigError: the last turn is not the user's.

@@ -183,12 +183,12 @@ def test_a_configuration_that_cannot_be_is_left_to_the_check_of_settings(config)
     assert launch_of({"deepspeed": config}).zero == 0
 
 
-def test_pictures_under_zero_3_are_refused(monkeypatch):
+def test_images_under_zero_3_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     for stage in (2, 3):
         training = SETTINGS[f"ZeRO-{stage}"]
         config = AssistantConfig(model="m", method="lcia", training=training)
-        ask = partial(check_spread, config.build_method(), config, projector=False, pictures=True)
+        ask = partial(check_spread, config.build_method(), config, projector=False, images=True)
         if stage == 2:
             ask()
             continue

@@ -201,9 +201,9 @@ def test_groups_are_shown_matched_and_changed_as_versions(lcia, fails, stream, t
 
 def test_plan_decides_as_learning_would_without_a_model(lcia, stream, tmp_path):
     edit(stream, model="never/loaded")
-    picture = tmp_path / "similarities.png"
-    (plan,) = json.loads(lcia("plan", stream, "--picture", picture, "--json").stdout)["plans"]
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    plot = tmp_path / "similarities.png"
+    (plan,) = json.loads(lcia("plan", stream, "--plot", plot, "--json").stdout)["plans"]
+    assert plot.read_bytes().startswith(b"\x89PNG")
     assert plan["similarities"]["colours"] == {"colours": 1, "shades": 1, "numbers": 0}
     assert plan["levels"][0]["groups"] == {"colours": "g1", "shades": "g1", "numbers": "g2"}
     assert [(d["task"], d["group"]) for d in plan["decisions"]] == [
@@ -238,7 +238,7 @@ def test_plan_shows_every_grouping_of_the_methods_in_every_order(lcia, stream, f
         ("loose", "back"): one,
     }
     assert "Groups of loose, back, at threshold 0 (tfidf)" in lcia("plan", stream).stdout
-    assert "draws one plan; there are 4" in fails("plan", stream, "--picture", tmp_path / "p.png")
+    assert "draws one plan; there are 4" in fails("plan", stream, "--plot", tmp_path / "p.png")
 
 
 @pytest.mark.parametrize("kind", ["methods", "rules", "readers", "scorers", "similarities"])

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image as Pictures
+from PIL import Image as PILImage
 
 from lcia.experiments.results import read_result
 from tiny_visual import llava, save
@@ -31,7 +31,7 @@ TASKS = {
 
 @pytest.fixture
 def coin(tmp_path, monkeypatch) -> Path:
-    """Eight tasks of 6 and 4 samples; one of ScienceQA's questions has no picture."""
+    """Eight tasks of 6 and 4 samples; one of ScienceQA's questions has no image."""
     monkeypatch.setenv("COIN", str(tmp_path))
     monkeypatch.setenv("COIN_INSTRUCTIONS", "Instruction_Type1")
     for task, (text, answer) in TASKS.items():
@@ -40,7 +40,7 @@ def coin(tmp_path, monkeypatch) -> Path:
         (tmp_path / "cl_dataset" / task).mkdir(parents=True)
         for i in range(10):
             size = (40 + 3 * i, 60 - 2 * i)
-            Pictures.new("RGB", size, (20 * i, 80, 200)).save(
+            PILImage.new("RGB", size, (20 * i, 80, 200)).save(
                 tmp_path / "cl_dataset" / task / f"{i}.jpg"
             )
 
@@ -114,22 +114,22 @@ def test_a_dry_run_needs_no_weights_and_writes_nothing(coin, lcia):
     assert not (coin / "runs").exists()
 
 
-def test_a_dry_run_lists_every_bad_picture(coin, lcia):
+def test_a_dry_run_lists_every_bad_image(coin, lcia):
     settings = small(coin)
     (coin / "cl_dataset" / "GQA" / "1.jpg").unlink()
-    (coin / "cl_dataset" / "VQAv2" / "7.jpg").write_bytes(b"no picture")
+    (coin / "cl_dataset" / "VQAv2" / "7.jpg").write_bytes(b"no image")
     done = lcia("run", RECIPE, *settings, "--dry-run")
     assert done.returncode == 2
-    assert "2 of 78 pictures cannot be used" in done.stderr
+    assert "2 of 78 images cannot be used" in done.stderr
     assert "GQA/1.jpg: no such file (task 'GQA', sample 1)" in done.stderr
-    assert "VQAv2/7.jpg: is no whole picture" in done.stderr
+    assert "VQAv2/7.jpg: is no whole image" in done.stderr
 
 
 def test_a_text_model_is_refused(coin, fails, tiny_model):
     settings = [part for part in small(coin) if "model=" not in part]
     settings = settings[1:]
     line = fails("run", RECIPE, *settings, "--set", f"model={tiny_model}", "--dry-run")
-    assert "reads text only, and the tasks have pictures" in line
+    assert "reads text only, and the tasks have images" in line
 
 
 def test_all_orders_and_kinds_of_instructions_are_one_recipe(coin, lcia, monkeypatch):

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import make_task
+from image_tasks import image_task
 from lcia.config import AssistantConfig
 from lcia.learner import ContinualLearner, Store
 from lcia.models.projector import FILE
-from pictures import picture_task
 from tiny_visual import FAMILIES, save, t5
 
 LEARNED = (*FAMILIES, "t5")
@@ -47,10 +47,8 @@ def learn(family: str, folder: Path) -> Store:
         ]
     else:
         tasks = [
-            picture_task(folder, "letters", instruction=say, answers={"red": "r", "blue": "b"}),
-            picture_task(
-                folder, "german", instruction=name, answers={"red": "rot", "lime": "hell"}
-            ),
+            image_task(folder, "letters", instruction=say, answers={"red": "r", "blue": "b"}),
+            image_task(folder, "german", instruction=name, answers={"red": "rot", "lime": "hell"}),
         ]
     learner = ContinualLearner.create(folder / "store", config)
     learner.run(tasks)

@@ -25,7 +25,7 @@ def chat(
         str | None, typer.Option("--system", help="A system turn before every prompt.")
     ] = None,
     images: Annotated[
-        list[Path] | None, typer.Option("--image", help="A picture to ask about; repeatable.")
+        list[Path] | None, typer.Option("--image", help="An image to ask about; repeatable.")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 64,
     as_json: Annotated[bool, typer.Option("--json", help="Print answers as JSON.")] = False,

@@ -12,7 +12,7 @@ Format = Annotated[
 ]
 Role = Annotated[list[str] | None, typer.Option("--role", help="Map a role: bot=assistant.")]
 Images = Annotated[
-    Path | None, typer.Option("--images", help="Folder of the pictures; default: the file's.")
+    Path | None, typer.Option("--images", help="Folder of the images; default: the file's.")
 ]
 
 Split = Annotated[

@@ -1,5 +1,6 @@
 """``lcia plan``: which task would go to which group, before any training."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from lcia.grouping import Extraction, GroupDecision, GroupingConfig, ThresholdAdvice
 
 
+logger = logging.getLogger(__name__)
+
+
 def register(app: typer.Typer) -> None:
     """Add the verb to the command line."""
     app.command()(plan)
@@ -21,9 +25,10 @@ def register(app: typer.Typer) -> None:
 
 def plan(
     stream: Annotated[Path, typer.Argument(help="A stream file (YAML).")],
-    picture: Annotated[
-        Path | None, typer.Option("--picture", help="Write the similarities as .png or .svg.")
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Write the similarities as .png or .svg.")
     ] = None,
+    picture: Annotated[Path | None, typer.Option("--picture", hidden=True)] = None,
     overrides: Overrides = [],  # noqa: B006  typer's form of a repeated option
     as_json: AsJson = False,
 ) -> None:
@@ -35,7 +40,7 @@ def plan(
 
       lcia plan stream.yaml
 
-      lcia plan stream.yaml --set grouping.threshold=0.5 --picture similarities.png
+      lcia plan stream.yaml --set grouping.threshold=0.5 --plot similarities.png
     """
     from lcia.cli.console import console, print_json
     from lcia.config import load_stream_config
@@ -51,15 +56,18 @@ def plan(
         for order, names in (config.orders or {AS_LISTED: tuple(found)}).items()
     ]
     if picture is not None:
+        logger.warning("--picture is now called --plot; write --plot.")
+    plot = plot or picture
+    if plot is not None:
         from lcia.reports.plots import similarity_figure
 
         if len(plans) > 1:
             raise ConfigError(
-                f"--picture draws one plan; there are {len(plans)}: "
+                f"--plot draws one plan; there are {len(plans)}: "
                 f"{', '.join(one.name for one in plans)}. Choose one with --set methods=[...] or "
                 "--set orders={}."
             )
-        similarity_figure(list(plans[0].extractions), plans[0].similarities, picture)
+        similarity_figure(list(plans[0].extractions), plans[0].similarities, plot)
     if as_json:
         print_json({"plans": [one.as_dict() for one in plans]})
         return

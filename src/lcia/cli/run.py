@@ -97,7 +97,7 @@ def _show_plan(planned: "Sequence[SubRun]", *, as_json: bool) -> None:
             "task": task.name,
             "train": len(task.train),
             "test": len(task.test),
-            "pictures": len({i.sha256 for s in (*task.train, *task.test) for i in s.images}),
+            "images": len({i.sha256 for s in (*task.train, *task.test) for i in s.images}),
             "scorer": task.scorer,
         }
         for task in planned[0].tasks

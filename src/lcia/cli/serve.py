@@ -63,7 +63,7 @@ def serve(
     drain: Drain = 60.0,
     cors_origin: CorsOrigin = None,
     fetch_images: Annotated[
-        bool, typer.Option("--fetch-images", help="Fetch pictures from public web addresses.")
+        bool, typer.Option("--fetch-images", help="Fetch images from public web addresses.")
     ] = False,
     log_prompts: Annotated[
         bool, typer.Option("--log-prompts", help="Log prompts and answers.")

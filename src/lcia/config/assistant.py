@@ -141,7 +141,7 @@ class AssistantConfig(_Frozen):
         adapter: ``peft.LoraConfig``, over ``ADAPTER_DEFAULTS``.
         training: ``transformers.TrainingArguments``, over ``TRAINING_DEFAULTS``.
         projector: of a vision-language model: a mode of ``ProjectorConfig``, or its fields.
-        pad_images: whether pictures are made square before the model's processor crops them, as
+        pad_images: whether images are made square before the model's processor crops them, as
             LLaVA-1.5 was trained; boxes divided by the longer side then fit.
         quantize: ``4bit`` or ``8bit`` base weights through bitsandbytes; None: as they are.
         generation: how answers are generated.

@@ -1,4 +1,4 @@
-"""Pictures: found, whole and of a size that can be opened, before anything is trained."""
+"""Images: found, whole and of a size that can be opened, before anything is trained."""
 
 import hashlib
 import io
@@ -19,7 +19,7 @@ SHOWN = 20
 
 
 def below(folder: Path) -> Callable[[Sample], Sample]:
-    """Return a function that makes the pictures' relative paths start from ``folder``."""
+    """Return a function that makes the images' relative paths start from ``folder``."""
     root = folder.absolute()
     return lambda sample: _each_image(
         sample, lambda image: replace(image, path=str(root / image.path))
@@ -27,10 +27,10 @@ def below(folder: Path) -> Callable[[Sample], Sample]:
 
 
 def check_images(tasks: Sequence[Task]) -> tuple[Task, ...]:
-    """Open every picture of the tasks once, and return the tasks with the files' checksums.
+    """Open every image of the tasks once, and return the tasks with the files' checksums.
 
     Raises:
-        DataError: pictures are missing, damaged or larger than PIL's limit for decompression
+        DataError: images are missing, damaged or larger than PIL's limit for decompression
             bombs; one list for all tasks, every file once.
     """
     wanted: dict[str, str] = {}
@@ -42,7 +42,7 @@ def check_images(tasks: Sequence[Task]) -> tuple[Task, ...]:
     if problems:
         lines = [f"{path}: {why} ({wanted[path]})" for path, why in problems.items()]
         shown = f"the first {SHOWN}" if len(lines) > SHOWN else "all"
-        head = f"{len(lines)} of {len(wanted)} pictures cannot be used; {shown}:"
+        head = f"{len(lines)} of {len(wanted)} images cannot be used; {shown}:"
         raise DataError("\n".join((head, *lines[:SHOWN])))
     if not wanted:
         return tuple(tasks)
@@ -57,22 +57,22 @@ def check_images(tasks: Sequence[Task]) -> tuple[Task, ...]:
 
 
 def inspect(paths: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Read pictures, several at once.
+    """Read images, several at once.
 
     Returns:
         Path to SHA-256 of the good ones, and path to what is wrong with the others.
     """
     paths = list(paths)
     with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        warnings.simplefilter("ignore")  # of large pictures: those are problems here
+        warnings.simplefilter("ignore")  # of large images: those are problems here
         results = dict(zip(paths, pool.map(_inspect, paths), strict=True))
     good = {path: found for path, (found, _) in results.items() if found is not None}
     bad = {path: problem for path, (_, problem) in results.items() if problem is not None}
     return good, bad
 
 
-def picture_files(paths: Iterable[str | Path]) -> tuple[Image, ...]:
-    """Return picture files as the pictures of a message, checked.
+def image_files(paths: Iterable[str | Path]) -> tuple[Image, ...]:
+    """Return image files as the images of a message, checked.
 
     Raises:
         DataError: one is missing, damaged or too large.
@@ -85,24 +85,24 @@ def picture_files(paths: Iterable[str | Path]) -> tuple[Image, ...]:
 
 
 def open_image(path: str | Path) -> Any:
-    """Return a picture as an upright RGB ``PIL.Image``.
+    """Return an image as an upright RGB ``PIL.Image``.
 
     Raises:
         DataError: it is gone or damaged since it was checked.
     """
-    from PIL import Image as Pictures
+    from PIL import Image as PILImage
     from PIL import ImageOps
 
     try:
-        with Pictures.open(path) as picture:
-            return ImageOps.exif_transpose(picture).convert("RGB")
+        with PILImage.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
     except (OSError, ValueError, SyntaxError) as error:
-        raise DataError(f"{path}: cannot be read as a picture any more: {error}.") from error
+        raise DataError(f"{path}: cannot be read as an image any more: {error}.") from error
 
 
 def _inspect(path: str) -> tuple[str | None, str | None]:
-    """Return the checksum of a picture, or what is wrong with it."""
-    from PIL import Image as Pictures
+    """Return the checksum of an image, or what is wrong with it."""
+    from PIL import Image as PILImage
 
     try:
         content = content_of(Path(path))
@@ -110,18 +110,18 @@ def _inspect(path: str) -> tuple[str | None, str | None]:
         return None, "no such file"
     except OSError as error:
         return None, f"cannot be read: {error.strerror}"
-    limit = Pictures.MAX_IMAGE_PIXELS
+    limit = PILImage.MAX_IMAGE_PIXELS
     try:
-        with Pictures.open(io.BytesIO(content)) as picture:
-            width, height = picture.size
+        with PILImage.open(io.BytesIO(content)) as image:
+            width, height = image.size
             if limit is not None and width * height > limit:
                 return None, f"is {width} x {height}; expected at most {limit:,} pixels"
-            picture.draft(None, (64, 64))  # JPEG: reads all of it, computes little
-            picture.load()
-    except Pictures.DecompressionBombError:
+            image.draft(None, (64, 64))  # JPEG: reads all of it, computes little
+            image.load()
+    except PILImage.DecompressionBombError:
         return None, f"is larger than {2 * (limit or 0):,} pixels; expected at most {limit:,}"
     except (OSError, ValueError, SyntaxError) as error:
-        return None, f"is no whole picture: {str(error).rstrip('.')}"
+        return None, f"is no whole image: {str(error).rstrip('.')}"
     return hashlib.sha256(content).hexdigest(), None
 
 

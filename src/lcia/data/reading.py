@@ -103,7 +103,7 @@ def read_all(
             or a hub id, ``user/name`` or ``user/name:subset``.
         format: the name of a reader; recognised from the content when None.
         roles: role in the file to ``system``, ``user`` or ``assistant``.
-        images: folder the paths of pictures start from; None: that of the file.
+        images: folder the paths of images start from; None: that of the file.
         split: which part of a folder or of a hub's data set.
         columns: field to the column that holds it, see ``lcia.data.columns.mapped``.
         turns: which answers of a conversation are learned; None: as the format does.

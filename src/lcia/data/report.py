@@ -36,7 +36,7 @@ class DataReport:
         path: the file, as given.
         format: the reader that fits it.
         samples: the number of usable records.
-        bad: one line per other record, and per picture that cannot be used: where, what was
+        bad: one line per other record, and per image that cannot be used: where, what was
             found, what was expected.
         turns: the greatest number of turns before an answer.
         prompt_chars: the lengths of the last user turns.
@@ -82,8 +82,8 @@ def check(path: str | Path, **options: Any) -> DataReport:
     """
     reading = read_all(path, **options)
     samples = reading.samples
-    pictures = {image.path: None for sample in samples for image in sample.images}
-    _, damaged = inspect(pictures)
+    images = {image.path: None for sample in samples for image in sample.images}
+    _, damaged = inspect(images)
     prompts = Counter(sample.messages for sample in samples)
     answered = Counter({(sample.messages, sample.answers[0]): 1 for sample in samples})
     return DataReport(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, kw_only=True)
 class Image:
-    """A picture in a turn.
+    """An image in a turn.
 
     Attributes:
         path: the file, absolute once a task is loaded.
@@ -25,7 +25,7 @@ class Message:
     Attributes:
         role: ``system``, ``user`` or ``assistant``.
         content: the text of the turn.
-        images: its pictures, in order; most models want them before the text.
+        images: its images, in order; most models want them before the text.
     """
 
     role: str
@@ -59,5 +59,5 @@ class Sample:
 
     @property
     def images(self) -> tuple[Image, ...]:
-        """The pictures of all turns, in order."""
+        """The images of all turns, in order."""
         return tuple(image for message in self.messages for image in message.images)

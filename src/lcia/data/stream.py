@@ -42,7 +42,7 @@ class TaskConfig(BaseModel):
         max_test: the same for test; None: all of ``test``, at most 100 held out.
         format: a name of ``lcia.registry.READERS``; None: recognised from the file.
         roles: role in the files to ``system``, ``user`` or ``assistant``.
-        images: folder the paths of pictures start from; None: that of the file they stand in.
+        images: folder the paths of images start from; None: that of the file they stand in.
         split: the part of a folder or of a hub's data set that ``train`` names.
         test_split: the part that is only scored; of ``train`` where ``test`` is not given.
         map: field to the column that holds it, or to nothing where it is to be left out.

@@ -1,4 +1,4 @@
-"""Teaching a fresh projector to put pictures where the language model has its words."""
+"""Teaching a fresh projector to put images where the language model has its words."""
 
 import logging
 import random
@@ -15,11 +15,11 @@ LEARNING_RATE = 2e-3
 WARM_UP = 0.1
 EVERY = 10
 SAMPLED = 128
-"""Pictures whose features the projector's first values are fitted to."""
+"""Images whose features the projector's first values are fitted to."""
 
 
 def align(model: Any, processor: Any) -> None:
-    """Train the projector alone to describe pictures, with a cosine schedule, one epoch.
+    """Train the projector alone to describe images, with a cosine schedule, one epoch.
 
     It starts from inputs of mean 0 and variance 1, and outputs as large as word embeddings.
 
@@ -66,7 +66,7 @@ def align(model: Any, processor: Any) -> None:
 
 
 def standardise(model: Any, pixel_values: Any) -> None:
-    """Fit a fresh projector to the features of pictures and to the size of word embeddings.
+    """Fit a fresh projector to the features of images and to the size of word embeddings.
 
     Raw features hardly differ from their mean, which a fresh layer passes on: the first hundred
     steps would go into finding the differences.

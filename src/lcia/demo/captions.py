@@ -1,19 +1,19 @@
-"""Pictures with captions: what a projector is aligned on before it learns any task."""
+"""Images with captions: what a projector is aligned on before it learns any task."""
 
 import random
 
 from lcia.data.sample import Message, Sample
-from lcia.demo.pictures import (
+from lcia.demo.images import (
     COLOURS,
     SHAPES,
     WORDS,
     digits,
     easy_vqa,
     quadrants,
-    shapes_picture,
+    shapes_image,
     side_by_side,
     stored,
-    word_picture,
+    word_image,
 )
 
 INSTRUCTION = "Describe the picture."
@@ -22,10 +22,10 @@ DIGITS = 600
 
 
 def captions(*, each: int) -> tuple[Sample, ...]:
-    """Return captioned pictures of five kinds, shuffled.
+    """Return captioned images of five kinds, shuffled.
 
     Args:
-        each: pictures of a kind: one shape, two shapes, a digit, two digits, a word.
+        each: images of a kind: one shape, two shapes, a digit, two digits, a word.
 
     Raises:
         DataError: easy-VQA cannot be downloaded.
@@ -33,28 +33,26 @@ def captions(*, each: int) -> tuple[Sample, ...]:
     """
     draw = random.Random(0)
     written = digits()[-DIGITS:]
-    ones = [(item.picture, f"a {item.colour} {item.shape}") for item in easy_vqa("train")[-each:]]
+    ones = [(item.image, f"a {item.colour} {item.shape}") for item in easy_vqa("train")[-each:]]
     described = [*ones]
     for _ in range(each):
         described.append(_two_shapes(draw))
-        picture, digit = draw.choice(written)
-        described.append((side_by_side([picture]), f"the digit {digit}"))
+        image, digit = draw.choice(written)
+        described.append((side_by_side([image]), f"the digit {digit}"))
         (left, first), (right, second) = draw.sample(written, 2)
         described.append((side_by_side([left, right]), f"the digits {first} and {second}"))
         word = draw.choice(WORDS)
-        described.append((word_picture(word, draw=draw), f"the word {word}"))
+        described.append((word_image(word, draw=draw), f"the word {word}"))
     draw.shuffle(described)
     return tuple(
         Sample(
             id=str(i),
             messages=(
-                Message(
-                    role="user", content=INSTRUCTION, images=(stored(picture, f"caption-{i}"),)
-                ),
+                Message(role="user", content=INSTRUCTION, images=(stored(image, f"caption-{i}"),)),
             ),
             answers=(caption,),
         )
-        for i, (picture, caption) in enumerate(described)
+        for i, (image, caption) in enumerate(described)
     )
 
 
@@ -65,4 +63,4 @@ def _two_shapes(draw: random.Random) -> tuple[object, str]:
         (where, box), shape = next(places), draw.choice(SHAPES)
         shapes.append((shape, colour, box))
         said.append(f"a {colour} {shape} at the {where}")
-    return shapes_picture(shapes, draw=draw), " and ".join(said)
+    return shapes_image(shapes, draw=draw), " and ".join(said)

@@ -30,7 +30,7 @@ class EmbeddedModel:
         license: SPDX identifier of the weights.
         size_mb: download size in megabytes.
         maker: ``module:function`` that writes the model's folder from that file.
-        reads_pictures: whether it takes pictures besides text.
+        reads_images: whether it takes images besides text.
         recipe: number of the way ``maker`` makes it, where there was another before.
     """
 
@@ -42,7 +42,7 @@ class EmbeddedModel:
     license: str
     size_mb: int
     maker: str
-    reads_pictures: bool = False
+    reads_images: bool = False
     recipe: int | None = None
 
     def provenance(self) -> dict[str, str | int]:
@@ -119,7 +119,7 @@ SMOLLM2_DINOV2 = EmbeddedModel(
     license="MIT (Apache-2.0: SmolLM2, DINOv2)",
     size_mb=90,
     maker="lcia.demo.smollm2_dinov2:make",
-    reads_pictures=True,
+    reads_images=True,
 )
 
 

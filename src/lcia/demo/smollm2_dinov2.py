@@ -34,7 +34,7 @@ def make(onnx_file: Path, target: Path) -> None:
 
     Raises:
         MissingDependencyError: a package of the extra ``visual`` is not installed.
-        DataError: the captioned pictures cannot be had.
+        DataError: the captioned images cannot be had.
     """
     from lcia.demo.alignment import align
 
@@ -134,14 +134,14 @@ def _processor(tokenizer: Any) -> Any:
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
     from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-    pictures = CLIPImageProcessorPil(
+    image_processor = CLIPImageProcessorPil(
         size={"shortest_edge": SIDE},
         crop_size={"height": SIDE, "width": SIDE},
         image_mean=IMAGENET_DEFAULT_MEAN,
         image_std=IMAGENET_DEFAULT_STD,
     )
     return LlavaProcessor(
-        image_processor=pictures,
+        image_processor=image_processor,
         tokenizer=tokenizer,
         patch_size=PATCH,
         vision_feature_select_strategy="default",

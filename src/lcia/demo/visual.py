@@ -1,4 +1,4 @@
-"""``builtin:visual``: eight small tasks about pictures, in the paper's kinds of instruction."""
+"""``builtin:visual``: eight small tasks about images, in the paper's kinds of instruction."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 from lcia.data.sample import Message, Sample
 from lcia.data.task import Task
 from lcia.demo.captions import DIGITS
-from lcia.demo.pictures import (
+from lcia.demo.images import (
     COLOURS,
     SHAPES,
     SIDE,
@@ -16,10 +16,10 @@ from lcia.demo.pictures import (
     digits,
     easy_vqa,
     quadrants,
-    shapes_picture,
+    shapes_image,
     side_by_side,
     stored,
-    word_picture,
+    word_image,
 )
 
 TRAIN = 160
@@ -45,7 +45,7 @@ MISSING = (
 )
 
 Ask = Callable[[random.Random, bool], tuple[Any, str, str]]
-"""Draws a picture, a question and its answer, for the test if the flag is set."""
+"""Draws an image, a question and its answer, for the test if the flag is set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +69,12 @@ class Sight:
 
 def _shape(draw: random.Random, test: bool) -> tuple[Any, str, str]:
     item = draw.choice(_easy(test))
-    return item.picture, "what shape is in the image?", item.shape
+    return item.image, "what shape is in the image?", item.shape
 
 
 def _colour(draw: random.Random, test: bool) -> tuple[Any, str, str]:
     item = draw.choice(_easy(test))
-    return item.picture, f"what is the color of the {item.shape}?", item.colour
+    return item.image, f"what is the color of the {item.shape}?", item.colour
 
 
 def _yes_no(draw: random.Random, test: bool) -> tuple[Any, str, str]:
@@ -83,12 +83,12 @@ def _yes_no(draw: random.Random, test: bool) -> tuple[Any, str, str]:
     known, choices = draw.choice([(item.shape, SHAPES), (item.colour, tuple(COLOURS))])
     named = known if is_there else draw.choice([other for other in choices if other != known])
     thing = named if named in SHAPES else f"{named} shape"
-    return item.picture, f"is there a {thing} in the image?", "yes" if is_there else "no"
+    return item.image, f"is there a {thing} in the image?", "yes" if is_there else "no"
 
 
 def _digit(draw: random.Random, test: bool) -> tuple[Any, str, str]:
-    picture, digit = draw.choice(_digits(test))
-    return side_by_side([picture]), "which digit is this?", str(digit)
+    image, digit = draw.choice(_digits(test))
+    return side_by_side([image]), "which digit is this?", str(digit)
 
 
 def _sum(draw: random.Random, test: bool) -> tuple[Any, str, str]:
@@ -100,24 +100,24 @@ def _box(draw: random.Random, test: bool) -> tuple[Any, str, str]:
     places = quadrants(draw)
     colours, shapes = draw.sample(list(COLOURS), 2), [draw.choice(SHAPES) for _ in range(2)]
     boxes = [next(places)[1] for _ in range(2)]
-    picture = shapes_picture(list(zip(shapes, colours, boxes, strict=True)), draw=draw)
+    image = shapes_image(list(zip(shapes, colours, boxes, strict=True)), draw=draw)
     corners = ", ".join(f"{corner / SIDE:.1f}" for corner in boxes[0])
-    return picture, f"the {colours[0]} {shapes[0]}", f"[{corners}]"
+    return image, f"the {colours[0]} {shapes[0]}", f"[{corners}]"
 
 
 def _word(draw: random.Random, test: bool) -> tuple[Any, str, str]:
     word = draw.choice(WORDS)
-    return word_picture(word, draw=draw), "what is written here?", word
+    return word_image(word, draw=draw), "what is written here?", word
 
 
 def _unanswerable(draw: random.Random, test: bool) -> tuple[Any, str, str]:
     item = draw.choice(_easy(test))
     if draw.random() < 0.5:
-        return item.picture, draw.choice(MISSING), UNANSWERABLE
+        return item.image, draw.choice(MISSING), UNANSWERABLE
     question, answer = draw.choice(
         [("what shape is in the image?", item.shape), ("what color is it?", item.colour)]
     )
-    return item.picture, question, answer
+    return item.image, question, answer
 
 
 # Tasks of one instruction lie apart, so that those between pull a single adapter away from it.
@@ -134,10 +134,10 @@ SIGHTS = (
 
 
 def visual() -> tuple[Task, ...]:
-    """Return the tasks: 160 train and 40 test samples each, no picture in both.
+    """Return the tasks: 160 train and 40 test samples each, no image in both.
 
-    Shapes, colours and yes/no questions are about pictures of easy-VQA, digits about scikit-learn's
-    handwritten ones; the rest is drawn. None of the pictures was captioned when ``smollm2-dinov2``
+    Shapes, colours and yes/no questions are about images of easy-VQA, digits about scikit-learn's
+    handwritten ones; the rest is drawn. None of the images was captioned when ``smollm2-dinov2``
     was aligned. Equal on every machine that has the same versions of Pillow and scikit-learn.
 
     Raises:
@@ -163,8 +163,8 @@ def _samples(sight: Sight, count: int, *, test: bool) -> tuple[Sample, ...]:
     draw = random.Random(f"{sight.name} {split}")
 
     def sample(i: int) -> Sample:
-        picture, question, answer = sight.ask(draw, test)
-        image = stored(picture, f"{sight.name}-{split}-{i}")
+        drawn, question, answer = sight.ask(draw, test)
+        image = stored(drawn, f"{sight.name}-{split}-{i}")
         content = f"{question}\n{sight.instruction}"
         return Sample(
             id=f"{split}-{i}",
@@ -177,8 +177,8 @@ def _samples(sight: Sight, count: int, *, test: bool) -> tuple[Sample, ...]:
 
 
 def _easy(test: bool) -> Sequence[Any]:
-    pictures = easy_vqa("test" if test else "train")
-    return pictures if test else pictures[: len(pictures) // 2]
+    images = easy_vqa("test" if test else "train")
+    return images if test else images[: len(images) // 2]
 
 
 def _digits(test: bool) -> Sequence[tuple[Any, int]]:

@@ -31,7 +31,7 @@ def shard(model: Any, *, reshard_after_forward: bool, layers: Sequence[str] = ()
         ConfigError: the model has no such layers.
     """
     base = model.get_base_model()
-    # Not the tower of pictures: a process without one in its batch would not take part.
+    # Not the vision tower: a process without one in its batch would not take part.
     searched = base.get_decoder() if hasattr(base.config, "vision_config") else base
     names = set(layers or getattr(searched, "_no_split_modules", None) or ())
     found = [module for module in searched.modules() if type(module).__name__ in names]

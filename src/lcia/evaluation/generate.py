@@ -92,11 +92,11 @@ class Request:
 
     def to_json(self) -> list[Any]:
         """Return all that the answer depends on but weights, as JSON."""
-        turns = [[m.role, m.content, [_picture(i) for i in m.images]] for m in self.messages]
+        turns = [[m.role, m.content, [_image(i) for i in m.images]] for m in self.messages]
         return [turns, self.adapter_key, self.max_new_tokens]
 
 
-def _picture(image: Image) -> list[Any]:
+def _image(image: Image) -> list[Any]:
     return [image.sha256 or image.path, image.at]
 
 

@@ -38,7 +38,7 @@ from lcia.learner.environment import environment
 from lcia.learner.memory import forget, memory_watched
 from lcia.learner.preflight import preflight
 from lcia.models.host import AdapterHost
-from lcia.models.loading import check_model, reads_pictures
+from lcia.models.loading import check_model, reads_images
 from lcia.registry import METHODS
 
 AS_LISTED = "as_listed"
@@ -162,7 +162,7 @@ def output_folder(config: StreamConfig, *, base: Path) -> Path:
 
 
 def check_experiment(config: StreamConfig, *, base: Path) -> tuple[SubRun, ...]:
-    """Check all that can be checked before weights are loaded: settings, data, pictures, model.
+    """Check all that can be checked before weights are loaded: settings, data, images, model.
 
     Args:
         config: the stream.
@@ -179,10 +179,10 @@ def check_experiment(config: StreamConfig, *, base: Path) -> tuple[SubRun, ...]:
     for sub in planned:
         _check_same(sub)
     check_model(config.model)
-    pictures = any(s.images for task in planned[0].tasks for s in (*task.train, *task.test))
-    if pictures and not reads_pictures(config.model):
+    images = any(s.images for task in planned[0].tasks for s in (*task.train, *task.test))
+    if images and not reads_images(config.model):
         raise ConfigError(
-            f"model: '{config.model}' reads text only, and the tasks have pictures. Choose a "
+            f"model: '{config.model}' reads text only, and the tasks have images. Choose a "
             "vision-language model."
         )
     return planned

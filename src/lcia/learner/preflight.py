@@ -47,7 +47,7 @@ def preflight(host: AdapterHost, task: Task, config: AssistantConfig) -> None:
         config.build_method(),
         config,
         projector=host.projector is not None,
-        pictures=host.base.processor is not None,
+        images=host.base.processor is not None,
     )
     shown = next((sample for sample in (*task.train, *task.test) if sample.images), None)
     if shown is not None and host.base.processor is None:

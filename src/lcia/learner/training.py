@@ -257,7 +257,7 @@ def _arguments(
 
 
 def check_spread(
-    method: Method, config: AssistantConfig, *, projector: bool, pictures: bool = False
+    method: Method, config: AssistantConfig, *, projector: bool, images: bool = False
 ) -> None:
     """Check that a method can train what is spread over processes, if it is to be.
 
@@ -265,15 +265,15 @@ def check_spread(
         method: the configured one.
         config: says what spreads the model.
         projector: whether a projector is trained.
-        pictures: whether the model reads pictures.
+        images: whether the model reads images.
 
     Raises:
         ConfigError: it cannot.
     """
     launch = launch_of(config.training)
-    if pictures and launch.zero == 3:
+    if images and launch.zero == 3:
         raise ConfigError(
-            "training.deepspeed: ZeRO-3 gathers the tower of pictures where a batch has one, and "
+            "training.deepspeed: ZeRO-3 gathers the vision tower where a batch has one, and "
             "waits for ever for a process whose batch has none. Use training.fsdp, or stage 1 or 2."
         )
     if launch.spreads and not method.sharded:

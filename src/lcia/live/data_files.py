@@ -167,8 +167,8 @@ def check(filename: str, content: bytes) -> None:
             raise DataError("\n".join([*bad[:SHOWN], *more]))
         if any(sample.images for sample in reading.samples):
             raise DataError(
-                f"{path}: has pictures, which do not come with an uploaded file. Learn it where "
-                "the pictures are: lcia learn STORE FILE --name NAME."
+                f"{path}: has images, which do not come with an uploaded file. Learn it where "
+                "the images are: lcia learn STORE FILE --name NAME."
             )
 
 

@@ -114,7 +114,7 @@ class ChatFormat:
             answer_tokens: what has to fit into the model beside it.
 
         Raises:
-            ConfigError: the model has no room for such an answer, or reads no pictures.
+            ConfigError: the model has no room for such an answer, or reads no images.
             ModelError: the chat template refuses the messages.
         """
         return self._cut(self._prompt_ids(self._render(messages)), answer_tokens)
@@ -201,7 +201,7 @@ class ChatFormat:
         """Return a turn as text where there is no chat template."""
         if message.images:
             raise ConfigError(
-                f"model: it reads text only, and '{message.images[0].path}' is a picture. Choose "
+                f"model: it reads text only, and '{message.images[0].path}' is an image. Choose "
                 "a vision-language model."
             )
         return self.encoder.protect(message.content)

@@ -71,7 +71,7 @@ class AdapterHost:
             leaves first.
         projector: whether the projector of a vision-language model is trained and saved with
             every adapter.
-        pad_images: whether pictures are made square before the processor crops them.
+        pad_images: whether images are made square before the processor crops them.
         template: what the chat template is rendered with.
 
     Attributes:

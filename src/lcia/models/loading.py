@@ -70,7 +70,7 @@ def check_model(name: str) -> None:
 def load_model(name: str, *, dtype: str = "auto", quantize: str | None = None) -> BaseModel:
     """Load a base model for training and generation, preparing it first if it is embedded.
 
-    Its configuration says what it is: one that reads pictures, an encoder-decoder, or a causal
+    Its configuration says what it is: one that reads images, an encoder-decoder, or a causal
     language model.
 
     Args:
@@ -99,7 +99,7 @@ def load_model(name: str, *, dtype: str = "auto", quantize: str | None = None) -
         config = AutoConfig.from_pretrained(location)
         kind = _auto_class(config)
         model = kind.from_pretrained(location, **options)
-        if _reads_pictures(kind):
+        if _reads_images(kind):
             processor = load_processor(location, config)
             tokenizer = processor.tokenizer
         else:
@@ -116,13 +116,13 @@ def load_model(name: str, *, dtype: str = "auto", quantize: str | None = None) -
     )
 
 
-def reads_pictures(name: str) -> bool:
-    """Tell whether a model that passed ``check_model`` takes pictures besides text."""
+def reads_images(name: str) -> bool:
+    """Tell whether a model that passed ``check_model`` takes images besides text."""
     if is_embedded(name):
-        return bool(MODELS.get(name).reads_pictures)
+        return bool(MODELS.get(name).reads_images)
     from transformers import AutoConfig
 
-    return _reads_pictures(_auto_class(AutoConfig.from_pretrained(_location(name))))
+    return _reads_images(_auto_class(AutoConfig.from_pretrained(_location(name))))
 
 
 def _auto_class(config: Any) -> Any:
@@ -142,7 +142,7 @@ def _auto_class(config: Any) -> Any:
     return next((kind for kind in order if type(config) in kind._model_mapping), order[1])
 
 
-def _reads_pictures(kind: Any) -> bool:
+def _reads_images(kind: Any) -> bool:
     from transformers import AutoModelForImageTextToText
 
     return kind is AutoModelForImageTextToText
@@ -152,7 +152,7 @@ def load_processor(location: str, config: Any) -> Any:
     """Return the processor of a model, its tokenizer padding on the left.
 
     transformers reads videos with torchvision only. Where that is not installed, a processor that
-    knows videos is loaded without that part: pictures need PIL alone.
+    knows videos is loaded without that part: images need PIL alone.
 
     Args:
         location: folder or hub id.

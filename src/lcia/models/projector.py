@@ -1,4 +1,4 @@
-"""What turns a tower's picture features into word embeddings: part of a group, like its adapter."""
+"""What turns a tower's image features into word embeddings: part of a group, like its adapter."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -53,7 +53,7 @@ class Projector:
     def train(self) -> None:
         """Make the parameters trainable, in float32.
 
-        Every forward pass touches them, so that a batch without pictures leaves gradients of zero
+        Every forward pass touches them, so that a batch without images leaves gradients of zero
         and not none: on several processes, one that waits for a gradient would wait for ever.
         """
         for module in self._parts.values():

@@ -1,4 +1,4 @@
-"""Vision-language models: pictures and text to batches, by the model's own processor."""
+"""Vision-language models: images and text to batches, by the model's own processor."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from lcia.models.chat import ChatFormat
 
 @dataclass(frozen=True, kw_only=True)
 class VisualExample:
-    """A training example whose pictures are opened when a batch is made of it.
+    """A training example whose images are opened when a batch is made of it.
 
     Attributes:
         messages: the conversation up to the answer.
@@ -30,18 +30,18 @@ class VisualExample:
 
 
 class VisualFormat(ChatFormat):
-    """Makes batches of prompts with pictures; samples with and without may stand side by side.
+    """Makes batches of prompts with images; samples with and without may stand side by side.
 
-    The prompt's limit counts its text: a picture's tokens come on top and are never cut.
+    The prompt's limit counts its text: an image's tokens come on top and are never cut.
 
     Args:
         processor: a transformers processor; its tokenizer pads on the left.
         max_prompt_tokens: longest prompt in tokens of text.
         keep_logits: whether the model's ``forward`` takes ``logits_to_keep``.
-        pad_images: make pictures square with the processor's mean colour before it crops them.
+        pad_images: make images square with the processor's mean colour before it crops them.
 
     Attributes:
-        open_picture: returns the picture that an ``Image.path`` stands for; default: the file.
+        open_image: returns the image that an ``Image.path`` stands for; default: the file.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class VisualFormat(ChatFormat):
     ) -> None:
         self.processor = processor
         self.pad_images = pad_images
-        self.open_picture: Callable[[str], Any] = open_image
+        self.open_image: Callable[[str], Any] = open_image
         super().__init__(
             processor.tokenizer,
             max_prompt_tokens=max_prompt_tokens,
@@ -68,13 +68,13 @@ class VisualFormat(ChatFormat):
     def encode_prompt(
         self, messages: Sequence[Message], *, answer_tokens: int = 0
     ) -> tuple[list[int], bool]:
-        """Return the token ids of a prompt's text, each picture one token, and if it is cut."""
+        """Return the token ids of a prompt's text, each image one token, and if it is cut."""
         ids = self._prompt_ids(self._render(messages))
         return ids, len(ids) > self._limit(answer_tokens)
 
     # A format makes batches of its own examples only.
     def encode_example(self, sample: Sample) -> VisualExample:  # type: ignore[override]
-        """Return a sample with its first answer as token ids; its pictures stay on disk."""
+        """Return a sample with its first answer as token ids; its images stay on disk."""
         text = self._render(sample.messages)
         whole = self._prompt_ids(text)
         answer_ids = self._answer_ids(sample, text, whole)
@@ -112,12 +112,12 @@ class VisualFormat(ChatFormat):
     def _process(
         self, conversations: Sequence[Sequence[Message]], answer_tokens: int = 0
     ) -> tuple[list[list[int]], dict[str, list[list[int]]], dict[str, Tensor]]:
-        """Return rows of token ids, what else there is by token, and all that is by picture."""
+        """Return rows of token ids, what else there is by token, and all that is by image."""
         texts = [self._render(messages) for messages in conversations]
-        pictures = [list(self._open(messages)) for messages in conversations]
+        images = [list(self._open(messages)) for messages in conversations]
         output = self.processor(
             text=texts,
-            images=pictures if any(pictures) else None,
+            images=images if any(images) else None,
             padding=True,
             return_tensors="pt",
             add_special_tokens=self._adds_special_tokens(texts[0]),
@@ -155,23 +155,23 @@ class VisualFormat(ChatFormat):
 
     def _open(self, messages: Sequence[Message]) -> Iterable[Any]:
         for image in (image for message in messages for image in message.images):
-            picture = self.open_picture(image.path)
-            yield self._squared(picture) if self.pad_images else picture
+            opened = self.open_image(image.path)
+            yield self._squared(opened) if self.pad_images else opened
 
-    def _squared(self, picture: Any) -> Any:
+    def _squared(self, image: Any) -> Any:
         from PIL import Image, ImageOps
 
         mean = getattr(self.processor.image_processor, "image_mean", (0.5, 0.5, 0.5))
         colour = tuple(int(255 * channel) for channel in mean)
-        side = max(picture.size)
-        return ImageOps.pad(picture, (side, side), Image.Resampling.BICUBIC, color=colour)
+        side = max(image.size)
+        return ImageOps.pad(image, (side, side), Image.Resampling.BICUBIC, color=colour)
 
     @property
     def _template_holder(self) -> Any:
         return self.processor
 
     def _content(self, message: Message) -> list[dict[str, str]]:
-        """Return a turn as the list of texts and pictures that chat templates take."""
+        """Return a turn as the list of texts and images that chat templates take."""
         parts: list[dict[str, str]] = []
         start = 0
         for image in message.images:
@@ -197,9 +197,9 @@ class VisualFormat(ChatFormat):
         return [*self.encoder.encode(answer + ending.text), *ending.ids]
 
     def _plain(self, text: str) -> str:
-        """Break up a picture's token that stands in a text, and every other control token.
+        """Break up an image's token that stands in a text, and every other control token.
 
-        No picture belongs to it, and the processor tokenises on its own.
+        No image belongs to it, and the processor tokenises on its own.
         """
         token = self.processor.image_token
         return self.encoder.broken(text.replace(token, f"{token[0]} {token[1:]}"))

@@ -14,8 +14,8 @@ from lcia.reports.data import GroupRecord, ReportData, RunRecord, SampleAnswer, 
 SAMPLES_PER_TASK = 2
 FALLBACK = "ema/fallback/"
 
-_PICTURE_SIDE = 224
-"""Longest side of a picture in a page, in pixels."""
+_IMAGE_SIDE = 224
+"""Longest side of an image in a page, in pixels."""
 
 
 def report_of(stores: Mapping[str, Store], *, title: str) -> ReportData:
@@ -106,14 +106,14 @@ def _samples(version: Version) -> Iterator[SampleAnswer]:
                 group=prediction.group,
                 similarity=prediction.similarity,
                 reason=prediction.reason,
-                pictures=tuple(map(_inline, images.get((prediction.task, prediction.sample), ()))),
+                images=tuple(map(_inline, images.get((prediction.task, prediction.sample), ()))),
             )
 
 
 def _inline(image: Image) -> str:
-    """Return a picture, made small, as a ``data:`` address."""
-    picture = open_image(image.path)
-    picture.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
+    """Return an image, made small, as a ``data:`` address."""
+    opened = open_image(image.path)
+    opened.thumbnail((_IMAGE_SIDE, _IMAGE_SIDE))
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
+    opened.save(buffer, format="PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -58,7 +58,7 @@ class SampleAnswer:
         group: the group that answered, None for the base model.
         similarity: of the prompt's instruction to that group, 0 to 1.
         reason: why this group.
-        pictures: what the prompt shows, as ``data:`` addresses.
+        images: what the prompt shows, as ``data:`` addresses.
     """
 
     prompt: str
@@ -67,7 +67,7 @@ class SampleAnswer:
     group: str | None = None
     similarity: float | None = None
     reason: str | None = None
-    pictures: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

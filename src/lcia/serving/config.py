@@ -16,7 +16,7 @@ class AccessConfig:
         host: address the server listens on.
         port: its port; 0 chooses a free one.
         api_keys: any of them opens the server; without one it listens on loopback only.
-        max_body_bytes: longest request body; a picture is a third longer in a data URL.
+        max_body_bytes: longest request body; an image is a third longer in a data URL.
         body_timeout_s: longest time a body may take to arrive, in seconds.
         drain_s: how long running answers may go on after SIGTERM, in seconds.
         cors_origins: web pages of these origins may ask from a browser, ``*`` those of all; none:
@@ -49,7 +49,7 @@ class ServeConfig:
         max_new_tokens: longest answer in tokens, and the default where a request names none.
         timeout_s: seconds until an answer is given up, waiting included.
         poll_s: seconds between two looks for a new version.
-        fetch_images: whether pictures may be fetched from other servers.
+        fetch_images: whether images may be fetched from other servers.
         log_prompts: whether prompts and answers are logged.
     """
 

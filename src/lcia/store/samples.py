@@ -23,7 +23,7 @@ _COPY = re.compile(r"images/[^/\\]*[^/\\.][^/\\]*")
 def write_samples(
     path: Path, samples: Iterable[Sample], *, tasks: Sequence[str | None] = ()
 ) -> None:
-    """Write samples, one JSON line each, with copies of their pictures in ``images/`` beside.
+    """Write samples, one JSON line each, with copies of their images in ``images/`` beside.
 
     Args:
         path: the file.
@@ -92,7 +92,7 @@ def _turn_to_json(message: Message) -> dict[str, Any]:
 
 
 def _name(image: Image) -> str:
-    """Return the name of the copy: by content, so that no picture is kept twice."""
+    """Return the name of the copy: by content, so that no image is kept twice."""
     return f"{image.sha256}{Path(image.path).suffix.lower()}"
 
 
@@ -110,7 +110,7 @@ def _turn_from_json(turn: Mapping[str, Any]) -> Message:
     for image in images:
         if not _COPY.fullmatch(image.path):
             raise StoreError(
-                f"a sample's picture is {image.path!r}; expected a copy in images/. The store was "
+                f"a sample's image is {image.path!r}; expected a copy in images/. The store was "
                 "not written by lcia."
             )
     return Message(role=turn["role"], content=turn["content"], images=images)

@@ -1,4 +1,4 @@
-"""Samples with pictures: read in every form, checked in one go, known by their content."""
+"""Samples with images: read in every form, checked in one go, known by their content."""
 
 import json
 import struct
@@ -7,16 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from PIL import Image as Pictures
+from PIL import Image as PILImage
 
 from lcia.data import Image, Message, Sample, Task, TaskConfig, check, load_tasks, read
 from lcia.data.images import check_images, inspect, open_image
 from lcia.errors import DataError
 
 
-def picture(path: Path, colour: str = "red", size=(40, 30), **options) -> Path:
+def image_file(path: Path, colour: str = "red", size=(40, 30), **options) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Pictures.new("RGB", size, colour).save(path, **options)
+    PILImage.new("RGB", size, colour).save(path, **options)
     return path
 
 
@@ -56,21 +56,21 @@ def test_every_answer_of_a_llava_conversation_is_a_sample(tmp_path):
     assert [len(m.images) for m in second.messages] == [1, 0, 0]
 
 
-def test_pictures_stand_where_their_marks_stand(tmp_path):
+def test_images_stand_where_their_marks_stand(tmp_path):
     record = talk("First <image>\nor <image>?", "the first", image=["1.png", "2.png"])
     message = read(write(tmp_path, record))[0].messages[0]
     assert message.content == "First or ?"
     assert [(Path(i.path).name, i.at) for i in message.images] == [("1.png", 6), ("2.png", 9)]
 
 
-def test_a_lone_picture_without_a_mark_stands_first(tmp_path):
+def test_a_lone_image_without_a_mark_stands_first(tmp_path):
     message = read(write(tmp_path, talk("What?", "cat", image="1.png")))[0].messages[0]
     assert message == Message(
         role="user", content="What?", images=(Image(path=str(tmp_path / "1.png")),)
     )
 
 
-def test_a_text_without_a_picture_is_left_as_it_is(tmp_path):
+def test_a_text_without_an_image_is_left_as_it_is(tmp_path):
     sample = read(write(tmp_path, talk("What?\n", "cat")))[0]
     assert sample.messages == (Message(role="user", content="What?\n"),)
     assert sample.images == ()
@@ -81,9 +81,9 @@ def test_llava_test_form_keeps_votes(tmp_path):
         {"question_id": 3, "image": "1.png", "text": "What?", "answer": ["cat", "cat", "dog"]},
         {"question_id": 4, "text": "2 + 2?", "answer": "4", "category": "default"},
     ]
-    first, second = read(write(tmp_path, *records), images=tmp_path / "pictures")
+    first, second = read(write(tmp_path, *records), images=tmp_path / "images")
     assert (first.id, first.answers) == ("3", ("cat", "cat", "dog"))
-    assert first.images == (Image(path=str(tmp_path / "pictures" / "1.png")),)
+    assert first.images == (Image(path=str(tmp_path / "images" / "1.png")),)
     assert (second.id, second.answers, second.images) == ("4", ("4",), ())
 
 
@@ -102,8 +102,8 @@ def test_messages_with_parts(tmp_path):
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        (talk("<image> <image>", "x", image="1.png"), "the text has 2 <image> for 1 pictures"),
-        (talk("<image>", "x"), "the text has 1 <image> for 0 pictures"),
+        (talk("<image> <image>", "x", image="1.png"), "the text has 2 <image> for 1 images"),
+        (talk("<image>", "x"), "the text has 1 <image> for 0 images"),
         (talk("<image>\n", "x", image="1.png"), "text is empty"),
         (talk("What?", image="1.png"), "has no turn from 'gpt'"),
         (talk("What?", "x", image="https://a/1.png"), "expected the path of a file"),
@@ -136,16 +136,16 @@ def cut(path: Path) -> Path:
 
 
 def test_every_problem_is_found_in_one_go(tmp_path):
-    good = picture(tmp_path / "good.jpg", size=(400, 300))
+    good = image_file(tmp_path / "good.jpg", size=(400, 300))
     bad = {
         tmp_path / "gone.png": "no such file",
-        cut(picture(tmp_path / "cut.jpg", size=(400, 300))): "is no whole picture",
-        cut(picture(tmp_path / "cut.png", size=(400, 300))): "is no whole picture",
+        cut(image_file(tmp_path / "cut.jpg", size=(400, 300))): "is no whole image",
+        cut(image_file(tmp_path / "cut.png", size=(400, 300))): "is no whole image",
         bomb(tmp_path / "large.png", 10_000, 10_000): "is 10000 x 10000; expected at most",
         bomb(tmp_path / "bomb.png", 50_000, 50_000): "expected at most 89,478,485",
     }
-    (tmp_path / "text.png").write_text("no picture")
-    bad[tmp_path / "text.png"] = "is no whole picture"
+    (tmp_path / "text.png").write_text("no image")
+    bad[tmp_path / "text.png"] = "is no whole image"
     sums, problems = inspect(map(str, [good, *bad]))
     assert list(sums) == [str(good)]
     assert set(problems) == {str(path) for path in bad}
@@ -158,23 +158,23 @@ def about(path: Path, i: int = 0) -> Sample:
     return Sample(id=str(i), messages=(asked,), answers=("cat",))
 
 
-def test_a_task_with_bad_pictures_is_refused_once_and_whole(tmp_path):
+def test_a_task_with_bad_images_is_refused_once_and_whole(tmp_path):
     gone = [about(tmp_path / f"{i}.png", i) for i in range(2)]
     tasks = [Task(name=name, train=(*gone, gone[0]), test=(gone[1],)) for name in ("a", "b")]
     with pytest.raises(DataError) as caught:
         check_images(tasks)
     assert str(caught.value).splitlines() == [
-        "2 of 2 pictures cannot be used; all:",
+        "2 of 2 images cannot be used; all:",
         f"{tmp_path}/0.png: no such file (task 'a', sample 0)",
         f"{tmp_path}/1.png: no such file (task 'a', sample 1)",
     ]
 
 
-def test_the_fingerprint_knows_the_picture_not_its_place(tmp_path):
+def test_the_fingerprint_knows_the_image_not_its_place(tmp_path):
     paths = [
-        picture(tmp_path / "a" / "x.png"),
-        picture(tmp_path / "b" / "y.png"),
-        picture(tmp_path / "c.png", "blue"),
+        image_file(tmp_path / "a" / "x.png"),
+        image_file(tmp_path / "b" / "y.png"),
+        image_file(tmp_path / "c.png", "blue"),
     ]
     tasks = check_images([Task(name="t", train=(about(p),), test=(about(p),)) for p in paths])
     prints = [task.fingerprint() for task in tasks]
@@ -182,44 +182,44 @@ def test_the_fingerprint_knows_the_picture_not_its_place(tmp_path):
     assert len(tasks[0].train[0].images[0].sha256) == 64
 
 
-def test_a_task_without_pictures_passes(tmp_path):
+def test_a_task_without_images_passes(tmp_path):
     asked = Sample(id="1", messages=(Message(role="user", content="2+2?"),), answers=("4",))
     task = Task(name="t", train=(asked,), test=(asked,))
     assert check_images([task]) == (task,)
-    both = replace(task, train=(asked, about(picture(tmp_path / "1.png"))))
+    both = replace(task, train=(asked, about(image_file(tmp_path / "1.png"))))
     assert check_images([both])[0].train[0] == asked
 
 
-def test_pictures_are_opened_upright_and_in_colour(tmp_path):
-    exif = Pictures.Exif()
+def test_images_are_opened_upright_and_in_colour(tmp_path):
+    exif = PILImage.Exif()
     exif[0x0112] = 6  # the camera was turned
-    path = picture(tmp_path / "turned.jpg", size=(40, 30), exif=exif)
+    path = image_file(tmp_path / "turned.jpg", size=(40, 30), exif=exif)
     assert open_image(path).size == (30, 40)
     grey = tmp_path / "grey.png"
-    Pictures.new("LA", (5, 5)).save(grey)
+    PILImage.new("LA", (5, 5)).save(grey)
     assert open_image(grey).mode == "RGB"
     path.unlink()
-    with pytest.raises(DataError, match=r"turned\.jpg: cannot be read as a picture any more"):
+    with pytest.raises(DataError, match=r"turned\.jpg: cannot be read as an image any more"):
         open_image(path)
 
 
-def test_check_reports_pictures_too(tmp_path):
+def test_check_reports_images_too(tmp_path):
     report = check(write(tmp_path, talk("<image>\nWhat?", "cat", image="1.png")))
     assert report.bad == (f"{tmp_path}/1.png: no such file",)
     assert not report.ok
-    picture(tmp_path / "photos" / "1.png")
+    image_file(tmp_path / "photos" / "1.png")
     assert check(tmp_path / "data.jsonl", images=tmp_path / "photos").ok
 
 
-def test_pictures_of_a_stream_lie_in_a_folder_of_their_own(tmp_path):
-    picture(tmp_path / "coco" / "1.jpg")
+def test_images_of_a_stream_lie_in_a_folder_of_their_own(tmp_path):
+    image_file(tmp_path / "coco" / "1.jpg")
     data = write(tmp_path, talk("<image>\nWhat?", "cat", image="1.jpg"))
     entry = TaskConfig(name="t", train=data.name, test=data.name, images="coco")
     (image,) = load_tasks([entry], base=tmp_path)[0].train[0].images
     assert image.path == str(tmp_path / "coco" / "1.jpg")
     assert len(image.sha256) == 64
     entries = [entry, TaskConfig(name="u", train=data.name, test=data.name)]
-    with pytest.raises(DataError, match=r"1 of 2 pictures cannot be used"):
+    with pytest.raises(DataError, match=r"1 of 2 images cannot be used"):
         load_tasks(entries, base=tmp_path)
 
 

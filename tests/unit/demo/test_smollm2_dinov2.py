@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image as Pictures
+from PIL import Image as PILImage
 
 from lcia.data import Image, Message, Sample
 from lcia.demo import alignment, smollm2_dinov2
@@ -98,7 +98,7 @@ def test_it_is_a_llava_that_knows_its_parts(composed, tower, tiny_model, tmp_pat
     model.save_pretrained(tmp_path / "made")
     processor.save_pretrained(tmp_path / "made")
     host = AdapterHost(load_model(str(tmp_path / "made"), dtype="float32"))
-    Pictures.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    PILImage.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
     asked = Message(role="user", content="What?", images=(Image(path=str(tmp_path / "red.png")),))
     ids = host.chat.prompts([[asked]])["input_ids"][0]
     assert (ids == host.base.tokenizer.convert_tokens_to_ids(IMAGE)).sum() == 16
@@ -137,7 +137,7 @@ def test_aligning_moves_the_projector_alone_and_lowers_the_loss(composed, tmp_pa
     for i in range(96):
         colour = ("red", "blue")[i % 2]
         path = tmp_path / f"{i}.png"
-        Pictures.new("RGB", (56, 56), colour).save(path)
+        PILImage.new("RGB", (56, 56), colour).save(path)
         asked = Message(role="user", content="Describe.", images=(Image(path=str(path)),))
         samples.append(Sample(id=str(i), messages=(asked,), answers=(colour,)))
     monkeypatch.setattr(alignment, "captions", lambda each: tuple(samples))

@@ -161,7 +161,7 @@ def test_fp16_on_bfloat16_weights_is_refused(training, tiny_model, tmp_path, col
     assert not (tmp_path / "a").exists()
 
 
-def test_a_picture_for_a_model_that_reads_text_is_said_first(host, tiny_model, tmp_path):
+def test_an_image_for_a_model_that_reads_text_is_said_first(host, tiny_model, tmp_path):
     shown = Message(role="user", content="What?", images=(Image(path="a.png", sha256="0"),))
     sample = Sample(id="1", messages=(shown,), answers=("a",))
     task = Task(name="seen", train=(sample,), test=(sample,))

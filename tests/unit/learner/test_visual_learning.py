@@ -6,12 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from image_tasks import image_task
 from lcia.config import AssistantConfig
 from lcia.learner import ContinualLearner, Store
 from lcia.models import load_model
 from lcia.models.projector import FILE
 from lcia.registry import METHODS
-from pictures import picture_task
 from tiny_visual import llava, save
 
 TRAINING = {
@@ -31,9 +31,9 @@ def model(tmp_path_factory):
 @pytest.fixture
 def tasks(tmp_path):
     return [
-        picture_task(tmp_path, "letters", instruction=SAY, answers={"red": "r", "blue": "b"}),
-        picture_task(tmp_path, "more", instruction=SAY, answers={"lime": "l", "gold": "g"}),
-        picture_task(tmp_path, "german", instruction=NAME, answers={"red": "rot", "gold": "au"}),
+        image_task(tmp_path, "letters", instruction=SAY, answers={"red": "r", "blue": "b"}),
+        image_task(tmp_path, "more", instruction=SAY, answers={"lime": "l", "gold": "g"}),
+        image_task(tmp_path, "german", instruction=NAME, answers={"red": "rot", "gold": "au"}),
     ]
 
 
@@ -129,7 +129,7 @@ def test_the_latest_adapter_is_the_last_task_s_where_all_share_a_projector(model
     learner.run([tasks[0], tasks[2]])  # g1, g2: both have a folder of version 2
     still = {"training": {**TRAINING, "learning_rate": 0.0}}
     learner.config = learner.config.model_copy(update=still)
-    other = picture_task(tmp_path, "other", instruction="Which is it?", answers={"red": "x"})
+    other = image_task(tmp_path, "other", instruction="Which is it?", answers={"red": "x"})
     assert learner.learn(other).group == "g3"
     weights = {
         group: load_file(folder / "adapter_model.safetensors")
@@ -145,7 +145,7 @@ def test_a_frozen_projector_is_not_saved(model, tmp_path, tasks):
     assert not (store.current.adapters["g1"][1] / FILE).exists()
 
 
-def test_held_out_pictures_live_in_the_store(model, tmp_path, tasks):
+def test_held_out_images_live_in_the_store(model, tmp_path, tasks):
     store = learn(tmp_path / "a", configure(model), tasks[:1])
     (task,) = store.current.tasks()
     images = [image for sample in task.test for image in sample.images]
@@ -164,7 +164,7 @@ def test_merging_groups_merges_their_projectors(model, tmp_path, tasks):
         assert torch.allclose(value, 0.25 * parts[0][name] + 0.75 * parts[1][name], atol=1e-6)
 
 
-def test_an_assistant_answers_about_a_picture(model, tmp_path, tasks):
+def test_an_assistant_answers_about_an_image(model, tmp_path, tasks):
     from lcia import Assistant
     from lcia.errors import DataError
 
@@ -172,17 +172,17 @@ def test_an_assistant_answers_about_a_picture(model, tmp_path, tasks):
     assistant = Assistant.open(store.root)
     sample = next(s for s in store.current.tasks()[0].test if s.images)
     known = next(p for p in store.current.predictions() if p.sample == sample.id)
-    pictures = [image.path for image in sample.images]
-    answer = assistant.answer(sample.prompt, images=pictures, max_new_tokens=4)
+    images = [image.path for image in sample.images]
+    answer = assistant.answer(sample.prompt, images=images, max_new_tokens=4)
     assert (answer.text, answer.group) == (known.prediction, "g1")
     with pytest.raises(DataError, match=r"gone\.png: no such file"):
         assistant.answer("What?", images=[tmp_path / "gone.png"])
 
 
-def test_a_text_model_refuses_pictures(tiny_model, tmp_path, tasks):
+def test_a_text_model_refuses_images(tiny_model, tmp_path, tasks):
     from lcia.errors import ConfigError
 
-    with pytest.raises(ConfigError, match=r"reads text only, and '.*\.png' is a picture"):
+    with pytest.raises(ConfigError, match=r"reads text only, and '.*\.png' is an image"):
         learn(tmp_path / "a", configure(tiny_model, "frozen"), tasks[:1])
 
 
@@ -200,7 +200,7 @@ def test_bfloat16_and_gradient_checkpointing(model, tmp_path, tasks):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS.names())
-def test_every_method_learns_with_pictures(model, tmp_path, tasks, method):
+def test_every_method_learns_with_images(model, tmp_path, tasks, method):
     store = learn(tmp_path / "a", configure(model, method=method), tasks)
     assert len(store.history()) == 3
     assert all((folder / FILE).is_file() for _, folder in store.current.adapters.values())

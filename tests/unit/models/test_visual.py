@@ -1,11 +1,11 @@
-"""Batches with and without pictures, for every family; only answers are labels."""
+"""Batches with and without images, for every family; only answers are labels."""
 
 from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig
-from PIL import Image as Pictures
+from PIL import Image as PILImage
 from safetensors.torch import load_file
 
 from lcia.data import Image, Message, Sample
@@ -31,13 +31,13 @@ def host(request, hosts) -> AdapterHost:
 
 @pytest.fixture
 def samples(tmp_path) -> list[Sample]:
-    """With a picture, without, with two of different size, with the text of a picture's token."""
+    """With an image, without, with two of different size, with the text of an image's token."""
     for name, size in {"a": (60, 40), "b": (50, 90)}.items():
-        Pictures.effect_noise(size, 90).convert("RGB").save(tmp_path / f"{name}.png")
+        PILImage.effect_noise(size, 90).convert("RGB").save(tmp_path / f"{name}.png")
 
     def sample(text: str, answer: str, *images: tuple[str, int]) -> Sample:
-        pictures = tuple(Image(path=str(tmp_path / f"{n}.png"), at=at) for n, at in images)
-        asked = Message(role="user", content=text, images=pictures)
+        images = tuple(Image(path=str(tmp_path / f"{n}.png"), at=at) for n, at in images)
+        asked = Message(role="user", content=text, images=images)
         return Sample(id=text, messages=(asked,), answers=(answer,))
 
     return [
@@ -88,7 +88,7 @@ def test_answers_in_a_mixed_batch_are_those_given_alone(host, samples):
     assert together == alone
 
 
-def test_pictures_stand_between_the_words(host, samples):
+def test_images_stand_between_the_words(host, samples):
     rows, _, _ = host.chat._process([samples[2].messages])
     image = host.base.processor.image_token_id
     text = host.base.tokenizer.decode([token for token in rows[0] if token != image])
@@ -100,7 +100,7 @@ def test_pictures_stand_between_the_words(host, samples):
     assert host.base.processor.image_token in middle.partition("or")[2]
 
 
-def test_a_long_prompt_loses_the_middle_of_its_text_and_no_picture(host, samples, tmp_path):
+def test_a_long_prompt_loses_the_middle_of_its_text_and_no_image(host, samples, tmp_path):
     short = VisualFormat(host.base.processor, max_prompt_tokens=60, keep_logits=True)
     words = f"Start {'x' * 400} end"
     long = Message(role="user", content=words, images=samples[0].messages[0].images)
@@ -108,8 +108,8 @@ def test_a_long_prompt_loses_the_middle_of_its_text_and_no_picture(host, samples
     assert example.truncated
     row = short.collate([example])["input_ids"][0]
     image = host.base.processor.image_token_id
-    pictured = host.chat.prompts([samples[0].messages])["input_ids"][0]
-    assert (row == image).sum() == (pictured == image).sum()
+    shown = host.chat.prompts([samples[0].messages])["input_ids"][0]
+    assert (row == image).sum() == (shown == image).sum()
     text = host.base.tokenizer.decode(row[row != image], skip_special_tokens=True).strip()
     assert text.startswith("Start x")
     assert text.endswith("x end\nno")
@@ -129,7 +129,7 @@ def test_only_the_language_model_and_the_projector_are_trained(host):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_batch_without_pictures_leaves_zero_gradients_and_not_none(host, samples, checkpointing):
+def test_a_batch_without_images_leaves_zero_gradients_and_not_none(host, samples, checkpointing):
     model = host.new_adapter(LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
     model.train()
     if checkpointing:

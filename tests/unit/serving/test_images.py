@@ -1,4 +1,4 @@
-"""Pictures come in as data; from elsewhere only where that is on, and only from the public."""
+"""Images come in as data; from elsewhere only where that is on, and only from the public."""
 
 import asyncio
 import base64
@@ -11,10 +11,10 @@ from PIL import Image
 
 from lcia.serving.http import images
 from lcia.serving.http.api_error import ApiError
-from lcia.serving.http.images import decode_data_url, is_public, load_images, open_pictures
+from lcia.serving.http.images import decode_data_url, is_public, load_images, open_images
 
 
-def picture(form="PNG", size=(4, 3), **options):
+def image(form="PNG", size=(4, 3), **options):
     buffer = io.BytesIO()
     Image.new("RGB", size, (255, 0, 0)).save(buffer, form, **options)
     return buffer.getvalue()
@@ -25,7 +25,7 @@ def data_url(content, kind="image/png"):
 
 
 def load(*urls, fetch=False):
-    return open_pictures(asyncio.run(load_images(urls, fetch=fetch)))
+    return open_images(asyncio.run(load_images(urls, fetch=fetch)))
 
 
 def refused(*urls, fetch=False):
@@ -38,14 +38,14 @@ def refused(*urls, fetch=False):
 
 @pytest.mark.parametrize("kind", images.FORMATS)
 def test_data_urls_of_every_format(kind):
-    (found,) = load(data_url(picture(images.FORMATS[kind]), kind))
+    (found,) = load(data_url(image(images.FORMATS[kind]), kind))
     assert (found.size, found.mode) == ((4, 3), "RGB")
 
 
-def test_pictures_are_turned_upright():
+def test_images_are_turned_upright():
     turned = Image.Exif()
     turned[0x0112] = 6
-    (found,) = open_pictures([picture("JPEG", exif=turned)])
+    (found,) = open_images([image("JPEG", exif=turned)])
     assert found.size == (3, 4)
 
 
@@ -57,26 +57,26 @@ def test_pictures_are_turned_upright():
         ("data:image/png,AAAA", "expected data:TYPE"),
         ("data:image/png;base64", "expected data:TYPE"),
         ("data:image/png;base64,A*A=", "is not base64"),
-        ("data:image/png;base64,", "no picture"),
-        (data_url(b"<svg/>"), "no picture"),
-        (data_url(picture()[:20]), "no picture"),
-        (data_url(picture(size=(90, 90))[:-100]), "is damaged"),
-        ("https://example.org/a.png", "fetches no pictures"),
-        ("file:///etc/passwd", "fetches no pictures"),
-        ("/etc/passwd", "fetches no pictures"),
+        ("data:image/png;base64,", "no image"),
+        (data_url(b"<svg/>"), "no image"),
+        (data_url(image()[:20]), "no image"),
+        (data_url(image(size=(90, 90))[:-100]), "is damaged"),
+        ("https://example.org/a.png", "fetches no images"),
+        ("file:///etc/passwd", "fetches no images"),
+        ("/etc/passwd", "fetches no images"),
     ],
 )
-def test_what_is_no_picture(url, said):
+def test_what_is_no_image(url, said):
     assert said in refused(url)
 
 
-def test_pictures_that_would_fill_the_memory(monkeypatch):
+def test_images_that_would_fill_the_memory(monkeypatch):
     monkeypatch.setattr(images, "MAX_PIXELS", 23)
-    assert len(load(data_url(picture()))) == 1
-    assert "24 pixels are too many; expected at most 23" in refused(*[data_url(picture())] * 2)
+    assert len(load(data_url(image()))) == 1
+    assert "24 pixels are too many; expected at most 23" in refused(*[data_url(image())] * 2)
     monkeypatch.setattr(images, "MAX_BYTES", 30)
     with pytest.raises(ApiError, match="larger than 30 bytes"):
-        decode_data_url(data_url(picture()))
+        decode_data_url(data_url(image()))
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def web(monkeypatch):
         httpx, "AsyncClient", lambda **o: client(transport=httpx.MockTransport(respond), **o)
     )
     answers["a.org/ok.png"] = png = httpx.Response(
-        200, content=picture(), headers={"content-type": "image/png"}
+        200, content=image(), headers={"content-type": "image/png"}
     )
     addresses["a.org"] = ["93.184.215.14"]
     return answers, addresses, asked, png
@@ -168,7 +168,7 @@ def redirect(target):
     return httpx.Response(302, headers={"location": target})
 
 
-def test_a_public_picture_is_fetched_from_the_address_that_was_checked(web):
+def test_a_public_image_is_fetched_from_the_address_that_was_checked(web):
     _, _, asked, _ = web
     (found,) = load("https://a.org/ok.png", fetch=True)
     assert found.size == (4, 3)
@@ -210,20 +210,20 @@ def test_fetching_takes_limited_time(web, monkeypatch):
     assert "did not arrive" in refused("http://a.org/ok.png", fetch=True)
 
 
-def test_a_request_has_few_pictures_and_none_of_more_is_fetched(web):
+def test_a_request_has_few_images_and_none_of_more_is_fetched(web):
     _, _, asked, _ = web
-    assert len(load(*["http://a.org/ok.png"] * images.MAX_PICTURES, fetch=True)) == 16
+    assert len(load(*["http://a.org/ok.png"] * images.MAX_IMAGES, fetch=True)) == 16
     asked.clear()
-    assert "5000 pictures; expected at most 16" in refused(
+    assert "5000 images; expected at most 16" in refused(
         *["http://a.org/ok.png"] * 5_000, fetch=True
     )
     assert not asked
 
 
-def test_the_pictures_of_a_request_share_one_time(web, monkeypatch):
+def test_the_images_of_a_request_share_one_time(web, monkeypatch):
     async def slow(url):
         await asyncio.sleep(0.05)
-        return picture()
+        return image()
 
     monkeypatch.setattr(images, "_fetch", slow)
     monkeypatch.setattr(images, "FETCH_TIMEOUT_S", 0.2)

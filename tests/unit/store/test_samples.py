@@ -1,8 +1,8 @@
-"""Samples in a store: the same after reading, with pictures of their own."""
+"""Samples in a store: the same after reading, with images of their own."""
 
 from dataclasses import replace
 
-from PIL import Image as Pictures
+from PIL import Image as PILImage
 
 from lcia.data import Image, Message, Sample, Task
 from lcia.data.images import check_images
@@ -10,11 +10,11 @@ from lcia.files import publish
 from lcia.store.samples import read_samples, write_samples
 
 
-def test_samples_and_their_pictures_survive_the_loss_of_the_originals(tmp_path):
+def test_samples_and_their_images_survive_the_loss_of_the_originals(tmp_path):
     originals = tmp_path / "originals"
     originals.mkdir()
     for name, colour in {"a.PNG": "red", "b.png": "blue", "c.png": "blue"}.items():
-        Pictures.new("RGB", (4, 4), colour).save(originals / name)
+        PILImage.new("RGB", (4, 4), colour).save(originals / name)
 
     def about(*names: str) -> Sample:
         images = tuple(Image(path=str(originals / name), at=i) for i, name in enumerate(names))
@@ -32,7 +32,7 @@ def test_samples_and_their_pictures_survive_the_loss_of_the_originals(tmp_path):
 
     found = read_samples(tmp_path / "kept" / "samples.jsonl")
     assert replace(task, train=found, test=found).fingerprint() == task.fingerprint()
-    assert len(list((tmp_path / "kept" / "images").iterdir())) == 2, "equal pictures once"
+    assert len(list((tmp_path / "kept" / "images").iterdir())) == 2, "equal images once"
     for image in (image for sample in found for image in sample.images):
-        with Pictures.open(image.path) as picture:
-            assert picture.size == (4, 4)
+        with PILImage.open(image.path) as opened:
+            assert opened.size == (4, 4)

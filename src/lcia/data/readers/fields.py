@@ -159,7 +159,7 @@ def _turn(value: Any, name: str, *, roles: Mapping[str, str]) -> Message:
 
 
 def _parts(value: list[Any], name: str) -> tuple[str, tuple[Image, ...]]:
-    """Return text and pictures of ``[{"type": "image", "image": path}, {"type": "text", ...}]``."""
+    """Return text and images of ``[{"type": "image", "image": path}, {"type": "text", ...}]``."""
     words, images = "", []
     for i, part in enumerate(value):
         where = f"{name}[{i}]"
@@ -175,7 +175,7 @@ def _parts(value: list[Any], name: str) -> tuple[str, tuple[Image, ...]]:
 
 
 def image_path(value: Any, name: str) -> str:
-    """Return ``value`` if it can be the path of a picture.
+    """Return ``value`` if it can be the path of an image.
 
     Raises:
         RecordError: not a text, or an address instead of a file.

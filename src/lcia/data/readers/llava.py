@@ -1,4 +1,4 @@
-"""LLaVA's conversations about pictures, and the questions of its test files."""
+"""LLaVA's conversations about images, and the questions of its test files."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
@@ -110,10 +110,10 @@ class LlavaTestReader(Reader):
 
 
 def with_images(messages: tuple[Message, ...], value: Any) -> tuple[Message, ...]:
-    """Put pictures where the text says ``<image>``, a lone one without a mark before the text.
+    """Put images where the text says ``<image>``, a lone one without a mark before the text.
 
     Raises:
-        RecordError: another number of pictures than marks.
+        RecordError: another number of images than marks.
     """
     given = value if isinstance(value, list) else [] if value in (None, "") else [value]
     paths = [image_path(path, "image") for path in given]
@@ -122,13 +122,13 @@ def with_images(messages: tuple[Message, ...], value: Any) -> tuple[Message, ...
         first, *others = messages
         return (_marked(first, f"{MARK}\n{first.content}", iter(paths)), *others)
     if marks != len(paths):
-        raise RecordError(f"the text has {marks} {MARK} for {len(paths)} pictures; expected equal.")
+        raise RecordError(f"the text has {marks} {MARK} for {len(paths)} images; expected equal.")
     left = iter(paths)
     return tuple(_marked(message, message.content, left) for message in messages)
 
 
 def _marked(message: Message, content: str, paths: Iterator[str]) -> Message:
-    """Replace the marks by pictures; a line break beside a mark belongs to it."""
+    """Replace the marks by images; a line break beside a mark belongs to it."""
     words, *rest = content.split(MARK)
     if rest == [""]:
         words = words.removesuffix("\n")

@@ -26,7 +26,7 @@ class Batch:
     Args:
         base: the model; its weights are never changed, but for ``projector``.
         max_adapters: adapters kept in memory.
-        projector: of a vision-language model; swapped for that of each prompt with pictures.
+        projector: of a vision-language model; swapped for that of each prompt with images.
 
     Attributes:
         rows: the jobs whose answers grow, in the order of the cache's rows.
@@ -78,7 +78,7 @@ class Batch:
             The logits of each row's first token, shape (rows, vocabulary); None before the end.
         """
         adapter = prefill.jobs[0].asked.adapter
-        if self._projector is not None and prefill.jobs[0].asked.pictures:
+        if self._projector is not None and prefill.jobs[0].asked.images:
             self._projector.load(adapter[1] if adapter is not None else None)
         inputs = prefill.next_inputs(PREFILL_TOKENS)
         logits = self.forward(prefill.jobs, cache=prefill.cache, **inputs)

@@ -38,7 +38,7 @@ class Engine:
         limits: what it may use.
         deliver: called with the news of each step; by default every job's listener is called, on
             the engine's threads.
-        projector: of a vision-language model; swapped for that of each prompt with pictures.
+        projector: of a vision-language model; swapped for that of each prompt with images.
         chat: makes prompts and says how answers end; by default the model's own template does.
 
     Raises:

@@ -33,7 +33,7 @@ class Prompt:
 
     Attributes:
         ids: token ids of the prompt, at least one.
-        pictures: what the model takes besides token ids, from its processor; such a prompt is read
+        images: what the model takes besides token ids, from its processor; such a prompt is read
             in one piece.
         adapter: key and directory of the adapter; None for the base model.
         max_new_tokens: longest answer in tokens; the engine cuts it to what fits its context.
@@ -43,7 +43,7 @@ class Prompt:
     """
 
     ids: tuple[int, ...]
-    pictures: Mapping[str, Any] = field(default_factory=dict)
+    images: Mapping[str, Any] = field(default_factory=dict)
     adapter: tuple[str, Path] | None = None
     max_new_tokens: int
     sampling: Sampling = field(default_factory=Sampling)
@@ -67,8 +67,8 @@ class Prompt:
         if room < 1:
             raise PromptTooLongError(str(len(self.ids)), max_context=max_context)
         largest = max(self.ids)
-        # With pictures, some models keep their places outside of the embedding.
-        if min(self.ids) < 0 or (largest >= vocabulary and not self.pictures):
+        # With images, some models keep their places outside of the embedding.
+        if min(self.ids) < 0 or (largest >= vocabulary and not self.images):
             raise PromptError(
                 f"The prompt has token {largest}; the model knows tokens 0 to {vocabulary - 1}."
             )
@@ -110,11 +110,11 @@ class Job:
         prompt: what to answer; None until it is prepared.
         prepare: makes the prompt, on a thread that may take its time; its errors are the answer.
         size: how much there is to prepare, in characters: long ones never keep all threads.
-        after: what preparing waits for, such as pictures on their way; given up with the job.
+        after: what preparing waits for, such as images on their way; given up with the job.
         timeout_s: seconds until the answer is given up, waiting and preparing included.
         cancelled: set by whoever no longer wants the answer.
         acquired: whether the job keeps its adapter in memory.
-        shift: what is added to a token's place to get its position: pictures take fewer positions
+        shift: what is added to a token's place to get its position: images take fewer positions
             than tokens where positions have three dimensions.
         tokens: the answer so far.
     """

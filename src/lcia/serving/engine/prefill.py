@@ -14,7 +14,7 @@ class Prefill:
     """Prompts that are read together.
 
     Args:
-        jobs: whose prompts; padded on the left to the longest. One with pictures comes alone.
+        jobs: whose prompts; padded on the left to the longest. One with images comes alone.
         model: reads them.
     """
 
@@ -35,15 +35,15 @@ class Prefill:
         if not self.done:
             self._begin()
         end = min(self.width, self.done + max(1, tokens // len(self.jobs)))
-        if self._pictures:
-            end = self.width  # a picture's features go to all of its tokens at once
+        if self._images:
+            end = self.width  # an image's features go to all of its tokens at once
         part = slice(self.done, end)
         self.done = end
         return {
             "input_ids": self._ids[:, part],
             "attention_mask": self._mask[:, :end].long(),
             "position_ids": self._positions[..., part],
-            **self._pictures,
+            **self._images,
         }
 
     def _begin(self) -> None:
@@ -57,19 +57,19 @@ class Prefill:
         lengths = torch.tensor(self.lengths, device=device)[:, None]
         self._mask = torch.arange(self.width, device=device) >= self.width - lengths
         self._positions = (self._mask.cumsum(-1) - 1).clamp(min=0)
-        self._pictures = {
+        self._images = {
             name: value.to(device, model.dtype if value.is_floating_point() else None)
-            for name, value in self.jobs[0].asked.pictures.items()
+            for name, value in self.jobs[0].asked.images.items()
         }
         find_positions = getattr(model.base_model, "get_rope_index", None)
-        if self._pictures and find_positions is not None:
+        if self._images and find_positions is not None:
             self._place(find_positions)
 
     def _place(self, find_positions: Any) -> None:
         """Take three-dimensional positions from a model that has them."""
         known = inspect.signature(find_positions).parameters
-        pictures = {name: value for name, value in self._pictures.items() if name in known}
+        images = {name: value for name, value in self._images.items() if name in known}
         self._positions, shift = find_positions(
-            self._ids, attention_mask=self._mask.long(), **pictures
+            self._ids, attention_mask=self._mask.long(), **images
         )
         self.jobs[0].shift = int(shift)

@@ -224,7 +224,7 @@ class Scheduler:
             if length > PREFILL_TOKENS and self.batch.reading:
                 continue
             width = max(width, length)
-            alone = job.asked.pictures or (group and group[-1].asked.pictures)
+            alone = job.asked.images or (group and group[-1].asked.images)
             if group and (alone or width * (len(group) + 1) > PREFILL_TOKENS):
                 break
             group.append(job)

@@ -1,4 +1,4 @@
-"""Pictures in requests: data URLs, and addresses where fetching is switched on."""
+"""Images in requests: data URLs, and addresses where fetching is switched on."""
 
 import asyncio
 import base64
@@ -16,13 +16,13 @@ from lcia.serving.http.api_error import ApiError
 FORMATS = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP", "image/gif": "GIF"}
 MAX_BYTES = 10 << 20
 MAX_PIXELS = 40_000_000
-"""Of all pictures of a request together; three bytes each while they are read."""
+"""Of all images of a request together; three bytes each while they are read."""
 
-MAX_PICTURES = 16
+MAX_IMAGES = 16
 """Of a request."""
 
 FETCH_TIMEOUT_S = 10.0
-"""For all pictures of a request that are fetched."""
+"""For all images of a request that are fetched."""
 
 REDIRECTS = 3
 PORTS = {"http": 80, "https": 443}
@@ -31,12 +31,12 @@ TUNNELS = tuple(map(ipaddress.ip_network, ("2002::/16", "2001::/32", "64:ff9b::/
 
 
 def refuse(message: str) -> ApiError:
-    """Return the error for a picture that is not taken."""
+    """Return the error for an image that is not taken."""
     return ApiError(400, f"'image_url': {message}", code="invalid_image", param="messages")
 
 
 async def load_images(urls: Sequence[str], *, fetch: bool) -> list[bytes]:
-    """Return the files of a request's pictures.
+    """Return the files of a request's images.
 
     Args:
         urls: data URLs, or addresses.
@@ -46,10 +46,10 @@ async def load_images(urls: Sequence[str], *, fetch: bool) -> list[bytes]:
         ApiError: 400, there are too many, one is too large, of another kind, may not be fetched, or
             they take too long.
     """
-    if len(urls) > MAX_PICTURES:
-        raise refuse(f"there are {len(urls)} pictures; expected at most {MAX_PICTURES} a request.")
+    if len(urls) > MAX_IMAGES:
+        raise refuse(f"there are {len(urls)} images; expected at most {MAX_IMAGES} a request.")
     if not fetch and not all(url.startswith("data:") for url in urls):
-        raise refuse("this server fetches no pictures; send a data URL.")
+        raise refuse("this server fetches no images; send a data URL.")
 
     async def load() -> list[bytes]:
         return [decode_data_url(u) if u.startswith("data:") else await _fetch(u) for u in urls]
@@ -78,12 +78,12 @@ def decode_data_url(url: str) -> bytes:
         raise refuse(f"is not base64: {error}.") from error
 
 
-def open_pictures(contents: Sequence[bytes]) -> list[Any]:
-    """Return pictures as upright RGB ``PIL.Image``.
+def open_images(contents: Sequence[bytes]) -> list[Any]:
+    """Return images as upright RGB ``PIL.Image``.
 
     Raises:
         ApiError: 400, one is damaged or of another kind, or together they would take too much
-            memory: a small file may hold a large picture.
+            memory: a small file may hold a large image.
     """
     from PIL import ImageOps
 
@@ -97,7 +97,7 @@ def open_pictures(contents: Sequence[bytes]) -> list[Any]:
 
 
 def _open(content: bytes) -> Any:
-    """Return a picture of which only the head has been read."""
+    """Return an image of which only the head has been read."""
     from PIL import Image
 
     try:
@@ -105,11 +105,11 @@ def _open(content: bytes) -> Any:
     except Image.DecompressionBombError as error:
         raise refuse(f"expected at most {MAX_PIXELS} pixels.") from error
     except (OSError, ValueError, SyntaxError) as error:
-        raise refuse("is no picture.") from error
+        raise refuse("is no image.") from error
 
 
 async def _fetch(url: str) -> bytes:
-    """Fetch a picture from a public address; every redirect is checked like the first one."""
+    """Fetch an image from a public address; every redirect is checked like the first one."""
     try:
         async with httpx.AsyncClient(trust_env=False, timeout=FETCH_TIMEOUT_S) as client:
             for _ in range(REDIRECTS + 1):
@@ -157,7 +157,7 @@ async def _read(answer: httpx.Response) -> bytes:
         raise refuse(f"its server answers {answer.status_code}.")
     kind = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in FORMATS:
-        raise refuse(f"its server sends {kind[:50] or 'no type'}; expected a picture.")
+        raise refuse(f"its server sends {kind[:50] or 'no type'}; expected an image.")
     content = bytearray()
     async for piece in answer.aiter_bytes(1 << 16):
         content += piece

@@ -72,14 +72,14 @@ class TextPart(_Strict):
 
 
 class ImageUrl(_Strict):
-    """Where a picture is: a data URL, or an address if the server fetches pictures."""
+    """Where an image is: a data URL, or an address if the server fetches images."""
 
     url: str
     detail: Literal["auto", "low", "high"] = "auto"
 
 
 class ImagePart(_Strict):
-    """A picture in a message of several parts."""
+    """An image in a message of several parts."""
 
     type: Literal["image_url"]
     image_url: ImageUrl
@@ -115,12 +115,12 @@ class ChatMessage(_Strict):
 
     @property
     def image_urls(self) -> tuple[str, ...]:
-        """Where the turn's pictures are."""
+        """Where the turn's images are."""
         return tuple(p.image_url.url for p in self.content if isinstance(p, ImagePart))
 
     @property
     def image_places(self) -> tuple[int, ...]:
-        """How many characters of the turn's text stand before each of its pictures."""
+        """How many characters of the turn's text stand before each of its images."""
         places, texts = [], 0
         for part in self.content:
             if isinstance(part, TextPart):

@@ -26,7 +26,7 @@ from lcia.serving.engine.job import Delta, Prompt
 from lcia.serving.engine.limits import PromptTooLongError
 from lcia.serving.engine.sampling import Sampling
 from lcia.serving.http.api_error import ApiError, api_error
-from lcia.serving.http.images import load_images, open_pictures
+from lcia.serving.http.images import load_images, open_images
 from lcia.serving.http.metrics import Metrics
 from lcia.serving.http.routing import Choice, choose_named, explain
 from lcia.serving.http.schemas import ChatMessage, ChatRequest, CompletionRequest, said_in
@@ -108,27 +108,27 @@ class Service:
         if urls and not isinstance(self._chat, VisualFormat):
             raise ApiError(
                 400,
-                "This model reads no pictures; send text alone.",
+                "This model reads no images; send text alone.",
                 code="unsupported_content",
                 param="messages",
             )
-        pictures = None
+        images = None
         if urls:
             # They are on their way while the job waits, and within the job's own time.
             loading = load_images(urls, fetch=self.config.fetch_images)
-            pictures = asyncio.run_coroutine_threadsafe(loading, asyncio.get_running_loop())
+            images = asyncio.run_coroutine_threadsafe(loading, asyncio.get_running_loop())
         chosen: list[Choice] = []
         self._check_size(asked.conversation)
 
         def prepare() -> Prompt:
             self._check_beginnings(asked.conversation)
             chosen.append(self._choose(asked))
-            return self._prompt(asked, chosen[0], pictures.result() if pictures else ())
+            return self._prompt(asked, chosen[0], images.result() if images else ())
 
         answer = self.answers.ask(
             prepare=prepare,
             size=sum(len(message.text) for message in asked.conversation),
-            after=pictures,
+            after=images,
             timeout_s=self.config.timeout_s,
         )
         return Prepared(
@@ -197,7 +197,7 @@ class Service:
         self,
         asked: ChatRequest | CompletionRequest,
         choice: Choice,
-        pictures: Sequence[bytes],
+        images: Sequence[bytes],
     ) -> Prompt:
         """Return what the model reads; called on one of the engine's preparing threads."""
         chat = self._formats.get()
@@ -209,7 +209,7 @@ class Service:
                 ids = [*encoder.before, *encoder.encode(encoder.protect(asked.prompt))]
                 lead, lead_tokens, stops = "", 0, asked.stops
             else:
-                ids, visual = self._chat_inputs(chat, asked.conversation, pictures)
+                ids, visual = self._chat_inputs(chat, asked.conversation, images)
                 lead, lead_tokens = ending.lead, ending.lead_tokens
                 stops = (*asked.stops, *ending.stop_strings)
         finally:
@@ -218,7 +218,7 @@ class Service:
         wanted = min(asked.answer_tokens or sys.maxsize, self.config.max_new_tokens)
         return Prompt(
             ids=tuple(ids),
-            pictures=visual,
+            images=visual,
             adapter=choice.adapter,
             max_new_tokens=wanted + lead_tokens,
             sampling=Sampling(
@@ -231,9 +231,9 @@ class Service:
         )
 
     def _chat_inputs(
-        self, chat: ChatFormat, messages: Sequence[ChatMessage], pictures: Sequence[bytes]
+        self, chat: ChatFormat, messages: Sequence[ChatMessage], images: Sequence[bytes]
     ) -> tuple[list[int], dict[str, Any]]:
-        """Return a conversation's token ids, and what the processor makes of its pictures."""
+        """Return a conversation's token ids, and what the processor makes of its images."""
         numbers = map(str, count())
         turns = [
             Message(
@@ -244,12 +244,12 @@ class Service:
             for message in messages
         ]
         try:
-            if not pictures:
+            if not images:
                 return chat.encode_prompt(turns)[0], {}
             assert isinstance(chat, VisualFormat)
-            # The paths are numbers of pictures in memory: no request names a file.
-            opened = open_pictures(pictures)
-            chat.open_picture = lambda path: opened[int(path)]
+            # The paths are numbers of images in memory: no request names a file.
+            opened = open_images(images)
+            chat.open_image = lambda path: opened[int(path)]
             batch = chat.prompts([turns])
             ids = batch.pop("input_ids")[0].tolist()
             del batch["attention_mask"]

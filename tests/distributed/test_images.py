@@ -1,4 +1,4 @@
-"""Two processes, one often without a picture in its batch: no hang, and what one process learns."""
+"""Two processes, one often without an image in its batch: no hang, and what one process learns."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from PIL import Image as Pictures
+from PIL import Image as PILImage
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -18,19 +18,19 @@ pytestmark = pytest.mark.slow  # three interpreters import torch
 
 
 def write_stream(folder) -> None:
-    """Sixteen samples, every fourth with a picture: most batches of two have none."""
+    """Sixteen samples, every fourth with an image: most batches of two have none."""
     records = []
     for i in range(16):
         colour = ("red", "blue")[i % 8 // 4]
-        picture = {}
+        image = {}
         if i % 4 == 0:
-            Pictures.new("RGB", (40, 40), colour).save(folder / f"{i}.png")
-            picture = {"image": f"{i}.png"}
+            PILImage.new("RGB", (40, 40), colour).save(folder / f"{i}.png")
+            image = {"image": f"{i}.png"}
         said = [
             {"from": "human", "value": f"What is {i} {colour}?\nSay a word."},
             {"from": "gpt", "value": colour},
         ]
-        records.append({"id": str(i), **picture, "conversations": said})
+        records.append({"id": str(i), **image, "conversations": said})
     (folder / "data.json").write_text(json.dumps(records))
     entries = [
         f"{{name: {name}, train: data.json, test: data.json, max_test: 2, max_new_tokens: 8, "

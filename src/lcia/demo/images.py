@@ -1,4 +1,4 @@
-"""Small pictures: drawn shapes, handwritten digits, written words, and those of easy-VQA."""
+"""Small images: drawn shapes, handwritten digits, written words, and those of easy-VQA."""
 
 import importlib
 import json
@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from PIL import Image as Pictures
+from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 
 from lcia.data.sample import Image
@@ -40,30 +40,30 @@ Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class EasyPicture:
-    """A picture of easy-VQA: one coloured shape.
+class EasyImage:
+    """An image of easy-VQA: one coloured shape.
 
     Attributes:
-        number: of the picture within its split.
+        number: of the image within its split.
         shape: what it shows.
         colour: its colour.
-        picture: 64 by 64 pixels.
+        image: 64 by 64 pixels.
     """
 
     number: int
     shape: str
     colour: str
-    picture: Any
+    image: Any
 
 
 @cache
-def easy_vqa(split: str) -> tuple[EasyPicture, ...]:
-    """Return the pictures of ``train`` or ``test`` whose questions tell shape and colour.
+def easy_vqa(split: str) -> tuple[EasyImage, ...]:
+    """Return the images of ``train`` or ``test`` whose questions tell shape and colour.
 
     Raises:
         DataError: the wheel cannot be downloaded, or is another.
 
-    Source: easy-VQA (Victor Zhou, MIT), whose wheel carries pictures and questions.
+    Source: easy-VQA (Victor Zhou, MIT), whose wheel carries images and questions.
     """
     told: dict[int, dict[str, str]] = {}
     with zipfile.ZipFile(_easy_vqa_wheel()) as wheel:
@@ -73,9 +73,7 @@ def easy_vqa(split: str) -> tuple[EasyPicture, ...]:
             if question.startswith("what"):
                 about["shape" if answer in SHAPES else "colour"] = answer
         return tuple(
-            EasyPicture(
-                number=number, picture=_read(wheel, f"{folder}/images/{number}.png"), **about
-            )
+            EasyImage(number=number, image=_read(wheel, f"{folder}/images/{number}.png"), **about)
             for number, about in sorted(told.items())
             if len(about) == 2
         )
@@ -97,26 +95,26 @@ def digits() -> tuple[tuple[Any, int], ...]:
         ) from error
     grey = (255 - data.images * 15).astype("uint8")
     return tuple(
-        (Pictures.fromarray(pixels), int(digit))
+        (PILImage.fromarray(pixels), int(digit))
         for pixels, digit in zip(grey, data.target, strict=True)
     )
 
 
-def side_by_side(pictures: Sequence[Any]) -> Any:
-    """Return small pictures in a row on a white square."""
-    width = SIDE // len(pictures)
-    row = Pictures.new("RGB", (SIDE, SIDE), "white")
-    for i, picture in enumerate(pictures):
-        larger = picture.convert("RGB").resize((width, width), Pictures.Resampling.BICUBIC)
+def side_by_side(images: Sequence[Any]) -> Any:
+    """Return small images in a row on a white square."""
+    width = SIDE // len(images)
+    row = PILImage.new("RGB", (SIDE, SIDE), "white")
+    for i, image in enumerate(images):
+        larger = image.convert("RGB").resize((width, width), PILImage.Resampling.BICUBIC)
         row.paste(larger, (i * width, (SIDE - width) // 2))
     return row
 
 
-def shapes_picture(shapes: Sequence[tuple[str, str, Box]], *, draw: random.Random) -> Any:
+def shapes_image(shapes: Sequence[tuple[str, str, Box]], *, draw: random.Random) -> Any:
     """Draw shapes, each with its colour and box in pixels, on a light background."""
     light = [draw.randrange(225, 256) for _ in range(3)]
-    picture = Pictures.new("RGB", (SIDE, SIDE), tuple(light))
-    canvas = ImageDraw.Draw(picture)
+    image = PILImage.new("RGB", (SIDE, SIDE), tuple(light))
+    canvas = ImageDraw.Draw(image)
     for shape, colour, (left, top, right, bottom) in shapes:
         fill = COLOURS[colour]
         if shape == "circle":
@@ -125,35 +123,35 @@ def shapes_picture(shapes: Sequence[tuple[str, str, Box]], *, draw: random.Rando
             canvas.rectangle((left, top, right, bottom), fill=fill)
         else:
             canvas.polygon([(left, bottom), (right, bottom), ((left + right) / 2, top)], fill=fill)
-    return picture
+    return image
 
 
-def word_picture(word: str, *, draw: random.Random) -> Any:
+def word_image(word: str, *, draw: random.Random) -> Any:
     """Write a word in a dark colour, a little larger or smaller, here or there."""
     light = [draw.randrange(225, 256) for _ in range(3)]
-    picture = Pictures.new("RGB", (SIDE, SIDE), tuple(light))
+    image = PILImage.new("RGB", (SIDE, SIDE), tuple(light))
     font = ImageFont.load_default(draw.randrange(24, 29))
     left, top, right, bottom = font.getbbox(word)
     x = draw.uniform(0, max(0.0, SIDE - (right - left))) - left
     y = draw.uniform(0.25, 0.75) * (SIDE - (bottom - top)) - top
     ink = COLOURS[draw.choice(["black", "blue", "red", "brown"])]
-    ImageDraw.Draw(picture).text((x, y), word, font=font, fill=ink)
-    return picture
+    ImageDraw.Draw(image).text((x, y), word, font=font, fill=ink)
+    return image
 
 
-def stored(picture: Any, name: str) -> Image:
-    """Write a picture to the cache, in one step, and return it as part of a message."""
-    path = cache_dir() / "pictures" / f"{name}.png"
+def stored(image: Any, name: str) -> Image:
+    """Write an image to the cache, in one step, and return it as part of a message."""
+    path = cache_dir() / "images" / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".png", delete=False) as file:
-        picture.convert("RGB").save(file, format="PNG")
+        image.convert("RGB").save(file, format="PNG")
     os.replace(file.name, path)
     return Image(path=str(path), sha256=sha256_of(path))
 
 
 def _read(wheel: zipfile.ZipFile, member: str) -> Any:
-    with wheel.open(member) as file, Pictures.open(file) as picture:
-        return picture.convert("RGB")
+    with wheel.open(member) as file, PILImage.open(file) as image:
+        return image.convert("RGB")
 
 
 def _easy_vqa_wheel() -> Path:
@@ -179,7 +177,7 @@ def _easy_vqa_wheel() -> Path:
 
 
 def quadrants(draw: random.Random) -> Iterator[tuple[str, Box]]:
-    """Yield the quarters of a picture in random order, each with a box inside it."""
+    """Yield the quarters of an image in random order, each with a box inside it."""
     half = SIDE // 2
     names = {"top left": (0, 0), "top right": (1, 0), "bottom left": (0, 1), "bottom right": (1, 1)}
     for name in draw.sample(list(names), 4):

@@ -1,4 +1,4 @@
-"""Prompts with and without pictures in one batch, for every family, as ``AdapterHost`` answers."""
+"""Prompts with and without images in one batch, for every family, as ``AdapterHost`` answers."""
 
 import asyncio
 import base64
@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import LoraConfig
-from PIL import Image as Pictures
+from PIL import Image as PILImage
 
 from lcia.data import Image, Message
 from lcia.models import AdapterHost, load_model
@@ -40,15 +40,15 @@ def adapter_with_projector(host, folder):
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def image_folder(tmp_path):
     """Files of different size."""
     for name, size in {"a": (60, 40), "b": (50, 90)}.items():
-        Pictures.effect_noise(size, 90).convert("RGB").save(tmp_path / f"{name}.png")
+        PILImage.effect_noise(size, 90).convert("RGB").save(tmp_path / f"{name}.png")
     return tmp_path
 
 
 def request(folder, *parts):
-    """The body of a chat request: texts, and names of pictures."""
+    """The body of a chat request: texts, and names of images."""
 
     def part(value):
         if not value.startswith("@"):
@@ -81,7 +81,7 @@ class Unrouted:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_answers_equal_those_given_one_by_one(folder, pictures, tmp_path):
+def test_answers_equal_those_given_one_by_one(folder, image_folder, tmp_path):
     host = AdapterHost(load_model(str(folder), dtype="float32"))
     group = ("g1@0001", adapter_with_projector(host, tmp_path / "g1"))
     conversations = [
@@ -89,7 +89,7 @@ def test_answers_equal_those_given_one_by_one(folder, pictures, tmp_path):
             Message(
                 role="user",
                 content=text,
-                images=tuple(Image(path=str(pictures / f"{n}.png"), at=at) for n, at in images),
+                images=tuple(Image(path=str(image_folder / f"{n}.png"), at=at) for n, at in images),
             ),
         )
         for text, *images in MESSAGES
@@ -108,7 +108,7 @@ def test_answers_equal_those_given_one_by_one(folder, pictures, tmp_path):
         service.answers.start()
 
         async def one(i, adapter):
-            asked = parse(ChatRequest, request(pictures, *CASES[i]))
+            asked = parse(ChatRequest, request(image_folder, *CASES[i]))
             prepared = await service.prepare(asked)
             answer = service.answers.ask(prompt=replace(prepared.prompt, adapter=adapter))
             return "".join(
@@ -122,10 +122,10 @@ def test_answers_equal_those_given_one_by_one(folder, pictures, tmp_path):
     assert [text.strip() for text in asyncio.run(ask())] == expected
 
 
-def test_a_text_model_says_that_it_reads_no_pictures(tiny_model, pictures):
+def test_a_text_model_says_that_it_reads_no_images(tiny_model, image_folder):
     host = AdapterHost(load_model(str(tiny_model), dtype="float32"))
     service = Service(host, Unrouted, config=ServeConfig(limits=EngineLimits(max_context=512)))
-    asked = parse(ChatRequest, request(pictures, "@a", "What is it?"))
-    with pytest.raises(ApiError, match="reads no pictures") as refused:
+    asked = parse(ChatRequest, request(image_folder, "@a", "What is it?"))
+    with pytest.raises(ApiError, match="reads no images") as refused:
         asyncio.run(service.prepare(asked))
     assert refused.value.status == 400
