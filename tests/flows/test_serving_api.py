@@ -202,11 +202,11 @@ def test_a_text_whose_beginning_is_too_long_is_neither_routed_nor_tokenised(serv
         ("chat/completions", {"messages": [{"role": "system", "content": text}, *user("x")]}),
         ("completions", {"prompt": text}),
     ):
-        routed = service.metrics.routing_seconds._sum.get()
+        routed = service.monitoring.routing_seconds._sum.get()
         answer = httpx.post(f"{url}/v1/{path}", json={"model": "assistant", **asked})
         assert answer.json()["error"]["code"] == "context_length_exceeded"
         assert "the prompt has more than" in answer.text
-        assert service.metrics.routing_seconds._sum.get() == routed
+        assert service.monitoring.routing_seconds._sum.get() == routed
     assert max(read) < 10_000, "of 100,000 characters"
     spaced = {"model": "base", "messages": user(" " * 9_000 + "hi"), "max_tokens": 1}
     told = httpx.post(f"{url}/v1/chat/completions", json=spaced).json()["error"]["message"]

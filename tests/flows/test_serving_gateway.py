@@ -142,7 +142,7 @@ def test_a_client_that_leaves_frees_the_servers_place(served_store, servers):
             assert gateway.upstreams.all[0].running == 1
         wait_for(lambda: engine.running == 0)
         wait_for(lambda: gateway.upstreams.all[0].running == 0)
-    wait_for(lambda: service.metrics.cancelled._value.get() >= 1)
+    wait_for(lambda: service.monitoring.cancelled._value.get() >= 1)
 
 
 def wait_for(condition, seconds=20):

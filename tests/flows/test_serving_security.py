@@ -266,8 +266,8 @@ def test_a_client_that_leaves_frees_its_place(opened, stream):
     wait_for(lambda: engine.running == 1)
     if stream:
         assert b"200 OK" in connection.recv(4096)
-    before = service.metrics.cancelled._value.get()
+    before = service.monitoring.cancelled._value.get()
     connection.close()
     wait_for(lambda: engine.running == 0)
-    assert service.metrics.cancelled._value.get() == before + 1
+    assert service.monitoring.cancelled._value.get() == before + 1
     assert chat(url, json=BODY).status_code == 200

@@ -8,7 +8,7 @@ from typing import Any
 from lcia.errors import StoreError
 from lcia.files import discard, make_folders, settle, write_json
 from lcia.learner import Store, Version
-from lcia.models.gates import GATES
+from lcia.models.experts import EXPERT_ROUTERS
 from lcia.models.lora import read_config
 from lcia.models.projector import FILE as PROJECTOR
 
@@ -57,13 +57,13 @@ def check_plain(group: str, adapter: Path, *, reader: str) -> None:
     """Refuse an adapter that needs more than ``reader`` knows.
 
     Raises:
-        StoreError: it has gates or a projector, or is more than plain LoRA.
+        StoreError: it has expert routers or a projector, or is more than plain LoRA.
     """
     read_config(adapter)
-    if (adapter / GATES).is_file():
+    if (adapter / EXPERT_ROUTERS).is_file():
         raise StoreError(
-            f"group {group}: is a mixture of experts; {reader} knows no gates and would sum the "
-            "experts. Serve it with 'lcia serve'."
+            f"group {group}: is a mixture of experts; {reader} knows no expert routers and "
+            "would sum the experts. Serve it with 'lcia serve'."
         )
     if (adapter / PROJECTOR).is_file():
         raise StoreError(

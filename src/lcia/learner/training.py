@@ -25,7 +25,7 @@ from lcia.errors import ConfigError
 from lcia.files import discard, publish
 from lcia.learner.trainer import MethodTrainer, ProjectorState
 from lcia.methods.base import Method, TaskContext
-from lcia.models.gates import save_gates
+from lcia.models.experts import save_expert_routers
 from lcia.models.host import AdapterHost
 from lcia.store.finite import FiniteSteps
 from lcia.store.journal import Journal
@@ -307,7 +307,7 @@ def _publish(
     def complete() -> None:
         for name in ("training_args.bin", "README.md"):
             (draft / name).unlink(missing_ok=True)
-        save_gates(model, draft)
+        save_expert_routers(model, draft)
         if host.projector is not None:
             host.projector.save(draft)
         if state:

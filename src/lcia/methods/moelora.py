@@ -1,4 +1,4 @@
-"""A mixture of LoRA experts with a gate for every token."""
+"""A mixture of LoRA experts with an expert router for every token."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 from lcia.errors import ConfigError
 from lcia.integrations.transformers import checkpoint_folder
 from lcia.methods.base import Method, TaskContext
-from lcia.models.gates import add_gates, restore_gates, save_gates
+from lcia.models.experts import add_expert_routers, restore_expert_routers, save_expert_routers
 from lcia.models.host import TRAINED
 
 
@@ -28,7 +28,7 @@ class MoELoRA(Method):
     settings: ClassVar[dict[str, Any]] = {"experts": 4}
 
     def open(self, host: Any, start: Path | None, adapter: Mapping[str, Any]) -> Any:
-        """Put the experts and their gates on the model.
+        """Put the experts and their routers on the model.
 
         Raises:
             ConfigError: a rank is no multiple of the number of experts.
@@ -40,11 +40,11 @@ class MoELoRA(Method):
         experts = self.config["experts"]
         _check_ranks(adapter, experts)
         model = host.new_adapter(LoraConfig(**adapter))
-        add_gates(model, experts=experts, adapter=TRAINED)
+        add_expert_routers(model, experts=experts, adapter=TRAINED)
         return model
 
     def attach(self, trainer: Any, context: TaskContext) -> None:
-        """Let the gates travel with Trainer's checkpoints."""
+        """Let the expert routers travel with Trainer's checkpoints."""
         trainer.add_callback(_Gates(trainer.model))
 
 
@@ -66,8 +66,8 @@ class _Gates(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step:
-            restore_gates(self._model, checkpoint_folder(args, state))
+            restore_expert_routers(self._model, checkpoint_folder(args, state))
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            save_gates(self._model, checkpoint_folder(args, state))
+            save_expert_routers(self._model, checkpoint_folder(args, state))

@@ -12,7 +12,7 @@ from lcia.data.sample import Message
 from lcia.errors import ConfigError
 from lcia.models.answering import TemplateSettings
 from lcia.models.chat import ChatFormat
-from lcia.models.gates import GATES, load_gates
+from lcia.models.experts import EXPERT_ROUTERS, load_expert_routers
 from lcia.models.loading import BaseModel
 from lcia.models.lora import add_lora, read_config
 from lcia.models.prefix import behind_prefix, read_prefix, shares_prefixes
@@ -163,8 +163,8 @@ class AdapterHost:
             ConfigError: peft cannot combine these adapters in this way.
         """
         for (key, path), _ in parts.values():
-            if (path / GATES).is_file():
-                raise ConfigError(f"{key} is a gated mixture of experts, which cannot be combined.")
+            if (path / EXPERT_ROUTERS).is_file():
+                raise ConfigError(f"{key} is a mixture of experts, which cannot be combined.")
         self.clear()
         self._ensure(dict(adapter for adapter, _ in parts.values()))
         assert self._peft is not None
@@ -299,7 +299,7 @@ class AdapterHost:
             )
         else:
             self._peft.load_adapter(path, adapter_name=key, is_trainable=trainable)
-        load_gates(self._peft, path, adapter=key, trainable=trainable)
+        load_expert_routers(self._peft, path, adapter=key, trainable=trainable)
 
 
 def chat_format(base: BaseModel, *, pad_images: bool = False, **options: Any) -> ChatFormat:

@@ -1,4 +1,4 @@
-"""The mixture of LoRA experts: its gates, its sum, and how it is loaded to answer."""
+"""The mixture of LoRA experts: its expert routers, its sum, and how it is loaded to answer."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from lcia.data import Message
 from lcia.errors import ConfigError
 from lcia.learner import ContinualLearner, merge_groups
-from lcia.models.gates import GATES, load_gates
+from lcia.models.experts import EXPERT_ROUTERS, load_expert_routers
 
 WEIGHTS = "adapter_model.safetensors"
 IDS = torch.arange(4, 24).reshape(2, 10)
@@ -27,40 +27,42 @@ def store(create, colours, numbers):
     return learner.store
 
 
-def loaded(tiny_model, folder, *, gated=True):
+def loaded(tiny_model, folder, *, routed=True):
     base = AutoModelForCausalLM.from_pretrained(tiny_model)
     model = PeftModel.from_pretrained(base, folder)
-    if gated:
-        load_gates(model, folder, adapter="default", trainable=False)
+    if routed:
+        load_expert_routers(model, folder, adapter="default", trainable=False)
     return model.eval()
 
 
-def test_gates_are_trained_and_stored_beside_a_plain_adapter(store, tiny_model):
+def test_expert_routers_are_trained_and_stored_beside_a_plain_adapter(store, tiny_model):
     _, folder = store.current.adapters["g1"]
-    gates = load_file(folder / GATES)
-    assert all(gate.shape[0] == 3 and gate.any() for gate in gates.values())
+    routers = load_file(folder / EXPERT_ROUTERS)
+    assert all(router.shape[0] == 3 and router.any() for router in routers.values())
     model = loaded(tiny_model, folder)
-    for name, gate in gates.items():
+    for name, router in routers.items():
         down = model.get_submodule(name).lora_A["default"]
         x = torch.randn(5, down.in_features)
         plain = x @ down.weight.T
         shares = (down(x) / plain).detach().unflatten(-1, (3, 4))
         torch.testing.assert_close(shares.std(-1), torch.zeros(5, 3), rtol=0, atol=1e-4)
         torch.testing.assert_close(shares.mean(-1).sum(-1), torch.ones(5), rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(shares.mean(-1), (x @ gate.T).softmax(-1), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(
+            shares.mean(-1), (x @ router.T).softmax(-1), rtol=1e-3, atol=1e-4
+        )
 
 
 def test_each_token_gets_its_own_mixture_of_experts(store, tiny_model):
     _, folder = store.current.adapters["g1"]
-    weights, gates = load_file(folder / WEIGHTS), load_file(folder / GATES)
+    weights, routers = load_file(folder / WEIGHTS), load_file(folder / EXPERT_ROUTERS)
     expected = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64).eval()
-    for name, gate in gates.items():
+    for name, router in routers.items():
         downs = weights[f"{name}.lora_A.weight"].double().split(4, dim=0)
         ups = weights[f"{name}.lora_B.weight"].double().split(4, dim=1)
 
-        def add_experts(module, inputs, output, gate=gate, downs=downs, ups=ups):
+        def add_experts(module, inputs, output, router=router, downs=downs, ups=ups):
             (x,) = inputs
-            shares = (x @ gate.double().T).softmax(-1)
+            shares = (x @ router.double().T).softmax(-1)
             experts = [8 / 4 * x @ a.T @ b.T for a, b in zip(downs, ups, strict=True)]
             return output + sum(shares[..., i, None] * experts[i] for i in range(3))
 
@@ -69,7 +71,7 @@ def test_each_token_gets_its_own_mixture_of_experts(store, tiny_model):
         )
     found = loaded(tiny_model, folder)(IDS).logits.double()
     torch.testing.assert_close(found, expected(IDS).logits, rtol=1e-4, atol=1e-4)
-    plain = loaded(tiny_model, folder, gated=False)(IDS).logits.double()
+    plain = loaded(tiny_model, folder, routed=False)(IDS).logits.double()
     assert (found - plain).abs().max() > 1e-3
 
 
@@ -77,11 +79,14 @@ def test_with_equal_gates_it_is_the_mean_of_the_experts_a_plain_lora_scaled(
     store, tiny_model, tmp_path
 ):
     _, folder = store.current.adapters["g1"]
-    equal = loaded(tiny_model, folder, gated=False)
-    zeros = {name: torch.zeros_like(gate) for name, gate in load_file(folder / GATES).items()}
-    save_file(zeros, tmp_path / GATES)
-    load_gates(equal, tmp_path, adapter="default", trainable=False)
-    scaled = loaded(tiny_model, folder, gated=False)
+    equal = loaded(tiny_model, folder, routed=False)
+    zeros = {
+        name: torch.zeros_like(router)
+        for name, router in load_file(folder / EXPERT_ROUTERS).items()
+    }
+    save_file(zeros, tmp_path / EXPERT_ROUTERS)
+    load_expert_routers(equal, tmp_path, adapter="default", trainable=False)
+    scaled = loaded(tiny_model, folder, routed=False)
     for module in scaled.modules():
         if hasattr(module, "lora_A"):
             assert module.scaling["default"] == 2.0, "lora_alpha / r of one expert"
@@ -89,7 +94,9 @@ def test_with_equal_gates_it_is_the_mean_of_the_experts_a_plain_lora_scaled(
     torch.testing.assert_close(equal(IDS).logits, scaled(IDS).logits, rtol=1e-4, atol=1e-5)
 
 
-def test_in_a_batch_of_mixed_adapters_each_prompt_has_its_own_gates(store, host, create, colours):
+def test_in_a_batch_of_mixed_adapters_each_prompt_has_its_own_expert_routers(
+    store, host, create, colours
+):
     plain = create("sequential")
     plain.learn(colours)
     adapters = [
@@ -121,6 +128,6 @@ def test_the_experts_share_the_rank(store, built):
 
 
 def test_gated_adapters_are_not_merged_by_hand(store, host):
-    with pytest.raises(ConfigError, match="is a gated mixture of experts"):
+    with pytest.raises(ConfigError, match="is a mixture of experts"):
         merge_groups(ContinualLearner(store, host=host), "g1", "g2")
     assert store.current.number == 2

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from lcia.data import Message
 from lcia.errors import StoreError
 from lcia.models import load_model
-from lcia.models.gates import GATES, add_gates, save_gates
+from lcia.models.experts import EXPERT_ROUTERS, add_expert_routers, save_expert_routers
 from lcia.models.host import TRAINED
 from lcia.models.lora import read_config
 from lcia.serving.engine.bank import AdapterBank
@@ -137,16 +137,16 @@ def test_gated_experts_equal_peft_in_a_mixed_batch(base, host, adapters, start, 
     """A mixture of experts beside plain adapters, against the hooks of ``AdapterHost``."""
     torch.manual_seed(5)
     model = host.new_adapter(LoraConfig(r=6, target_modules="all-linear"))
-    add_gates(model, experts=3, adapter=TRAINED)
+    add_expert_routers(model, experts=3, adapter=TRAINED)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "lora_B" in name or "gates" in name:
+            if "lora_B" in name or "expert_routers" in name:
                 parameter.normal_(std=0.5)
     model.save_pretrained(tmp_path)
-    save_gates(model, tmp_path)
+    save_expert_routers(model, tmp_path)
     host.clear()
-    gated = ("gated@0001", tmp_path)
-    rows = [gated, adapters[0], None, gated]
+    mixed = ("mixed@0001", tmp_path)
+    rows = [mixed, adapters[0], None, mixed]
     prompts = ["one", "a longer prompt", "two", "three of them"]
     expected = host.generate(
         [(Message(role="user", content=text),) for text in prompts], rows, max_new_tokens=12
@@ -155,7 +155,7 @@ def test_gated_experts_equal_peft_in_a_mixed_batch(base, host, adapters, start, 
     asker = start(base)
     jobs = [asker.submit(text, row) for text, row in zip(prompts, rows, strict=True)]
     assert [asker.read(job)[0].strip() for job in jobs] == expected
-    (tmp_path / GATES).unlink()
+    (tmp_path / EXPERT_ROUTERS).unlink()
     assert asker.ask("one", ("plain@0001", tmp_path)).strip() != expected[0]
 
 
@@ -199,19 +199,19 @@ def test_an_adapter_without_matrices_is_refused(bank, adapters, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("gates", "named"),
+    ("routers", "named"),
     [
-        ({"model.layers.0.mlp.up_proj": torch.zeros(2, 31)}, "no gate"),
+        ({"model.layers.0.mlp.up_proj": torch.zeros(2, 31)}, "no expert router"),
         ({"model.layers.0.mlp.up_proj": torch.zeros(3, 32)}, "3 experts, but rank 4"),
-        ({"lm_head_of_another": torch.zeros(2, 32)}, "no gate"),
+        ({"lm_head_of_another": torch.zeros(2, 32)}, "no expert router"),
     ],
 )
-def test_gates_that_fit_no_layer_are_refused(bank, adapters, tmp_path, gates, named):
-    folder = tmp_path / "gated"
+def test_expert_routers_that_fit_no_layer_are_refused(bank, adapters, tmp_path, routers, named):
+    folder = tmp_path / "mixed"
     shutil.copytree(adapters[0][1], folder)
-    save_file({f"base_model.model.{n}": t for n, t in gates.items()}, folder / GATES)
+    save_file({f"base_model.model.{n}": t for n, t in routers.items()}, folder / EXPERT_ROUTERS)
     with pytest.raises(StoreError, match=named):
-        bank.acquire("gated@0001", folder)
+        bank.acquire("mixed@0001", folder)
 
 
 def test_what_one_adapter_overflows_to_stays_in_its_own_rows(bank, base, adapters, tmp_path):

@@ -25,7 +25,7 @@ class AdapterBank:
     adapter overflows to in its own rows. The base model is never changed: hooks add to its
     outputs.
 
-    Not thread-safe: one thread loads, gates and computes.
+    Not thread-safe: one thread loads, selects and computes.
 
     Args:
         model: the base model.
@@ -46,8 +46,8 @@ class AdapterBank:
         self._users: Counter[str] = Counter()
         self._stacked: dict[str, int] = {}
         self._rank = 0
-        self._gate = _Gate()
-        self._gated: tuple[str | None, ...] = ()
+        self._mask = _Mask()
+        self._selected: tuple[str | None, ...] = ()
 
     @property
     def loaded(self) -> list[str]:
@@ -91,17 +91,17 @@ class AdapterBank:
         needed = {key for key in chosen if key is not None}
         if not needed <= self._stacked.keys():
             self._stack()
-        elif chosen == self._gated:
+        elif chosen == self._selected:
             return
         if needed:
             others = torch.ones(len(chosen), 1, len(self._stacked), self._rank, dtype=torch.bool)
             for row, key in enumerate(chosen):
                 if key is not None:
                     others[row, 0, self._stacked[key]] = False
-            self._gate.others = others.flatten(2).to(self._model.device)
+            self._mask.others = others.flatten(2).to(self._model.device)
         else:
-            self._gate.others = None
-        self._gated = chosen
+            self._mask.others = None
+        self._selected = chosen
 
     def release_all(self) -> None:
         """Say that no row uses an adapter any more."""
@@ -120,17 +120,17 @@ class AdapterBank:
         idle = [key for key in reversed(self._loaded) if key not in self._users]
         keys = [*self._users, *idle[: max(0, STACKED - len(self._users))]]
         # Memory may run out in the middle: nothing counts as stacked before all of it is.
-        self._stacked, self._gated = {}, ()
+        self._stacked, self._selected = {}, ()
         stacked = [self._loaded[key] for key in keys]
         self._rank = max(factors.rank for factors in stacked)
         for name in {name for factors in stacked for name in factors.modules} - set(self._sites):
-            self._sites[name] = _Site(self._modules[name], self._gate)
+            self._sites[name] = _Site(self._modules[name], self._mask)
         for name, site in self._sites.items():
             site.stack([factors.modules.get(name) for factors in stacked], rank=self._rank)
-            site.gates = {
-                slot: factors.gates[name]
+            site.expert_routers = {
+                slot: factors.expert_routers[name]
                 for slot, factors in enumerate(stacked)
-                if name in factors.gates
+                if name in factors.expert_routers
             }
         self._stacked = {key: slot for slot, key in enumerate(keys)}
 
@@ -153,7 +153,7 @@ class AdapterBank:
                 )
 
 
-class _Gate:
+class _Mask:
     """Shared by all sites: (rows, 1, S r), or None where all rows use the base model."""
 
     others: Any = None
@@ -162,11 +162,11 @@ class _Gate:
 class _Site:
     """A layer that adapters change."""
 
-    def __init__(self, module: Any, gate: _Gate) -> None:
-        self.gate = gate
+    def __init__(self, module: Any, mask: _Mask) -> None:
+        self.mask = mask
         self.down: Any = None
         self.up: Any = None
-        self.gates: dict[int, Any] = {}
+        self.expert_routers: dict[int, Any] = {}
         self.hook = module.register_forward_hook(self._add)
 
     def stack(self, pairs: Sequence[tuple[Any, Any] | None], *, rank: int) -> None:
@@ -182,13 +182,13 @@ class _Site:
         self.rank, self.ranks = rank, [len(pair[0]) if pair else 0 for pair in pairs]
 
     def _add(self, module: Any, args: tuple[Any, ...], output: Any) -> None:
-        if self.gate.others is None or self.down is None:
+        if self.mask.others is None or self.down is None:
             return
         inputs = args[0].to(self.down.dtype)
         hidden = F.linear(inputs, self.down)
-        for slot, gate in self.gates.items():
-            self._mix(hidden, F.linear(inputs, gate).softmax(-1), slot=slot)
-        hidden.masked_fill_(self.gate.others, 0)
+        for slot, router in self.expert_routers.items():
+            self._mix(hidden, F.linear(inputs, router).softmax(-1), slot=slot)
+        hidden.masked_fill_(self.mask.others, 0)
         # In place: the output belongs to the layer's own product, and nobody else has seen it.
         rows = output.view(-1, output.shape[-1])
         if rows.dtype == hidden.dtype:

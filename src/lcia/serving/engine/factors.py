@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lcia.errors import StoreError
-from lcia.models.gates import GATES
+from lcia.models.experts import EXPERT_ROUTERS
 from lcia.models.lora import read_config
 
 PREFIX = "base_model.model."
@@ -21,19 +21,19 @@ class Factors:
         modules: module name to ``(down, up)``, both of shape (rank, features); ``up`` holds the
             adapter's scaling.
         rank: the largest rank of a module.
-        gates: of a mixture of experts, module name to W of shape (experts, inputs): the blocks of
-            ``down x`` are weighted by softmax(W x).
+        expert_routers: of a mixture of experts, module name to W of shape (experts, inputs): the
+            blocks of ``down x`` are weighted by softmax(W x).
     """
 
     modules: Mapping[str, tuple[Any, Any]]
     rank: int
-    gates: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    expert_routers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
         """Memory the factors take, in bytes."""
         factors = (factor for pair in self.modules.values() for factor in pair)
-        return sum(tensor.nbytes for tensor in (*factors, *self.gates.values()))
+        return sum(tensor.nbytes for tensor in (*factors, *self.expert_routers.values()))
 
 
 def read_factors(folder: Path, *, dtype: Any, device: Any) -> Factors:
@@ -66,30 +66,37 @@ def read_factors(folder: Path, *, dtype: Any, device: Any) -> Factors:
     if 2 * len(modules) != len(tensors):
         extra = next(n for n in tensors if ".lora_A.weight" not in n and ".lora_B." not in n)
         raise StoreError(f"{path}: holds {extra}, which is no LoRA matrix; it is not served.")
-    gates = {
-        name.removeprefix(PREFIX): gate.to(device=device, dtype=dtype)
-        for name, gate in (_read(folder / GATES) if (folder / GATES).is_file() else {}).items()
+    stored = folder / EXPERT_ROUTERS
+    routers = {
+        name.removeprefix(PREFIX): router.to(device=device, dtype=dtype)
+        for name, router in (_read(stored) if stored.is_file() else {}).items()
     }
-    _check(folder, modules, gates)
+    _check(folder, modules, routers)
     return Factors(
         modules=modules,
         rank=max(len(down) for down, _ in modules.values()),
-        gates=gates,
+        expert_routers=routers,
     )
 
 
-def _check(folder: Path, modules: Mapping[str, tuple[Any, Any]], gates: Mapping[str, Any]) -> None:
+def _check(
+    folder: Path, modules: Mapping[str, tuple[Any, Any]], routers: Mapping[str, Any]
+) -> None:
     """Refuse what would fail, or reach other rows, only in the middle of a batch."""
-    for name, gate in gates.items():
+    for name, router in routers.items():
         down = modules[name][0] if name in modules else None
-        if down is None or gate.ndim != 2 or gate.shape[1] != down.shape[1]:
-            raise StoreError(f"{folder / GATES}: {name} is no gate of one of the adapter's layers.")
-        if len(down) % len(gate):
+        if down is None or router.ndim != 2 or router.shape[1] != down.shape[1]:
             raise StoreError(
-                f"{folder / GATES}: {name} has {len(gate)} experts, but rank {len(down)}."
+                f"{folder / EXPERT_ROUTERS}: {name} is no expert router of one of the adapter's "
+                "layers."
+            )
+        if len(down) % len(router):
+            raise StoreError(
+                f"{folder / EXPERT_ROUTERS}: {name} has {len(router)} experts, but rank "
+                f"{len(down)}."
             )
     named = [(name, factor) for name, pair in modules.items() for factor in pair]
-    for name, factor in [*named, *gates.items()]:
+    for name, factor in [*named, *routers.items()]:
         if not bool(factor.isfinite().all()):
             raise StoreError(
                 f"{folder}: {name} holds values that are not finite. Roll back to a version before "

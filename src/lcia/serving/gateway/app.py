@@ -21,7 +21,7 @@ from lcia.serving.gateway.upstreams import Upstreams
 from lcia.serving.http.api_error import ApiError
 from lcia.serving.http.app import READ, add_errors, add_guard, add_models
 from lcia.serving.http.body import read_tree
-from lcia.serving.http.metrics import Metrics
+from lcia.serving.http.monitoring import Monitoring
 from lcia.serving.http.respond import CLIENT_GONE, ClientGoneError, while_connected
 from lcia.serving.http.routing import choose_adapter, explain
 from lcia.serving.http.schemas import RouteRequest, parse, said_in
@@ -65,7 +65,7 @@ class Gateway:
     def __init__(self, live: LiveStore, *, config: GatewayConfig) -> None:
         self.live = live
         self.config = config
-        self.metrics = Metrics()
+        self.monitoring = Monitoring()
         key = config.upstream_key
         self.client = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {key}"} if key else {},
@@ -76,12 +76,12 @@ class Gateway:
         self.upstreams = Upstreams(config.upstreams, self.client, base_model=config.base_model)
         self.ending = asyncio.Event()
         self._routing = ThreadPoolExecutor(1, thread_name_prefix="lcia-route")
-        self.metrics.watch(
+        self.monitoring.watch(
             "upstreams_healthy",
             "Servers that answer.",
             lambda: sum(upstream.healthy for upstream in self.upstreams.all),
         )
-        self.metrics.watch("store_version", "Version in use.", lambda: self.live.current.number)
+        self.monitoring.watch("store_version", "Version in use.", lambda: self.live.current.number)
 
     async def in_thread(self, work: Any, *args: Any) -> Any:
         """Run ``work`` off the event loop; the router is used by one thread."""
@@ -102,12 +102,12 @@ class Gateway:
         said = _said(asked) if model == ASSISTANT else Said()
         started = time.perf_counter()
         choice = await self.in_thread(choose_adapter, self.live.current, model, said)
-        self.metrics.routing_seconds.observe(time.perf_counter() - started)
+        self.monitoring.routing_seconds.observe(time.perf_counter() - started)
         adapter = choice.adapter[0] if choice.adapter else None
         choices = self.upstreams.serving(adapter)
         if not choices:
             raise self._nowhere(adapter)
-        self.metrics.routed.labels(choice.group or BASE, choice.reason).inc()
+        self.monitoring.routed.labels(choice.group or BASE, choice.reason).inc()
         tries = [
             Try(
                 upstream,
@@ -221,9 +221,9 @@ def build_gateway(gateway: Gateway) -> FastAPI:
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        return Response(gateway.metrics.page(), media_type=CONTENT_TYPE_LATEST)
+        return Response(gateway.monitoring.page(), media_type=CONTENT_TYPE_LATEST)
 
-    add_guard(app, gateway.config.access, gateway.metrics)
+    add_guard(app, gateway.config.access, gateway.monitoring)
     app.state.end = gateway.ending.set
     return app
 

@@ -18,7 +18,7 @@ from lcia.serving.config import AccessConfig
 from lcia.serving.http.api_error import ApiError, api_error
 from lcia.serving.http.body import read_tree
 from lcia.serving.http.guard import Guard
-from lcia.serving.http.metrics import Metrics
+from lcia.serving.http.monitoring import Monitoring
 from lcia.serving.http.openapi import document
 from lcia.serving.http.respond import respond
 from lcia.serving.http.schemas import (
@@ -64,19 +64,19 @@ def build_app(service: Service, more: Callable[[FastAPI], None] | None = None) -
     add_page(app, service.live)
     if more is not None:
         more(app)
-    add_guard(app, service.config.access, service.metrics)
+    add_guard(app, service.config.access, service.monitoring)
     app.state.end = lambda: asyncio.ensure_future(service.answers.stop())
     return app
 
 
-def add_guard(app: FastAPI, access: AccessConfig, metrics: Metrics) -> None:
+def add_guard(app: FastAPI, access: AccessConfig, monitoring: Monitoring) -> None:
     """Let only those in who may ask, and count every request."""
     paths = {getattr(route, "path", None) for route in app.routes}
 
     def observe(path: str, status: int, seconds: float) -> None:
         label = path if path in paths else "other"
-        metrics.requests.labels(label, str(status)).inc()
-        metrics.request_seconds.labels(label).observe(seconds)
+        monitoring.requests.labels(label, str(status)).inc()
+        monitoring.request_seconds.labels(label).observe(seconds)
 
     app.add_middleware(Guard, api_keys=access.api_keys, observe=observe)
     if access.cors_origins:
@@ -211,4 +211,4 @@ def _add_operations(app: FastAPI, service: Service) -> None:
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        return Response(service.metrics.page(), media_type=CONTENT_TYPE_LATEST)
+        return Response(service.monitoring.page(), media_type=CONTENT_TYPE_LATEST)

@@ -27,7 +27,7 @@ from lcia.serving.engine.limits import PromptTooLongError
 from lcia.serving.engine.sampling import Sampling
 from lcia.serving.http.api_error import ApiError, api_error
 from lcia.serving.http.images import load_images, open_images
-from lcia.serving.http.metrics import Metrics
+from lcia.serving.http.monitoring import Monitoring
 from lcia.serving.http.routing import Choice, choose_named, explain
 from lcia.serving.http.schemas import ChatMessage, ChatRequest, CompletionRequest, said_in
 from lcia.serving.live import BASE, LiveStore
@@ -83,7 +83,7 @@ class Service:
             )
         self.config = config
         self.live = live
-        self.metrics = Metrics()
+        self.monitoring = Monitoring()
         self.keep_receipts: KeepReceipts | None = None
         self.answers = Answers(host, limits=config.limits)
         self._tokenizer = host.base.tokenizer
@@ -156,25 +156,25 @@ class Service:
     async def generate(self, prepared: Prepared) -> AsyncGenerator[Delta, None]:
         """Yield the news of an answer, and count them; see ``Answer.deltas``."""
         started, choice, delta = time.monotonic(), prepared.choice, Delta()
-        self.metrics.routed.labels(choice.group or BASE, choice.reason).inc()
-        self.metrics.tokens.labels("prompt").inc(len(prepared.prompt.ids))
+        self.monitoring.routed.labels(choice.group or BASE, choice.reason).inc()
+        self.monitoring.tokens.labels("prompt").inc(len(prepared.prompt.ids))
         pieces: list[str] = []
         try:
             async with aclosing(prepared.answer.deltas()) as deltas:
                 async for delta in deltas:
                     if not pieces:
-                        self.metrics.first_token_seconds.observe(time.monotonic() - started)
+                        self.monitoring.first_token_seconds.observe(time.monotonic() - started)
                     pieces.append(delta.text)
                     yield delta
         except (asyncio.CancelledError, GeneratorExit):
             if not delta.last:  # closed after the last piece, the answer is whole
-                self.metrics.cancelled.inc()
+                self.monitoring.cancelled.inc()
             raise
         except Exception as error:
-            self.metrics.failed.labels(api_error(error).code).inc()
+            self.monitoring.failed.labels(api_error(error).code).inc()
             raise
         finally:
-            self.metrics.tokens.labels("answer").inc(delta.tokens)
+            self.monitoring.tokens.labels("answer").inc(delta.tokens)
             if self.config.log_prompts:
                 prompt = self._tokenizer.decode(prepared.prompt.ids)
                 logger.info("%s answers %r with %r", choice.group, prompt, "".join(pieces))
@@ -190,7 +190,7 @@ class Service:
             said = said_in(asked.conversation)
             choice = choose_named(self.live, asked.model, said)
             if choice.decision is not None:
-                self.metrics.routing_seconds.observe(time.perf_counter() - started)
+                self.monitoring.routing_seconds.observe(time.perf_counter() - started)
         return choice
 
     def _prompt(
@@ -298,4 +298,4 @@ class Service:
             ("adapter_loads", "Adapters read since the start.", lambda: bank.loads),
             ("store_version", "Version in service.", lambda: self.live.current.number),
         ):
-            self.metrics.watch(name, text, value)
+            self.monitoring.watch(name, text, value)
