@@ -174,7 +174,7 @@ def compare(setting: str, *, rule: str, dtype: torch.dtype) -> dict[str, Any]:
         key = "resumed_here" if other == setting else f"resumed_on_{other}"
         cell[key] = difference(averages(resumed), whole)
     parallel.ema.copy_to_parameters()
-    cell["published"] = difference(parallel.parameters(), averages(single))
+    cell["propagated"] = difference(parallel.parameters(), averages(single))
     return cell
 
 

@@ -265,7 +265,7 @@ def make_folders(folder: Path) -> None:
         raise cannot_write(folder, error) from error
 
 
-def publish(source: Path, target: Path) -> None:
+def place_copy(source: Path, target: Path) -> None:
     """Make ``target`` a copy of the folder ``source``; it appears by one rename.
 
     If it is there already with the same content, it stays. Other content is replaced: only what an

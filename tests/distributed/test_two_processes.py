@@ -58,7 +58,7 @@ def test_states_load_across_world_sizes_and_ways_of_sharding(parity, setting, ot
 def test_zero_averages_equal_a_single_process_and_go_on_elsewhere(parity, setting, rule):
     cell = parity["averages"][setting][f"{rule}/float32"]
     assert cell["difference"] <= 1e-4
-    assert cell["published"] <= 1e-4
+    assert cell["propagated"] <= 1e-4
     assert cell["same_decisions"]
     assert cell["closed_form"] > 0
     assert cell["resumed_here"] == 0

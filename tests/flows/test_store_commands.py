@@ -164,7 +164,7 @@ def refused(lcia, stream, teach, tmp_path, monkeypatch):
     return tmp_path / "a"
 
 
-@pytest.mark.parametrize("step", ["publish_adapters", "point_to"])
+@pytest.mark.parametrize("step", ["place_adapters", "point_to"])
 def test_accepting_that_was_killed_is_finished_by_the_same_command(
     refused, lcia, monkeypatch, step
 ):

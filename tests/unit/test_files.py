@@ -18,7 +18,7 @@ from lcia.files import (
     checksums,
     discard,
     disk_error,
-    publish,
+    place_copy,
     read_json,
     read_jsonl,
     read_sealed,
@@ -106,18 +106,18 @@ def test_a_pipe_in_place_of_a_file_does_not_hang(tmp_path):
         read_json(tmp_path / "a.json")
 
 
-def test_publishing_leaves_equal_content_untouched(tmp_path):
+def test_placing_leaves_equal_content_untouched(tmp_path):
     source, target = tmp_path / "source", tmp_path / "target"
     (source / "images").mkdir(parents=True)
     (source / "a").write_text("a")
     (source / "images" / "b").write_text("b")
-    publish(source, target)
+    place_copy(source, target)
     assert checksums(target).keys() == {"a", "images/b"}
     before = {p: p.stat().st_ino for p in target.rglob("*")}
-    publish(source, target)
+    place_copy(source, target)
     assert {p: p.stat().st_ino for p in target.rglob("*")} == before
     (source / "images" / "b").write_text("c")
-    publish(source, target)
+    place_copy(source, target)
     assert checksums(target) == checksums(source)
     assert os.listdir(tmp_path) == ["source", "target"] or len(os.listdir(tmp_path)) == 2
 

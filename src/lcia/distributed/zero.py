@@ -109,7 +109,7 @@ def load_optimizer_state(model: Any, optimizer: Any, state: Mapping[str, Any]) -
         setattr(zero.loss_scaler, key, value)
     shards = ZeroShards(model, optimizer)
     shards.detach()
-    shards.publish()
+    shards.propagate()
 
 
 def _partitions(zero: Any) -> list[Tensor]:

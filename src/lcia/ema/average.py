@@ -135,7 +135,7 @@ class DynamicEMA:
         with torch.no_grad():
             for name, values in self.shadow.items():
                 local(self._parameters[name]).copy_(values)
-        self._shards.publish()
+        self._shards.propagate()
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
@@ -152,7 +152,7 @@ class DynamicEMA:
             with torch.no_grad():
                 for name, values in theta.items():
                     local(self._parameters[name]).copy_(values)
-            self._shards.publish()
+            self._shards.propagate()
 
     def stats(self) -> EMAStats:
         """Return balance weights and fallbacks over all updates; waits for the device."""

@@ -82,7 +82,7 @@ class PrecisionMerge:
         for name, weight in self.weights(self._old_weight).items():
             theta = local(self._parameters[name])
             theta.copy_(torch.lerp(old[name], theta.to(weight.dtype), weight))
-        self._shards.publish()
+        self._shards.propagate()
 
     @torch.no_grad()
     def weights(self, old_weight: float) -> dict[str, Tensor]:

@@ -58,7 +58,7 @@ class Shards:
         mesh, placements = like.device_mesh, like.placements
         return local(distribute_tensor(values, mesh, placements, src_data_rank=None))
 
-    def publish(self) -> None:
+    def propagate(self) -> None:
         """Tell whoever keeps further copies that the parameters were set; nobody here."""
 
     def share_sums(self, sums: Tensor, parameters: Sequence[Tensor]) -> None:

@@ -17,7 +17,7 @@ class Keep:
 
     Attributes:
         path: the file; whoever has all of them removes it.
-        given: what answers depend on besides the requests, such as weights not yet published.
+        given: what answers depend on besides the requests, such as weights not yet committed.
     """
 
     path: Path

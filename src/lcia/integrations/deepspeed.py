@@ -103,7 +103,7 @@ class ZeroShards(Shards):
             return values
         return values.reshape(-1)[span.start : span.start + like.numel()]
 
-    def publish(self) -> None:
+    def propagate(self) -> None:
         """Bring the model's own parameters to the fragments' values, on all ranks."""
         with torch.no_grad():
             for name, parameter in self._parameters.items():

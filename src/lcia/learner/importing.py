@@ -15,7 +15,7 @@ from lcia.decision.instructions import instructions_of
 from lcia.decision.placing import Placed
 from lcia.errors import ConfigError, StoreError
 from lcia.evaluation.generate import Adapters
-from lcia.files import publish, sha256_of
+from lcia.files import place_copy, sha256_of
 from lcia.grouping import InstructionCodebook, InstructionRecipe, told
 from lcia.learner.learning import ContinualLearner
 from lcia.learner.lifecycle import revise
@@ -143,7 +143,7 @@ def copy_adapter(source: Path, target: Path) -> Path:
     draft.mkdir(parents=True)
     for file in (CONFIG, WEIGHTS):
         (draft / file).write_bytes((source / file).read_bytes())
-    publish(draft, target)
+    place_copy(draft, target)
     return target
 
 

@@ -139,7 +139,7 @@ def revise(
     note: str,
     make: Callable[[Adapters, Path], Mapping[str, Path]] = lambda adapters, folder: {},
 ) -> Version:
-    """Change the groups, answer all held-out samples that the change may reach, publish.
+    """Change the groups, answer all held-out samples that the change may reach, commit.
 
     A change that was killed is finished; one that changes nothing makes no version.
     """

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from lcia.distributed.processes import on_main
-from lcia.files import publish
+from lcia.files import place_copy
 from lcia.models.projector import FILE
 
 
@@ -34,7 +34,7 @@ def share_projector(
     """
 
     def copy(source: Path, target: Path) -> None:
-        publish(source, target)
+        place_copy(source, target)
         shutil.copyfile(trained / FILE, target / FILE)
 
     for group, (_, source) in others.items():

@@ -22,7 +22,7 @@ from lcia.distributed.plan import same_steps
 from lcia.distributed.processes import on_main
 from lcia.distributed.uneven import Collate, Examples
 from lcia.errors import ConfigError
-from lcia.files import discard, publish
+from lcia.files import discard, place_copy
 from lcia.learner.trainer import MethodTrainer, ProjectorState
 from lcia.methods.base import Method, TaskContext
 from lcia.models.experts import save_expert_routers
@@ -99,7 +99,7 @@ def train_adapter(
     if not train:
         on_main(lambda: model.save_pretrained(_draft(target)))
         samples = _kept(method, context, own=own, held=held)
-        return _publish(target, host, model, state={}, samples=samples)
+        return _place(target, host, model, state={}, samples=samples)
     checkpoint = last_checkpoint(folder / "checkpoints")
     journal.rewind(checkpoint_step(checkpoint) if checkpoint else 0)
     examples = _examples(host, method.samples(context), task=task.name)
@@ -122,7 +122,7 @@ def train_adapter(
     trainer.save_model(str(_draft(target)))  # gathers what is sharded
     trainer.close()
     samples = _kept(method, context, own=own, held=held)
-    return _publish(target, host, model, state=state, samples=samples)
+    return _place(target, host, model, state=state, samples=samples)
 
 
 def _kept(
@@ -293,7 +293,7 @@ def _draft(target: Path) -> Path:
     return target.with_name(f".{target.name}-draft")
 
 
-def _publish(
+def _place(
     target: Path,
     host: AdapterHost,
     model: Any,
@@ -301,7 +301,7 @@ def _publish(
     state: Mapping[str, Any],
     samples: Mapping[str, Kept],
 ) -> Path:
-    """Complete the draft of an adapter's folder with what the method leaves, and publish it."""
+    """Complete the draft of an adapter's folder with what the method leaves; put it in place."""
     draft = _draft(target)
 
     def complete() -> None:
@@ -315,7 +315,7 @@ def _publish(
             save_file(tensors, draft / CARRIED)
         for name, kept in samples.items():
             keep_with(draft, name, kept)
-        publish(draft, target)
+        place_copy(draft, target)
 
     on_main(complete)
     return target

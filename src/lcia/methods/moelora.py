@@ -45,7 +45,7 @@ class MoELoRA(Method):
 
     def attach(self, trainer: Any, context: TaskContext) -> None:
         """Let the expert routers travel with Trainer's checkpoints."""
-        trainer.add_callback(_Gates(trainer.model))
+        trainer.add_callback(_Checkpointed(trainer.model))
 
 
 def _check_ranks(adapter: Mapping[str, Any], experts: int) -> None:
@@ -60,7 +60,7 @@ def _check_ranks(adapter: Mapping[str, Any], experts: int) -> None:
             )
 
 
-class _Gates(TrainerCallback):
+class _Checkpointed(TrainerCallback):
     def __init__(self, model: Any) -> None:
         self._model = model
 

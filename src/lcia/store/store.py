@@ -22,7 +22,7 @@ from lcia.files import (
     check_sum,
     discard,
     make_folders,
-    publish,
+    place_copy,
     read_sealed,
     settle,
     sha256_of,
@@ -273,7 +273,7 @@ class Store:
         scored: tuple[AccuracyMatrix, Sequence[Prediction]],
         note: str,
     ) -> Version:
-        """Publish a version in which groups changed but no task was learned, and make it current.
+        """Commit a version in which groups changed but no task was learned, and make it current.
 
         Args:
             codebook: the changed groups.
@@ -302,8 +302,8 @@ class Store:
             write_jsonl(draft / "predictions.jsonl", (p.to_json() for p in predictions))
             write_jsonl(draft / "journal.jsonl", [{"event": "revised", "note": note}])
             self.seal(draft, manifest, parent=parent, adapters=adapters)
-            self.publish_adapters(adapters, number)
-            publish(draft, version_path(self.root, number))
+            self.place_adapters(adapters, number)
+            place_copy(draft, version_path(self.root, number))
         version = self.version(number)
         self.point_to(version)
         return version
@@ -339,7 +339,7 @@ class Store:
         record = {**manifest, "schema": SCHEMA, "groups": groups, "files": files}
         write_sealed(draft / "manifest.json", record)
 
-    def publish_adapters(self, adapters: Mapping[str, Path], number: int) -> None:
+    def place_adapters(self, adapters: Mapping[str, Path], number: int) -> None:
         """Copy adapters to where version ``number`` has them.
 
         Raises:
@@ -350,7 +350,7 @@ class Store:
         for folder in adapters.values():
             check_finite(folder)
         for group, folder in adapters.items():
-            publish(folder, self.root / "groups" / group / f"{number:04d}")
+            place_copy(folder, self.root / "groups" / group / f"{number:04d}")
 
     def point_to(self, version: Version) -> None:
         """Make a version current; a record of an earlier schema becomes one of this."""

@@ -18,7 +18,7 @@ from lcia.files import (
     checksums,
     discard,
     make_folders,
-    publish,
+    place_copy,
     read_sealed,
     settle,
     sync_folder,
@@ -132,8 +132,8 @@ def unfinished(store: Store) -> Run | None:
     """Return the run of a task that was begun and neither committed nor given up."""
     for path in sorted((store.root / "runs").glob(f"*/{PLAN}")):
         run = _read_run(path)
-        published = version_path(store.root, run.number).is_dir()
-        if not published or run.parent == store.current.number:
+        committed = version_path(store.root, run.number).is_dir()
+        if not committed or run.parent == store.current.number:
             return run
     return None
 
@@ -252,16 +252,16 @@ def propose(
 
 
 def commit(store: Store, run: Run) -> Version:
-    """Publish what a run proposes as a version, make it current and delete the run."""
+    """Commit what a run proposes as a version, make it current and delete the run."""
     refuse_links(store.root, [run.folder])
     proposal = read_sealed(run.folder / PROPOSAL)
     check_proposal(proposal, run.folder / PROPOSAL)
     target = version_path(store.root, run.number)
     if not target.exists():
         adapters = {group: run.folder / path for group, path in proposal["adapters"].items()}
-        store.publish_adapters(adapters, run.number)
-        publish(run.folder / TASK, store.root / proposal["task"])
-        publish(run.folder / DRAFT, target)
+        store.place_adapters(adapters, run.number)
+        place_copy(run.folder / TASK, store.root / proposal["task"])
+        place_copy(run.folder / DRAFT, target)
     version = store.version(run.number)
     store.point_to(version)
     discard(run.folder)
@@ -373,4 +373,4 @@ def _write_task(task: Task, folder: Path) -> None:
         }
         write_json(draft / "task.json", about)
         write_samples(draft / "samples.jsonl", task.test)
-        publish(draft, folder)
+        place_copy(draft, folder)

@@ -6,7 +6,7 @@ from PIL import Image as PILImage
 
 from lcia.data import Image, Message, Sample, Task
 from lcia.data.images import check_images
-from lcia.files import publish
+from lcia.files import place_copy
 from lcia.store.samples import read_samples, write_samples
 
 
@@ -26,7 +26,7 @@ def test_samples_and_their_images_survive_the_loss_of_the_originals(tmp_path):
     task = check_images([Task(name="t", train=samples, test=samples)])[0]
     (tmp_path / "draft").mkdir()
     write_samples(tmp_path / "draft" / "samples.jsonl", task.test)
-    publish(tmp_path / "draft", tmp_path / "kept")
+    place_copy(tmp_path / "draft", tmp_path / "kept")
     for path in originals.iterdir():
         path.unlink()
 
