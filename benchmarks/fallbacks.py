@@ -20,7 +20,7 @@ from lcia.learner.environment import environment
 from lcia.models.host import AdapterHost
 from lcia.models.loading import load_model
 
-RULES = ("paper", "release", "next", "curvature")
+RULES = ("paper", "release", "toolkit", "curvature")
 RESULTS = Path(__file__).parent / "results" / "fallbacks.jsonl"
 
 PLAIN = Setting(steps=24)

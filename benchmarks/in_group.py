@@ -47,7 +47,7 @@ RULES: Mapping[str, Mapping[str, Any]] = {
     "fixed 0.99": {"name": "fixed", "beta": 0.99},
     "paper": {"name": "paper"},
     "release": {"name": "release"},
-    "next": {"name": "next"},
+    "toolkit": {"name": "toolkit"},
     "curvature": {"name": "curvature"},
     "horizon 0.5": {"name": "horizon", "share": 0.5},
     "horizon 1": {"name": "horizon", "share": 1.0},

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-FALLBACK = {"paper": 0.01, "release": 0.01, "next": 0.001, "curvature": 0.01}
+FALLBACK = {"paper": 0.01, "release": 0.01, "toolkit": 0.001, "curvature": 0.01}
 
 
 def l1(x):
@@ -13,8 +13,8 @@ def closed_form(rule, *, d, g, y, s):
     """1 - beta for flat float64 arrays: drift, gradient, its change, the step."""
     if rule == "paper":
         return 1 - (1 + l1(g)) * l1(s) / (l1(d) * l1(y))
-    if rule in ("release", "next"):
-        return {"release": 2.0, "next": 0.01}[rule] * (1 + l1(g)) / (l1(d) * l1(y))
+    if rule in ("release", "toolkit"):
+        return {"release": 2.0, "toolkit": 0.01}[rule] * (1 + l1(g)) / (l1(d) * l1(y))
     kappa = max(float(y @ s), 0.0) / float(s @ s)
     return 1 - (float(g @ d) + np.sqrt(d @ d)) / (kappa * float(d @ d))
 

@@ -11,12 +11,15 @@ import difflib
 import functools
 import importlib
 import inspect
+import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any
 
 from lcia.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
@@ -34,10 +37,12 @@ class Registry:
     Attributes:
         kind: plural noun used in messages and as the entry-point group ``lcia.<kind>``.
         builtin: name to ``"module:attribute"``.
+        renamed: name of earlier versions to today's; both can be chosen.
     """
 
     kind: str
     builtin: Mapping[str, str]
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     def targets(self) -> dict[str, str]:
         """Return name to ``"module:attribute"``: built-in entries first, then plug-ins."""
@@ -48,13 +53,21 @@ class Registry:
         """Return all names, built-in first."""
         return sorted(self.targets(), key=lambda name: name not in self.builtin)
 
+    def today(self, name: str) -> str:
+        """Return today's name of what was renamed, with a warning; other names as they are."""
+        if name not in self.renamed or name in self.targets():
+            return name
+        today = self.renamed[name]
+        logger.warning("%s: '%s' is now called '%s'; write %s.", self.kind, name, today, today)
+        return today
+
     def get(self, name: str) -> Any:
-        """Import and return the object registered under ``name``.
+        """Import and return the object registered under ``name``, or under an earlier name.
 
         Raises:
             ConfigError: no such name; the message gives the nearest one.
         """
-        targets = self.targets()
+        targets, name = self.targets(), self.today(name)
         if name not in targets:
             raise ConfigError(
                 f"'{name}' is not one of the {self.kind} of lcia. {nearest(name, targets)}"
@@ -77,11 +90,12 @@ RULES = Registry(
     builtin={
         "paper": "lcia.ema.balance:Paper",
         "release": "lcia.ema.balance:Release",
-        "next": "lcia.ema.balance:Next",
+        "toolkit": "lcia.ema.balance:Toolkit",
         "fixed": "lcia.ema.balance:Fixed",
         "curvature": "lcia.ema.curvature:Curvature",
         "horizon": "lcia.ema.horizon:Horizon",
     },
+    renamed={"next": "toolkit"},
 )
 
 SIMILARITIES = Registry(

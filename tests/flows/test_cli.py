@@ -215,7 +215,7 @@ def test_plan_decides_as_learning_would_without_a_model(lcia, stream, tmp_path):
 
 def test_plan_shows_every_grouping_of_the_methods_in_every_order(lcia, stream, fails, tmp_path):
     loose = {"name": "lcia", "label": "loose", "grouping": {"threshold": 0.0}}
-    forgetful = {"name": "lcia", "label": "forgetful", "memory": 0}
+    forgetful = {"name": "lcia", "label": "forgetful", "remembered": 0}
     edit(
         stream,
         model="never/loaded",

@@ -69,7 +69,7 @@ def guarded(stream, tmp_path, numbers):
 def test_every_number_can_be_computed_again_from_predictions_and_journal(guarded, tmp_path):
     edit(
         guarded,
-        methods=[{"name": "lcia", "old_weight": 0.0, "memory": 0, "rule": "release"}],
+        methods=[{"name": "lcia", "old_weight": 0.0, "remembered": 0, "rule": "release"}],
         seed=3,
     )
     (result,) = run(guarded).results

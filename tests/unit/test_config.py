@@ -2,7 +2,13 @@
 
 import pytest
 
-from lcia.config import AssistantConfig, StreamConfig, load_stream_config, parse_config
+from lcia.config import (
+    AssistantConfig,
+    StreamConfig,
+    load_stream_config,
+    parse_config,
+    todays_names,
+)
 from lcia.errors import ConfigError
 from lcia.registry import METHODS
 
@@ -54,6 +60,26 @@ def test_fields_of_grouping_say_how_a_word_says_whether(tmp_path):
     found = config.resolve_grouping()
     assert (found.threshold, found.groups) == (0.5, "per_task")
     assert read(tmp_path, MINIMAL + "grouping: per_task\n").grouping.groups == "per_task"
+
+
+def test_earlier_names_are_read_and_a_warning_says_todays(caplog):
+    method, rule = {"name": "lcia", "memory": 0.5}, {"name": "next", "scale": 0.5}
+    tree = {"model": "m", "method": method, "rule": rule}
+    config = parse_config(AssistantConfig, tree, where="x")
+    assert config.method == {"name": "lcia", "remembered": 0.5}
+    assert config.rule == {"name": "toolkit", "scale": 0.5}
+    assert [record.message for record in caplog.records] == [
+        "method.memory is now called method.remembered; write remembered.",
+        "rules: 'next' is now called 'toolkit'; write toolkit.",
+    ]
+    caplog.clear()
+    assert parse_config(AssistantConfig, todays_names(tree), where="x") == config
+    assert not caplog.records, "nobody can edit what is stored"
+    both = {**tree, "method": {**method, "remembered": 0.5}}
+    with pytest.raises(ConfigError, match="memory is now called remembered, and both are set"):
+        parse_config(AssistantConfig, both, where="x")
+    other = {**tree, "method": {"name": "mine", "memory": 1}}
+    assert parse_config(AssistantConfig, other, where="x").method["memory"] == 1
 
 
 def test_settings_survive_being_stored():
@@ -149,6 +175,7 @@ def test_an_entry_of_methods_carries_settings_of_its_own(tmp_path):
     config = read(tmp_path, text)
     found = config.variants()
     assert list(found) == ["lcia-paper", "lcia-next", "own", "plain"]
+    assert found["lcia-next"].rule == {"name": "toolkit"}, "renamed; runs keep their labels"
     own = found["own"]
     assert own.rule == {"name": "fixed", "beta": 0.5}
     assert (own.grouping.threshold, own.grouping.aggregate) == (0.3, "mean")

@@ -3,12 +3,14 @@
 from lcia.config.assistant import (
     ADAPTER_DEFAULTS,
     BEFORE,
+    RENAMED,
     TRAINING_DEFAULTS,
     AssistantConfig,
     GateConfig,
     GenerationConfig,
     check_adapter,
     check_training,
+    todays_names,
 )
 from lcia.config.parsing import parse_config
 from lcia.config.stream import StreamConfig, load_stream_config
@@ -16,6 +18,7 @@ from lcia.config.stream import StreamConfig, load_stream_config
 __all__ = [
     "ADAPTER_DEFAULTS",
     "BEFORE",
+    "RENAMED",
     "TRAINING_DEFAULTS",
     "AssistantConfig",
     "GateConfig",
@@ -25,4 +28,5 @@ __all__ = [
     "check_training",
     "load_stream_config",
     "parse_config",
+    "todays_names",
 ]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import logging
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -21,6 +22,8 @@ from lcia.errors import ConfigError
 from lcia.grouping.config import GroupingConfig
 from lcia.registry import METHODS, RULES, nearest
 
+logger = logging.getLogger(__name__)
+
 TRAINING_DEFAULTS: Mapping[str, Any] = {
     "num_train_epochs": 1,
     "learning_rate": 2.0e-4,
@@ -39,9 +42,51 @@ BEFORE: Mapping[str, Mapping[str, Any]] = {"lcia": {"validation": 0.0, "price": 
 without: it goes on as it was."""
 
 
+RENAMED: Mapping[str, Mapping[str, str]] = {"lcia": {"memory": "remembered"}}
+"""Settings of methods under earlier names, and today's. Fingerprints hash the earlier ones."""
+
+
 def _named(value: Any) -> Any:
     """Read ``name`` as short for ``{name: name}``."""
     return {"name": value} if isinstance(value, str) else value
+
+
+def _method(value: Any, *, told: bool = True) -> Any:
+    """Read ``name`` as short for ``{name: name}``, and settings under earlier names."""
+    value = _named(value)
+    if not isinstance(value, Mapping):
+        return value
+    for old, new in RENAMED.get(str(value.get("name")), {}).items():
+        if old not in value:
+            continue
+        if new in value:
+            raise ConfigError(f"method.{old} is now called {new}, and both are set. Remove {old}.")
+        if told:
+            logger.warning("method.%s is now called method.%s; write %s.", old, new, new)
+        value = {new if key == old else key: own for key, own in value.items()}
+    return value
+
+
+def _rule(value: Any, *, told: bool = True) -> Any:
+    """Read ``name`` as short for ``{name: name}``, and a rule under its earlier name."""
+    value = _named(value)
+    if not isinstance(value, Mapping) or "name" not in value:
+        return value
+    name = str(value["name"])
+    return {**value, "name": RULES.today(name) if told else RULES.renamed.get(name, name)}
+
+
+def _one_of_rules(value: Any) -> Any:
+    """Read an entry of ``rules``; under an earlier name its runs keep the label they had."""
+    read = _rule(value)
+    written = _named(value)
+    return read if read == written else {"label": str(written["name"]), **read}
+
+
+def todays_names(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return stored settings under today's names, silently: nobody can edit a store."""
+    parts = {"method": _method, "rule": _rule}
+    return {key: parts[key](v, told=False) if key in parts else v for key, v in stored.items()}
 
 
 def _moded(value: Any) -> Any:
@@ -69,7 +114,9 @@ def _grouping(value: Any) -> Any:
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 """Each task adds to it, and what draws takes up to 2**32 - 1."""
 
-Named = Annotated[dict[str, Any], BeforeValidator(_named)]
+NamedMethod = Annotated[dict[str, Any], BeforeValidator(_method)]
+NamedRule = Annotated[dict[str, Any], BeforeValidator(_rule)]
+OneOfRules = Annotated[dict[str, Any], BeforeValidator(_one_of_rules)]
 
 
 class _Frozen(BaseModel):
@@ -151,8 +198,8 @@ class AssistantConfig(_Frozen):
     """
 
     model: str
-    method: Named = Field(default_factory=lambda: {"name": "lcia"})
-    rule: Named = Field(default_factory=lambda: {"name": "horizon"})
+    method: NamedMethod = Field(default_factory=lambda: {"name": "lcia"})
+    rule: NamedRule = Field(default_factory=lambda: {"name": "horizon"})
     grouping: Annotated[GroupingConfig | None, BeforeValidator(_grouping)] = None
     adapter: dict[str, Any] = Field(default_factory=dict)
     training: dict[str, Any] = Field(default_factory=dict)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from lcia.config.assistant import AssistantConfig, Named, Seed
+from lcia.config.assistant import AssistantConfig, NamedMethod, OneOfRules, Seed
 from lcia.config.parsing import load_yaml, parse_config
 from lcia.data.source import TaskSource
 from lcia.data.task import NAME
@@ -46,8 +46,8 @@ class StreamConfig(AssistantConfig, TaskSource):
     """
 
     held_out: Annotated[TaskSource | None, BeforeValidator(_source)] = None
-    methods: tuple[Named, ...] = ()
-    rules: tuple[Named, ...] = ()
+    methods: tuple[NamedMethod, ...] = ()
+    rules: tuple[OneOfRules, ...] = ()
     groupings: tuple[bool | str | dict[str, Any], ...] = ()
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
     orders: dict[str, tuple[str, ...]] = Field(default_factory=dict)

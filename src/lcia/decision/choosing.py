@@ -95,7 +95,7 @@ class Chooser:
         if choice["chosen"] != EXPAND:
             return context
         assert self.placed.sibling is not None
-        return replace(context, group=self.placed.sibling, reused=False, carried={}, memory=())
+        return replace(context, group=self.placed.sibling, reused=False, carried={}, remembered=())
 
     def _record(self, choice: Choice) -> dict[str, Any]:
         """Write down what was chosen, and return it as JSON."""

@@ -92,7 +92,7 @@ def place(
     extraction = instructions_of(lesson)
     tell_odd_fields(lesson, extraction)
     prompts = [told(sample.messages) for sample in lesson.train]
-    if config.build_method().config.get("memory") == 0:  # which promises to keep none
+    if config.build_method().config.get("remembered") == 0:  # which promises to keep none
         extraction = extraction.without_prompts(list(map(whole, prompts)), task=task.name)
     decision = now.decide(
         extraction.instructions, system=extraction.system, prompts=prompts if measured else ()

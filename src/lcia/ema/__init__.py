@@ -1,7 +1,7 @@
 """Dynamic EMA: a moving average of parameters with a balance weight computed at every step."""
 
 from lcia.ema.average import DynamicEMA
-from lcia.ema.balance import Fixed, Next, Paper, Release, Rule, build_rule
+from lcia.ema.balance import Fixed, Paper, Release, Rule, Toolkit, build_rule
 from lcia.ema.curvature import Curvature
 from lcia.ema.decide import REASONS
 from lcia.ema.horizon import Horizon
@@ -15,10 +15,10 @@ __all__ = [
     "EMAStats",
     "Fixed",
     "Horizon",
-    "Next",
     "Paper",
     "PrecisionMerge",
     "Release",
     "Rule",
+    "Toolkit",
     "build_rule",
 ]

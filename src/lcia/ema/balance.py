@@ -125,7 +125,7 @@ class Release(Rule):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Next(Release):
+class Toolkit(Release):
     """The authors' later toolkit: 1 - beta = 0.01 (1 + |g|) / (|d| |y|), fallback 0.001.
 
     Args:

@@ -50,6 +50,7 @@ def load_state(path: Path, *, rule: Rule) -> dict[str, Any]:
                 "with the wrong step; its average cannot go on. Delete the folders checkpoint-* "
                 f"in {path.parent.parent} to train from the start."
             )
+        written = written.replace('"name": "Next"', '"name": "Toolkit"')  # once called so
         if written != _describe(rule):
             raise TrainingError(
                 f"{path}: written under rule {written}; this run has {_describe(rule)}. "

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from lcia.config import AssistantConfig, parse_config
+from lcia.config import AssistantConfig, parse_config, todays_names
 from lcia.errors import ConfigError
 from lcia.evaluation.matrix import AccuracyMatrix
 from lcia.evaluation.measures import MEASURES
@@ -154,7 +154,9 @@ def _read_results(path: Path) -> Iterator[FinishedRun]:
 
 
 def _run(folder: Path, record: Mapping[str, Any]) -> FinishedRun:
-    config: AssistantConfig = parse_config(AssistantConfig, record["settings"], where=str(folder))
+    config: AssistantConfig = parse_config(
+        AssistantConfig, todays_names(record["settings"]), where=str(folder)
+    )
     settings = config.model_dump(mode="json", exclude={"seed"})
     return FinishedRun(
         folder=folder,

@@ -25,7 +25,7 @@ from lcia.files import read_json, read_jsonl, write_json, write_jsonl
 from lcia.grouping import InstructionCodebook, Router
 from lcia.learner import ContinualLearner, Store, Version
 from lcia.reports.collect import step_records
-from lcia.store.samples import MEMORY, VALIDATION
+from lcia.store.samples import REMEMBERED, VALIDATION
 
 HELD_OUT = {model: f"held_out-{model}.jsonl" for model in ("base", "assistant")}
 """Files of the predictions on tasks that were never trained."""
@@ -213,7 +213,7 @@ def _measures(store: Store, versions: Sequence[Version]) -> dict[str, float | No
 def _sizes(version: Version) -> dict[str, float]:
     folders = {group: folder for group, (_, folder) in version.adapters.items()}
     newest = folders[version.manifest["group"]]
-    files = [folder / name for folder in folders.values() for name in (MEMORY, VALIDATION)]
+    files = [folder / name for folder in folders.values() for name in (REMEMBERED, VALIDATION)]
     stored = [file for folder in folders.values() for file in folder.glob("*.safetensors")]
     values = (
         count_numbers(newest / "adapter_model.safetensors"),

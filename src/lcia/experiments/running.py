@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from lcia.config import AssistantConfig, StreamConfig, parse_config
+from lcia.config import AssistantConfig, StreamConfig, parse_config, todays_names
 from lcia.data import Task
 from lcia.data.paths import resolve
 from lcia.data.task import NAME
@@ -340,7 +340,8 @@ def _check_same(sub: SubRun) -> None:
         return
     found, wanted = yaml.safe_load(path.read_text()), yaml.safe_load(_resolved(sub))
     # A setting that came with a later lcia had its default.
-    begun = parse_config(AssistantConfig, found["settings"], where=f"{path}: settings")
+    written = todays_names(found["settings"])
+    begun = parse_config(AssistantConfig, written, where=f"{path}: settings")
     found |= {"settings": begun.model_dump(mode="json"), "held_out": found.get("held_out", {})}
     for key in ("settings", "tasks", "held_out"):
         for name in sorted({*found[key], *wanted[key]}):

@@ -13,7 +13,7 @@ from lcia.grouping import InstructionCodebook
 from lcia.learner.learning import ContinualLearner
 from lcia.learner.scoring import score_tasks
 from lcia.registry import nearest
-from lcia.store.samples import MEMORY, VALIDATION, keep_with, kept_with
+from lcia.store.samples import REMEMBERED, VALIDATION, keep_with, kept_with
 from lcia.store.transaction import clear, refuse_unfinished
 from lcia.store.version import Version
 
@@ -63,7 +63,7 @@ def merge_groups(
             combination=combination,
         )
         folders = [adapters[name][1] for name in weights]
-        for name in (MEMORY, VALIDATION):
+        for name in (REMEMBERED, VALIDATION):
             keep_with(path, name, [pair for one in folders for pair in kept_with(one, name)])
         return {group: path}
 
@@ -89,7 +89,7 @@ def split_group(learner: ContinualLearner, group: str, tasks: Sequence[str]) -> 
 
     def share(adapters: Adapters, folder: Path) -> dict[str, Path]:
         source = adapters[group][1]
-        kept = {name: kept_with(source, name) for name in (MEMORY, VALIDATION)}
+        kept = {name: kept_with(source, name) for name in (REMEMBERED, VALIDATION)}
         if not any(kept.values()):
             return {}
         if unknown := sum(task is None for pairs in kept.values() for _, task in pairs):
@@ -99,7 +99,7 @@ def split_group(learner: ContinualLearner, group: str, tasks: Sequence[str]) -> 
                 group,
                 unknown,
             )
-        without = shutil.ignore_patterns(MEMORY, VALIDATION, "images")
+        without = shutil.ignore_patterns(REMEMBERED, VALIDATION, "images")
         for half, is_new in halves.items():
             shutil.copytree(source, folder / half, ignore=without)
             for name, pairs in kept.items():

@@ -29,7 +29,7 @@ from lcia.models.experts import save_expert_routers
 from lcia.models.host import AdapterHost
 from lcia.store.finite import FiniteSteps
 from lcia.store.journal import Journal
-from lcia.store.samples import MEMORY, VALIDATION, Kept, keep_with, kept_with
+from lcia.store.samples import REMEMBERED, VALIDATION, Kept, keep_with, kept_with
 
 logger = logging.getLogger(__name__)
 
@@ -131,13 +131,13 @@ def _kept(
     """Return the samples that stay with the group, by the file they are stored in."""
     name, own = context.task.name, own if context.reused else None
     # The objects themselves: a task may have the same sample as another.
-    tasks = [task for _, task in kept_with(own, MEMORY)] if own else []
-    earlier = dict(zip(map(id, context.memory), tasks, strict=True))
-    memory = [(sample, earlier.get(id(sample), name)) for sample in method.remember(context)]
+    tasks = [task for _, task in kept_with(own, REMEMBERED)] if own else []
+    earlier = dict(zip(map(id, context.remembered), tasks, strict=True))
+    remembered = [(sample, earlier.get(id(sample), name)) for sample in method.remember(context)]
     if not method.keeps_held_back:
-        return {MEMORY: memory}
+        return {REMEMBERED: remembered}
     before = kept_with(own, VALIDATION) if own else []
-    return {MEMORY: memory, VALIDATION: [*before, *((sample, name) for sample in held)]}
+    return {REMEMBERED: remembered, VALIDATION: [*before, *((sample, name) for sample in held)]}
 
 
 def context_of(
@@ -162,7 +162,7 @@ def context_of(
             host.base.model.device,
         ),
         carried=load_file(own / CARRIED) if own and (own / CARRIED).is_file() else {},
-        memory=[sample for sample, _ in kept_with(own, MEMORY)] if own else (),
+        remembered=[sample for sample, _ in kept_with(own, REMEMBERED)] if own else (),
         seed=seed,
     )
 

@@ -1,4 +1,4 @@
-"""Averaged gradient episodic memory: no step against the memory's gradient."""
+"""Averaged gradient episodic memory: no step against the gradient of remembered samples."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -14,10 +14,10 @@ from lcia.methods.replay import quota
 
 
 class AGEM(Method):
-    """Takes from each step's gradient g the part that points against the memory's gradient.
+    """Takes from each step's gradient g the part that points against that of remembered samples.
 
     Before every optimizer step a batch of remembered samples gives g_ref; where <g, g_ref> < 0,
-    g becomes g - <g, g_ref> / <g_ref, g_ref> g_ref. The memory holds ``per_task`` samples of
+    g becomes g - <g, g_ref> / <g_ref, g_ref> g_ref. Remembered are ``per_task`` samples of
     every earlier task. Dropout is off for g_ref.
 
     Source: arXiv:1812.00420, equation 11. g is the accumulated, clipped gradient: the projection
@@ -29,24 +29,24 @@ class AGEM(Method):
 
     def attach(self, trainer: Any, context: TaskContext) -> None:
         """Project before every step, if anything is remembered."""
-        if context.memory:
+        if context.remembered:
             trainer.add_callback(_Project(trainer.model, context, self.config["batch_size"]))
 
     def remember(self, context: TaskContext) -> Sequence[Sample]:
-        """Keep the memory and a quota of the task."""
-        return [*context.memory, *quota(context, self.config["per_task"])]
+        """Keep what is remembered and a quota of the task."""
+        return [*context.remembered, *quota(context, self.config["per_task"])]
 
 
 class _Project(TrainerCallback):
     def __init__(self, model: Any, context: TaskContext, batch_size: int) -> None:
         self._model = model
         self._context = context
-        self._batch_size = min(batch_size, len(context.memory))
+        self._batch_size = min(batch_size, len(context.remembered))
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # By the step's number, so that a resumed run draws what an uninterrupted one does.
         draw = random.Random(f"{self._context.seed}/{state.global_step}")
-        batch = self._context.encode(draw.sample(self._context.memory, self._batch_size))
+        batch = self._context.encode(draw.sample(self._context.remembered, self._batch_size))
         parameters = list(self._context.parameters.values())
         reference = _gradient(self._model, parameters, batch)
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]

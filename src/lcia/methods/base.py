@@ -24,7 +24,7 @@ class TaskContext:
         parameters: the trainable parameters by name, float32, as training starts.
         encode: samples to one batch as the model takes it, on the model's device.
         carried: tensors the method left for this group after its last task, by name.
-        memory: samples the method remembered for this group after its last task.
+        remembered: samples the method kept for this group after its last task.
         measured: whether what a retrained group becomes is chosen on validation samples.
         seed: seed of this task.
     """
@@ -36,7 +36,7 @@ class TaskContext:
     parameters: Mapping[str, Any]
     encode: Callable[[Sequence[Sample]], Mapping[str, Any]]
     carried: Mapping[str, Any] = field(default_factory=dict)
-    memory: Sequence[Sample] = ()
+    remembered: Sequence[Sample] = ()
     measured: bool = False
     seed: int = 0
 
@@ -176,7 +176,7 @@ class Method:
         return {}
 
     def remember(self, context: TaskContext) -> Sequence[Sample]:
-        """Return samples to keep with the group; they come back as ``context.memory``.
+        """Return samples to keep with the group; they come back as ``context.remembered``.
 
         All that shall be kept, not only this task's; they are stored as they are.
         """

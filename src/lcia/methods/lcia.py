@@ -14,7 +14,7 @@ from lcia.errors import ConfigError
 from lcia.integrations.transformers import DynamicEMACallback
 from lcia.methods.base import Candidates, TaskContext
 from lcia.methods.merge import Merge, start_of
-from lcia.methods.replay import quota, with_memory
+from lcia.methods.replay import quota, with_remembered
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +37,8 @@ class Lcia(Merge):
     (``lcia.decision.choice``). With ``validation`` 0 it ends as the average, with an ``old_weight``
     above 0 merged into the stored parameters by precision, as ``merge`` does with the trained ones.
 
-    ``memory`` is the share of every task's samples that stay with its group, and are shuffled
-    among the new ones when it is retrained. With ``memory`` 0 held-back samples are not kept
+    ``remembered`` is the share of every task's samples that stay with its group, and are shuffled
+    among the new ones when it is retrained. With ``remembered`` 0 held-back samples are not kept
     either: then the quadratic estimate stands for the earlier tasks. docs/study.md has the
     measurements behind the defaults.
 
@@ -49,7 +49,7 @@ class Lcia(Merge):
     averages: ClassVar[bool] = True
     settings: ClassVar[dict[str, Any]] = {
         "old_weight": 0.3,
-        "memory": 0.125,
+        "remembered": 0.125,
         "validation": 0.0,
         "price": 0.02,
         "worst": 0.0,
@@ -57,11 +57,11 @@ class Lcia(Merge):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        for key, what in {"memory": "", "validation": "", "worst": "of the worst task "}.items():
+        for key in ("remembered", "validation", "worst"):
             if self.config[key] > 1:
-                what = what or "of each task's samples"
+                what = "the worst task" if key == "worst" else "each task's samples"
                 raise ConfigError(
-                    f"method.{key} is {self.config[key]!r}; expected a share {what.strip()}, "
+                    f"method.{key} is {self.config[key]!r}; expected a share of {what}, "
                     "from 0 to 1."
                 )
 
@@ -73,16 +73,16 @@ class Lcia(Merge):
     @property
     def keeps_held_back(self) -> bool:
         """Whether the held-back samples stay with the group: where samples may be kept at all."""
-        return bool(self.config["memory"] > 0)
+        return bool(self.config["remembered"] > 0)
 
     def samples(self, context: TaskContext) -> Sequence[Sample]:
-        """Train on the task and the group's memory."""
-        return with_memory(context)
+        """Train on the task and what the group remembers."""
+        return with_remembered(context)
 
     def remember(self, context: TaskContext) -> Sequence[Sample]:
-        """Keep the memory and a share of the task."""
-        count = math.ceil(self.config["memory"] * len(context.task.train))
-        return [*context.memory, *quota(context, count)]
+        """Keep what is remembered and a share of the task."""
+        count = math.ceil(self.config["remembered"] * len(context.task.train))
+        return [*context.remembered, *quota(context, count)]
 
     def attach(self, trainer: Any, context: TaskContext) -> None:
         """Average dynamically where there is something to protect; merge or measure at the end."""

@@ -24,7 +24,7 @@ class Multitask(Method):
 
     def samples(self, context: TaskContext) -> Sequence[Sample]:
         """Train on the union."""
-        return [*context.memory, *context.task.train]
+        return [*context.remembered, *context.task.train]
 
     def remember(self, context: TaskContext) -> Sequence[Sample]:
         """Keep the union."""

@@ -8,7 +8,7 @@ from lcia.methods.base import Method, TaskContext
 
 
 class LciaPaper(Method):
-    """The paper's method: mean similarity, fresh groups, rule ``paper``; no memory, no merging.
+    """The paper's method: mean similarity, fresh groups, rule ``paper``; nothing else.
 
     A group that a task opens starts fresh and is trained plainly. One that is retrained ends as
     the dynamic EMA that started from its stored parameters. Instructions are compared by the mean

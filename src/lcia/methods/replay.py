@@ -11,24 +11,24 @@ from lcia.methods.base import Method, TaskContext
 class Replay(Method):
     """``per_task`` samples of every earlier task, drawn by seed, are shuffled among the new ones.
 
-    Source: experience replay as in arXiv:1902.10486; here the memory is a part of the training
-    set instead of a second batch, so each step sees its share of it.
+    Source: experience replay as in arXiv:1902.10486; here the remembered samples are a part
+    of the training set instead of a second batch, so each step sees its share of them.
     """
 
     settings: ClassVar[dict[str, Any]] = {"per_task": 20}
 
     def samples(self, context: TaskContext) -> Sequence[Sample]:
-        """Train on the task and the memory."""
-        return with_memory(context)
+        """Train on the task and what is remembered."""
+        return with_remembered(context)
 
     def remember(self, context: TaskContext) -> Sequence[Sample]:
-        """Keep the memory and a quota of the task."""
-        return [*context.memory, *quota(context, self.config["per_task"])]
+        """Keep what is remembered and a quota of the task."""
+        return [*context.remembered, *quota(context, self.config["per_task"])]
 
 
-def with_memory(context: TaskContext) -> list[Sample]:
+def with_remembered(context: TaskContext) -> list[Sample]:
     """Return the task's training samples and those that its group remembers."""
-    return [*context.task.train, *context.memory]
+    return [*context.task.train, *context.remembered]
 
 
 def quota(context: TaskContext, count: int) -> list[Sample]:

@@ -4,8 +4,9 @@ import hashlib
 import json
 from typing import Any
 
-from lcia.config import BEFORE, AssistantConfig
+from lcia.config import BEFORE, RENAMED, AssistantConfig
 from lcia.data.task import Task
+from lcia.registry import RULES
 from lcia.store.manifest import SCHEMA
 
 GROUPING = (
@@ -53,7 +54,7 @@ def _settings_2(config: AssistantConfig, model: str) -> dict[str, Any]:
         "schema": 2,
         "model": model,
         "method": _method(config),
-        "rule": config.rule,
+        "rule": _rule(config),
         "grouping": {name: getattr(grouping, name) for name in GROUPING},
         "adapter": config.adapter,
         "training": config.training,
@@ -80,9 +81,17 @@ def _settings_2(config: AssistantConfig, model: str) -> dict[str, Any]:
 
 
 def _method(config: AssistantConfig) -> dict[str, Any]:
-    """Return the method's settings; those that came later count only when they differ."""
-    before = BEFORE.get(str(config.method["name"]), {})
-    return {k: v for k, v in config.method.items() if k not in before or v != before[k]}
+    """Return the method's settings under their first names; later ones if they differ."""
+    name = str(config.method["name"])
+    before = BEFORE.get(name, {})
+    earlier = {new: old for old, new in RENAMED.get(name, {}).items()}
+    told = {k: v for k, v in config.method.items() if k not in before or v != before[k]}
+    return {earlier.get(k, k): v for k, v in told.items()}
+
+
+def _rule(config: AssistantConfig) -> dict[str, Any]:
+    earlier = {new: old for old, new in RULES.renamed.items()}
+    return {key: earlier.get(v, v) if key == "name" else v for key, v in config.rule.items()}
 
 
 def _settings_1(config: AssistantConfig) -> dict[str, Any]:
@@ -91,7 +100,7 @@ def _settings_1(config: AssistantConfig) -> dict[str, Any]:
     return {
         "model": config.model,
         "method": _method(config),
-        "rule": config.rule,
+        "rule": _rule(config),
         "grouping": grouping and {name: getattr(grouping, name) for name in GROUPING},
         "adapter": config.adapter,
         "training": config.training,

@@ -11,7 +11,7 @@ from lcia.data.sample import Image, Message, Sample
 from lcia.errors import StoreError
 from lcia.files import read_jsonl, write_jsonl
 
-MEMORY, VALIDATION = "memory.jsonl", "validation.jsonl"
+REMEMBERED, VALIDATION = "memory.jsonl", "validation.jsonl"
 """Beside an adapter: samples its method trains on again, and those it chooses by."""
 
 Kept = list[tuple[Sample, str | None]]

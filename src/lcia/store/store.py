@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from lcia.config import BEFORE, AssistantConfig, parse_config
+from lcia.config import BEFORE, AssistantConfig, parse_config, todays_names
 from lcia.errors import StoreError
 from lcia.evaluation.generate import Prediction
 from lcia.evaluation.matrix import AccuracyMatrix
@@ -115,7 +115,7 @@ class Store:
         """The settings the assistant was made with."""
         where = str(self.root / "assistant.json")
         config: AssistantConfig = parse_config(
-            AssistantConfig, self._record["settings"], where=where
+            AssistantConfig, todays_names(self._record["settings"]), where=where
         )
         before = BEFORE.get(str(config.method["name"]), {})
         return config.model_copy(update={"method": {**before, **config.method}})

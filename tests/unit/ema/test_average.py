@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from lcia.ema import REASONS, DynamicEMA
+from lcia.ema import REASONS, DynamicEMA, Toolkit
+from lcia.ema.files import load_state, save_state
 from lcia.errors import TrainingError
 
 
@@ -436,3 +437,16 @@ def test_compiled_kernels_equal_the_reference(rule, dtype):
     assert eager.stats().counts["not_finite"] > 0
     for name, values in eager.shadow.items():
         torch.testing.assert_close(fused.shadow[name], values, rtol=1e-5, atol=1e-6)
+
+
+def test_a_state_of_a_rule_under_its_earlier_name_is_read(tmp_path):
+    class Next(Toolkit):
+        pass
+
+    parameters = {"a": nn.Parameter(torch.ones(3))}
+    state = DynamicEMA(parameters.items(), rule=Toolkit()).state_dict()
+    save_state(tmp_path / "state.safetensors", state, rule=Next())
+    found = load_state(tmp_path / "state.safetensors", rule=Toolkit())
+    assert torch.equal(found["shadow"]["a"], torch.ones(3))
+    with pytest.raises(TrainingError, match="written under rule"):
+        load_state(tmp_path / "state.safetensors", rule=Toolkit(scale=0.5))

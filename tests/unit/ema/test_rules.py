@@ -11,7 +11,7 @@ from lcia.ema import DynamicEMA, Fixed, build_rule
 from lcia.errors import ConfigError
 from lcia.registry import RULES
 
-ADAPTIVE = ["paper", "release", "next", "curvature"]
+ADAPTIVE = ["paper", "release", "toolkit", "curvature"]
 
 
 def quadratic_steps(shape, *, steps, seed, scale):

@@ -17,7 +17,7 @@ from lcia.learner import (
     retire_group,
     split_group,
 )
-from lcia.store.samples import MEMORY, kept_with
+from lcia.store.samples import REMEMBERED, kept_with
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_split_groups_start_with_the_same_adapter(learner, numbers):
 
 
 def tasks_of(folder) -> list[str | None]:
-    return [task for _, task in kept_with(folder, MEMORY)]
+    return [task for _, task in kept_with(folder, REMEMBERED)]
 
 
 def test_each_half_of_a_split_keeps_its_own_samples(learner):
@@ -91,7 +91,7 @@ def test_each_half_of_a_split_keeps_its_own_samples(learner):
     assert tasks_of(folders["g1"]) == ["colours"] * 2
     assert tasks_of(folders["g3"]) == ["shades"] * 2
     assert all(
-        "blue" in s.prompt or "white" in s.prompt for s, _ in kept_with(folders["g3"], MEMORY)
+        "blue" in s.prompt or "white" in s.prompt for s, _ in kept_with(folders["g3"], REMEMBERED)
     )
     merged = merge_groups(learner, "g3", "g1")
     assert tasks_of(merged.adapters["g3"][1]) == ["shades"] * 2 + ["colours"] * 2
@@ -194,4 +194,4 @@ def test_samples_that_no_task_is_written_of_are_said_when_a_group_is_split(learn
     memory.write_text("".join(json.dumps({**r, "task": None}) + "\n" for r in records))
     version = split_group(learner, "g1", ["shades"])
     assert "which task 4 remembered samples are; both groups keep them" in caplog.text
-    assert [len(kept_with(version.adapters[g][1], MEMORY)) for g in ("g1", "g3")] == [4, 4]
+    assert [len(kept_with(version.adapters[g][1], REMEMBERED)) for g in ("g1", "g3")] == [4, 4]

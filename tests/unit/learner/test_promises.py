@@ -190,7 +190,7 @@ def test_a_store_without_memory_keeps_no_training_prompt(tmp_path, model, made):
         test=tuple(map(sample, range(40, 44))),
         max_new_tokens=1,
     )
-    config = configure(model, method={"name": "lcia", "memory": 0})
+    config = configure(model, method={"name": "lcia", "remembered": 0})
     learner = ContinualLearner.create(tmp_path / "a", config, host=made[1])
     learner.learn(task)
     content = {p: p.read_bytes() for p in files_of(tmp_path / "a")}
@@ -210,6 +210,16 @@ def test_a_setting_that_comes_later_changes_no_fingerprint_at_its_default(model,
         assert fingerprint(Later(**settings), numbers, model="m", schema=schema) == now
         other = AssistantConfig(**settings, seed=1)
         assert fingerprint(other, numbers, model="m", schema=schema) != now
+
+
+def test_a_renamed_setting_is_hashed_under_its_first_name(numbers):
+    method, rule = {"name": "lcia", "remembered": 0.5}, {"name": "toolkit", "scale": 0.5}
+    now = AssistantConfig(model="m", method=method, rule=rule)
+    first = {"method": {"name": "lcia", "memory": 0.5}, "rule": {"name": "next", "scale": 0.5}}
+    before = now.model_copy(update=first)
+    for schema in (1, 2):
+        made = {fingerprint(c, numbers, model="m", schema=schema) for c in (now, before)}
+        assert len(made) == 1
 
 
 def test_the_fingerprint_decides_about_every_setting():

@@ -48,7 +48,7 @@ class Grads(TrainerCallback):
 def test_a_step_takes_the_gradient_projected_on_that_of_the_memory(
     built, host, colours, shades, tmp_path
 ):
-    opened = built("agem", {"batch_size": 3}, memory=shades.train[:8])
+    opened = built("agem", {"batch_size": 3}, remembered=shades.train[:8])
     with torch.no_grad():
         for p in opened.context.parameters.values():
             p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(3)))

@@ -31,7 +31,7 @@ class Killed(BaseException):
 
 
 def files_of(store: Store) -> dict[str, bytes]:
-    """Every file of the current adapters: weights, expert routers, carried tensors, memory."""
+    """Every file of the current adapters: weights, expert routers, carried tensors, samples."""
     return {
         f"{group}/{path.name}": path.read_bytes()
         for group, (_, folder) in store.current.adapters.items()

@@ -15,7 +15,7 @@ from lcia.store.samples import read_samples
 METRICS_OF_THE_LAST_ROW = {"average_accuracy"}
 
 
-def memory(version):
+def remembered_by(version):
     return read_samples(version.adapters["g1"][1] / "memory.jsonl")
 
 
@@ -69,7 +69,7 @@ def multitask(create, colours, shades, numbers) -> Store:
 
 def test_multitask_trains_once_on_the_union_of_all_tasks(multitask, colours, shades, numbers):
     union = [*colours.train, *shades.train, *numbers.train]
-    assert list(memory(multitask.current)) == union
+    assert list(remembered_by(multitask.current)) == union
     assert [steps(version) for version in multitask.history()] == [0, 0, 2 * len(union) // 4]
     first, _, last = (
         load_file(v.adapters["g1"][1] / "adapter_model.safetensors") for v in multitask.history()
@@ -129,10 +129,10 @@ def test_a_stream_that_goes_on_gathers_only_what_is_new(create, colours, shades,
 @pytest.mark.parametrize("name", ["replay", "agem"])
 def test_a_quota_is_drawn_by_seed_and_added_to_what_is_remembered(name, built, colours, shades):
     def remembered(seed, per_task=5):
-        memory = shades.train[:3]
-        opened = built(name, {"per_task": per_task}, memory=memory, seed=seed)
+        earlier = shades.train[:3]
+        opened = built(name, {"per_task": per_task}, remembered=earlier, seed=seed)
         kept = tuple(opened.method.remember(opened.context))
-        assert kept[:3] == memory
+        assert kept[:3] == earlier
         assert set(kept[3:]) <= set(colours.train)
         return kept[3:]
 
@@ -157,4 +157,4 @@ def test_a_memory_stays_within_its_group(create, colours, shades, numbers):
     expected = {"g1": {*colours.train, *shades.train}, "g2": set(numbers.train)}
     assert {group: set(samples) for group, samples in kept.items()} == expected
     merged = merge_groups(learner, "g1", "g2")
-    assert set(memory(merged)) == expected["g1"] | expected["g2"]
+    assert set(remembered_by(merged)) == expected["g1"] | expected["g2"]

@@ -14,7 +14,7 @@ from lcia.grouping import Router
 from lcia.learner import ContinualLearner, Store
 from lcia.store.samples import VALIDATION, kept_with
 
-MEASURED = {"name": "lcia", "validation": 0.25, "memory": 0.1, "price": 0.05}
+MEASURED = {"name": "lcia", "validation": 0.25, "remembered": 0.1, "price": 0.05}
 INSTRUCTION = "Say the letter."
 
 
@@ -105,7 +105,7 @@ def test_with_nothing_remembered_no_sample_stays_and_the_estimate_stands_in(
     able_model, tmp_path, tasks
 ):
     root = tmp_path / "assistant"
-    learner = ContinualLearner.create(root, configure(able_model, memory=0))
+    learner = ContinualLearner.create(root, configure(able_model, remembered=0))
     _, second = learner.run(tasks)
     assert second.choice["unmeasured"] == 1
     assert list(second.choice["samples"]) == ["tools"]

@@ -7,7 +7,7 @@ from lcia.config import AssistantConfig
 from lcia.ema import DynamicEMA
 from lcia.learner.training import CARRIED
 from lcia.registry import METHODS
-from lcia.store.samples import MEMORY
+from lcia.store.samples import REMEMBERED
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_a_reused_group_ends_as_its_average_and_keeps_nothing_else(
     assert all(values.equal(shadow[n]) for n, values in weights.items())
     for _, folder in learner.store.current.adapters.values():
         assert not (folder / CARRIED).exists()
-        assert not (folder / MEMORY).exists()
+        assert not (folder / REMEMBERED).exists()
     grouping = learner.config.resolve_grouping()
     assert (grouping.aggregate, grouping.start, grouping.below) == ("mean", "fresh", below)
 
