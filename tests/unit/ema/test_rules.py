@@ -1,6 +1,9 @@
-"""Rules against an independent float64 derivation, their settings and the registry contract."""
+"""Balance rules against formulas, golden steps of the public code, and docs/ema.md."""
 
+import importlib.util
+import runpy
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -156,3 +159,70 @@ def test_without_the_number_of_steps_a_loop_is_told_at_once():
         DynamicEMA([("w", torch.nn.Parameter(torch.zeros(2)))], rule=rule)
     assert rule.for_training(40).max_steps == 40
     assert build_rule({"name": "horizon", "max_steps": 9}).for_training(40).max_steps == 9
+
+
+ROOT = Path(__file__).parents[3]
+needs_trl = pytest.mark.skipif(
+    importlib.util.find_spec("trl") is None, reason="trl is not installed (pip install lcia[test])"
+)
+DOCS = (ROOT / "docs" / "ema.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("example", "says"),
+    [
+        ("ema_own_loop", "weight of theta*"),
+        ("ema_attach", "50 updates"),
+        ("ema_trainer", "20 steps"),
+        pytest.param("ema_trl", "20 steps", marks=needs_trl),
+    ],
+)
+def test_the_example_runs_and_is_linked(example, says, capsys):
+    runpy.run_path(str(ROOT / "examples" / f"{example}.py"))
+    assert says in capsys.readouterr().out
+    assert f"examples/{example}.py" in DOCS
+
+
+def test_every_rule_is_documented():
+    assert all(f"`{name}`" in DOCS for name in RULES.builtin)
+
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+
+
+def replay(path: Path, rule: str):
+    """Replay a file's steps; return the averager and (average, golden average) pairs."""
+    data = np.load(path)
+    names = sorted({key.split("/")[1] for key in data})
+    steps = 1 + max(int(key.split("/")[2]) for key in data)
+    parameters = {n: torch.nn.Parameter(torch.tensor(data[f"theta/{n}/0"])) for n in names}
+    ema = DynamicEMA(parameters.items(), rule=rule)
+    pairs = []
+    for step in range(steps):
+        for name, parameter in parameters.items():
+            parameter.data.copy_(torch.tensor(data[f"theta/{name}/{step}"]))
+            parameter.grad = torch.tensor(data[f"grad/{name}/{step}"])
+        ema.update()
+        for name in names:
+            pairs.append((ema.shadow[name].numpy().copy(), data[f"shadow/{name}/{step}"]))
+    return ema, pairs
+
+
+@pytest.mark.parametrize(
+    ("file", "closed_form", "fallbacks"),
+    [
+        ("release_large", 79, {"first_step": 4, "out_of_range": 77}),
+        ("release_small", 0, {"first_step": 4, "out_of_range": 156}),
+        ("release_special", 22, {"first_step": 4, "no_curvature": 8, "out_of_range": 22}),
+        ("toolkit_large", 147, {"first_step": 4, "out_of_range": 9}),
+        ("toolkit_small", 78, {"first_step": 4, "out_of_range": 78}),
+    ],
+)
+def test_every_step_equals_the_public_implementation(file, closed_form, fallbacks):
+    ema, pairs = replay(GOLDEN / f"ema_{file}.npz", file.split("_")[0])
+    for average, golden in pairs:
+        scale = np.abs(golden).max()
+        np.testing.assert_allclose(average, golden, rtol=0, atol=1e-4 * scale)
+    counts = ema.stats().counts
+    assert counts.pop("closed_form") == closed_form
+    assert {reason: n for reason, n in counts.items() if n} == fallbacks

@@ -1,17 +1,28 @@
-"""Decisions against golden ones and by their properties; the file format."""
+"""The codebook: groups, routing, changes by hand, advice on thresholds."""
 
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lcia.errors import ConfigError, DataError, StoreError
-from lcia.grouping import Extraction, GroupingConfig, InstructionCodebook, InstructionRecipe, Router
+from lcia.grouping import (
+    Extraction,
+    GroupingConfig,
+    InstructionCodebook,
+    InstructionRecipe,
+    Router,
+    plan_groups,
+    suggest_threshold,
+    task_similarities,
+)
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "grouping_coin.json").read_text())
 WHOLE = InstructionRecipe(kind="whole")
@@ -193,3 +204,259 @@ def test_a_damaged_file_is_one_clear_error(tmp_path, content, message):
 def test_a_wrong_setting_is_named(settings, message):
     with pytest.raises(ConfigError, match=message):
         GroupingConfig(**settings)
+
+
+TASKS = {
+    "tickets": ("Classify the support ticket by urgency.", "first_line"),
+    "german": ("Translate the sentence into German.", "last_line"),
+    "poem": ("Write a poem about the given word", "before_colon"),
+}
+
+
+def prompt(task: str, text: str) -> str:
+    instruction, kind = TASKS[task]
+    return {
+        "first_line": f"{instruction}\n{text}",
+        "last_line": f"{text}\n{instruction}",
+        "before_colon": f"{instruction}: {text}",
+    }[kind]
+
+
+@pytest.fixture
+def codebook() -> InstructionCodebook:
+    codebook = InstructionCodebook(GroupingConfig(threshold=0.8))
+    for task, (instruction, kind) in TASKS.items():
+        prompts = [prompt(task, f"some text {n}") for n in range(3)]
+        extraction = InstructionRecipe(kind=kind).fit(prompts)
+        assert extraction.instructions == [instruction]
+        codebook.add(codebook.decide(extraction.instructions).group, extraction, task=task)
+    return codebook
+
+
+@pytest.mark.parametrize(("task", "group"), [("tickets", "g1"), ("german", "g2"), ("poem", "g3")])
+def test_a_prompt_goes_to_its_group_by_its_own_recipe(codebook, task, group):
+    decision = Router(codebook).route(prompt(task, "something never seen"))
+    assert (decision.group, decision.similarity, decision.reason) == (group, 1.0, "reached")
+    assert decision.instruction == TASKS[task][0]
+    assert decision.margin == 1.0 - decision.runner_up_similarity > 0
+
+
+@pytest.mark.parametrize(("below", "group"), [("nearest", "g1"), ("latest", "g3"), ("base", None)])
+def test_the_policy_answers_below_the_threshold(codebook, below, group):
+    decision = Router(codebook, below).route("Classify the ticket for me, would you?\nIt broke")
+    assert decision.similarity < 0.8
+    assert (decision.group, decision.reason, decision.nearest) == (group, f"below_{below}", "g1")
+
+
+def test_latest_is_the_group_that_learned_last_not_the_one_opened_last(codebook):
+    whole = InstructionRecipe(kind="whole")
+    codebook.add("g1", whole.fit(["Rate the ticket"]), task="rating")
+    assert Router(codebook, "latest").route("zzz").group == "g1"
+
+
+def test_a_router_is_a_snapshot(codebook):
+    router = Router(codebook)
+    before = router.route("Sing a song about rain")
+    codebook.add(None, InstructionRecipe(kind="whole").fit(["Sing a song about rain"]), task="s")
+    assert router.route("Sing a song about rain") == before
+    assert Router(codebook).route("Sing a song about rain").similarity == 1.0
+
+
+def test_an_empty_codebook_routes_to_the_base_model():
+    decision = Router(InstructionCodebook()).route("anything")
+    assert (decision.group, decision.reason, decision.similarity) == (None, "no_groups", 0.0)
+
+
+def test_a_prompt_without_an_instruction_is_compared_whole(codebook):
+    recipe = InstructionRecipe.parse({"regex": "TASK (.*)"})
+    codebook = InstructionCodebook()
+    codebook.add(None, recipe.fit(["TASK sort numbers"]), task="sort")
+    decision = Router(codebook).route("sort numbers")
+    assert (decision.group, decision.instruction_found) == ("g1", False)
+
+
+@pytest.mark.parametrize("text", ["", " \n\t", "the of and", "\x00\x1b[31m\ud800", "日本語" * 50])
+def test_any_text_is_answered(codebook, text):
+    decision = Router(codebook).route(text)
+    assert decision.group in ("g1", "g2", "g3")
+    assert 0 <= decision.similarity < 0.8
+
+
+def test_a_100_kb_prompt_takes_bounded_time(codebook):
+    router = Router(codebook)
+    text = prompt("tickets", "word " * 20_000)
+    started = time.perf_counter()
+    assert router.route(text).group == "g1"
+    assert time.perf_counter() - started < 1
+
+
+def test_a_prompt_of_megabytes_costs_no_more_than_its_beginning_and_end(codebook):
+    router = Router(codebook)
+    words = " ".join(f"w{i}" for i in range(400_000))
+    for task, group in (("tickets", "g1"), ("german", "g2")):
+        started = time.process_time()
+        decision = router.route(prompt(task, words))
+        assert time.process_time() - started < 1
+        assert (decision.group, decision.reason) == (group, "reached")
+    assert len(router.route(words).instruction) <= (1 << 14) + 1
+
+
+def test_route_many_is_route_for_each(codebook):
+    router = Router(codebook)
+    texts = [prompt(task, "x y z") for task in TASKS]
+    assert router.route_many(texts) == [router.route(text) for text in texts]
+
+
+def test_an_unknown_policy_is_named(codebook):
+    with pytest.raises(ConfigError, match="'newest' is not a policy"):
+        Router(codebook, "newest")
+
+
+TEXTS = {
+    "tickets": "Classify the support ticket",
+    "german": "Translate this sentence into German",
+    "mail": "Classify the support email",
+}
+
+
+@pytest.fixture
+def changed_codebook() -> InstructionCodebook:
+    changed_codebook = InstructionCodebook(GroupingConfig(threshold=0.9))
+    for task, text in TEXTS.items():
+        changed_codebook.add(None, InstructionRecipe(kind="whole").fit([text]), task=task)
+    return changed_codebook
+
+
+def test_a_merged_group_answers_for_both(changed_codebook):
+    changed_codebook.merge("g1", "g3")
+    assert [group.id for group in changed_codebook.groups] == ["g1", "g2"]
+    router = Router(changed_codebook)
+    assert [router.route(text).group for text in TEXTS.values()] == ["g1", "g2", "g1"]
+
+
+def test_a_merge_keeps_what_a_task_left_in_both(changed_codebook):
+    changed_codebook.add("g1", InstructionRecipe(kind="whole").fit([TEXTS["mail"]]), task="mail")
+    changed_codebook.merge("g1", "g3")
+    tasks = {task.name: task for task in changed_codebook.group("g1").tasks}
+    assert tasks["mail"].instructions == {TEXTS["mail"]: 2}
+
+
+def test_splitting_undoes_a_merge_under_a_new_id(changed_codebook):
+    changed_codebook.merge("g1", "g3")
+    assert changed_codebook.split("g1", ["mail"]) == "g4"
+    router = Router(changed_codebook)
+    assert [router.route(text).group for text in TEXTS.values()] == ["g1", "g2", "g4"]
+
+
+def test_a_retired_group_is_kept_but_neither_reused_nor_routed_to(changed_codebook):
+    changed_codebook.retire("g1")
+    decision = changed_codebook.decide([TEXTS["tickets"]])
+    assert (decision.group, decision.nearest) == (None, "g3")
+    assert "g1" not in decision.similarities
+    assert Router(changed_codebook).route(TEXTS["tickets"]).group == "g3"
+    changed_codebook.retire("g1", retired=False)
+    assert Router(changed_codebook).route(TEXTS["tickets"]).group == "g1"
+
+
+def test_retiring_all_leaves_the_base_model(changed_codebook):
+    for group in ("g1", "g2", "g3"):
+        changed_codebook.retire(group)
+    assert Router(changed_codebook, "latest").route(TEXTS["mail"]).group is None
+    assert changed_codebook.decide([TEXTS["mail"]]).reason == "first_group"
+
+
+def test_ids_are_not_used_again_and_changes_survive_saving(changed_codebook, tmp_path):
+    changed_codebook.merge("g1", "g3")
+    changed_codebook.rename("g2", "languages")
+    changed_codebook.retire("g2")
+    changed_codebook.save(tmp_path / "codebook.json")
+    loaded = InstructionCodebook.load(tmp_path / "codebook.json")
+    assert loaded.to_dict() == changed_codebook.to_dict()
+    assert (loaded.group("g2").name, loaded.group("g2").retired) == ("languages", True)
+    extraction = InstructionRecipe(kind="whole").fit(["Write a poem"])
+    assert loaded.add(None, extraction, task="poem") == "g4"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.merge("g1", "g1"), "cannot be merged with itself"),
+        (lambda c: c.merge("g1", "g9"), "There is no group 'g9'"),
+        (lambda c: c.split("g1", ["tickets"]), "has to move some of its tasks and keep some"),
+        (lambda c: c.split("g1", []), "has to move some"),
+        (lambda c: c.split("g1", ["ticket"]), "has no task 'ticket'. Nearest: tickets"),
+        (lambda c: c.rename("x", "y"), "There is no group 'x'"),
+        (lambda c: c.retire("x"), "There is no group 'x'"),
+    ],
+)
+def test_an_impossible_change_is_named_and_changes_nothing(changed_codebook, change, message):
+    before = changed_codebook.to_dict()
+    with pytest.raises(ConfigError, match=message):
+        change(changed_codebook)
+    assert changed_codebook.to_dict() == before
+
+
+def test_an_explanation_adds_up_to_the_similarity(changed_codebook):
+    explanation = Router(changed_codebook).explain(
+        "Please classify the urgent support ticket ticket"
+    )
+    assert explanation.decision == Router(changed_codebook).route(explanation.decision.instruction)
+    assert explanation.matched == TEXTS["tickets"]
+    assert list(explanation.terms) == ["ticket", "classify", "support"]
+    assert sum(explanation.terms.values()) == pytest.approx(explanation.decision.similarity)
+    assert list(explanation.similarities) == ["g1", "g3", "g2"]
+
+
+def test_an_empty_codebook_explains_itself():
+    explanation = Router(InstructionCodebook()).explain("anything")
+    assert (explanation.matched, dict(explanation.terms), dict(explanation.similarities)) == (
+        None,
+        {},
+        {},
+    )
+
+
+COIN = {name: WHOLE.fit(texts) for name, texts in GOLDEN["tasks"].items()}
+MEAN = GroupingConfig(aggregate="mean")
+
+ADVISED = "sort list red blue image word"
+text = st.lists(st.sampled_from(ADVISED.split()), min_size=1).map(" ".join)
+
+
+def test_the_matrix_is_the_golden_one():
+    wanted = GOLDEN["mean_pair_similarity"]
+    expected = np.array([[wanted[a][b] for b in COIN] for a in COIN])
+    assert task_similarities(COIN, MEAN) == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_levels_of_the_golden_stream():
+    advice = suggest_threshold(COIN, MEAN)
+    assert [level.group_count for level in advice.levels] == [5, 4, 3]
+    widest = advice.levels[1]
+    assert (widest.low, widest.high) == pytest.approx((0.0919, 0.8074), abs=1e-4)
+    assert advice.threshold == (widest.low + widest.high) / 2
+
+
+@settings(deadline=None, max_examples=30)
+@given(texts=st.lists(st.lists(text, min_size=1, max_size=3), min_size=1, max_size=6))
+def test_every_threshold_within_a_level_gives_its_groups(texts):
+    tasks = {f"task{n}": WHOLE.fit(part) for n, part in enumerate(texts)}
+    levels = suggest_threshold(tasks, MEAN).levels
+    assert levels[0].high == 1
+    assert levels[-1].low == 0
+    for level in levels:
+        for threshold in (level.high, (level.low + level.high) / 2):
+            planned = plan_groups(tasks, GroupingConfig(aggregate="mean", threshold=threshold))
+            assert {task: group for task, (group, _) in planned.items()} == level.groups
+
+
+def test_unlike_tasks_get_a_threshold_above_their_likeness():
+    tasks = {name: WHOLE.fit([name]) for name in ("sort numbers", "translate german", "sort words")}
+    advice = suggest_threshold(tasks, GroupingConfig())
+    assert advice.levels[0].group_count == 3
+    assert advice.levels[0].low < advice.threshold < 1
+
+
+def test_no_tasks_is_an_error():
+    with pytest.raises(DataError, match="no tasks"):
+        suggest_threshold({}, GroupingConfig())

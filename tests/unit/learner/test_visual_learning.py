@@ -6,13 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from image_tasks import image_task
 from lcia.config import AssistantConfig
 from lcia.learner import ContinualLearner, Store
 from lcia.models import load_model
 from lcia.models.projector import FILE
 from lcia.registry import METHODS
-from tiny_visual import llava, save
+from tiny_visual import image_task, llava, save
 
 TRAINING = {
     "num_train_epochs": 1.5,

@@ -1,6 +1,7 @@
 """What holds for every method: settings, two tasks, stores, plain adapters, kill and resume."""
 
 import functools
+import json
 import math
 import re
 import shutil
@@ -13,6 +14,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, TrainerCallback
 
+from golden_curves import GOLDEN, configure, curves
 from lcia.config import AssistantConfig
 from lcia.errors import ConfigError, DivergenceError
 from lcia.grouping import InstructionCodebook
@@ -235,3 +237,29 @@ def test_the_method_of_one_s_own_on_the_page_works(built, host, colours):
     assert names["Noisy"](scale=1.0).finish(opened.context) == {}
     moved = [name for name, p in opened.context.parameters.items() if not p.equal(before[name])]
     assert moved == [name for name in before if "lora_A" in name], "B is 0, and stays"
+
+
+EXPECTED = json.loads(GOLDEN.read_text(encoding="utf-8"))
+WITH_A_CURVE = [name for name in METHODS.builtin if METHODS.get(name).trains]
+
+
+def test_every_method_has_its_curve():
+    assert sorted(EXPECTED) == sorted(WITH_A_CURVE)
+
+
+@pytest.mark.parametrize("name", WITH_A_CURVE)
+def test_losses_are_those_of_the_golden_curve(name, host, tiny_model, tmp_path, colours, shades):
+    learner = ContinualLearner.create(tmp_path / "a", configure(tiny_model, name), host=host)
+    found = curves(learner, [colours, shades])
+    for task, losses in EXPECTED[name].items():
+        assert len(losses) == 10
+        # Sums are added up in another order on another processor.
+        assert found[task] == pytest.approx(losses, rel=1e-4)
+
+
+def test_methods_that_protect_differ_from_plain_training_in_the_second_task_only():
+    plain = EXPECTED["sequential"]
+    for name in ("l2", "lwf", "ewc", "lcia_paper", "fixed_ema"):
+        assert EXPECTED[name]["colours"] == pytest.approx(plain["colours"], rel=1e-4), name
+    for name in ("l2", "lwf", "ewc"):
+        assert EXPECTED[name]["shades"] != pytest.approx(plain["shades"], rel=1e-4), name

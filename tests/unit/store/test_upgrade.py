@@ -1,18 +1,22 @@
 """Stores that earlier versions of lcia wrote: they open, answer, resume and learn on."""
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image as PILImage
 from safetensors.torch import load_file
 
 from campaign.upgrades import schemas, unpack
 from lcia import Assistant
-from lcia.data import Task, TaskConfig, load_task
+from lcia.data import Image, Message, Sample, Task, TaskConfig, load_task
+from lcia.data.images import check_images
 from lcia.evaluation.matrix import AccuracyMatrix
+from lcia.files import place_copy
 from lcia.learner import ContinualLearner, Store
+from lcia.store.samples import read_samples, write_samples
 
 
 @dataclass(frozen=True)
@@ -128,3 +132,31 @@ def test_an_earlier_store_learns_on_and_rolls_back(earlier):
     assert again.verify() == []
     assert again.roll_back(2).adapters["g1"][0] == "g1@0002"
     assert Store.open(earlier.root).current.number == 2
+
+
+def test_samples_and_their_images_survive_the_loss_of_the_originals(tmp_path):
+    originals = tmp_path / "originals"
+    originals.mkdir()
+    for name, colour in {"a.PNG": "red", "b.png": "blue", "c.png": "blue"}.items():
+        PILImage.new("RGB", (4, 4), colour).save(originals / name)
+
+    def about(*names: str) -> Sample:
+        images = tuple(Image(path=str(originals / name), at=i) for i, name in enumerate(names))
+        asked = Message(role="user", content="Is it?", images=images)
+        rules = Message(role="system", content="Be brief.")
+        return Sample(id="-".join(names), messages=(rules, asked), answers=("yes", "yes"))
+
+    samples = (about("a.PNG", "b.png"), about("c.png"), replace(about(), instruction="Is it?"))
+    task = check_images([Task(name="t", train=samples, test=samples)])[0]
+    (tmp_path / "draft").mkdir()
+    write_samples(tmp_path / "draft" / "samples.jsonl", task.test)
+    place_copy(tmp_path / "draft", tmp_path / "kept")
+    for path in originals.iterdir():
+        path.unlink()
+
+    found = read_samples(tmp_path / "kept" / "samples.jsonl")
+    assert replace(task, train=found, test=found).fingerprint() == task.fingerprint()
+    assert len(list((tmp_path / "kept" / "images").iterdir())) == 2, "equal images once"
+    for image in (image for sample in found for image in sample.images):
+        with PILImage.open(image.path) as opened:
+            assert opened.size == (4, 4)
