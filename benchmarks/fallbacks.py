@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks.retraining import Setting, new_model, record, recorded, train, trainable
 from lcia.data import Task, load_stream
 from lcia.ema import DynamicEMA
-from lcia.learner.environment import environment
+from lcia.learner.outcome import environment
 from lcia.models.host import AdapterHost
 from lcia.models.loading import load_model
 

@@ -31,7 +31,7 @@ from lcia.ema import DynamicEMA, PrecisionMerge
 from lcia.evaluation.generate import evaluate, scores_percent
 from lcia.grouping import GroupingConfig, InstructionCodebook, Router
 from lcia.learner import instructions_of
-from lcia.learner.environment import environment
+from lcia.learner.outcome import environment
 from lcia.models.host import AdapterHost
 from lcia.models.loading import load_model
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from lcia.experiments.comparison import Comparison, compare
 from lcia.experiments.finished import FinishedRun, find_runs
 from lcia.files import write_text
-from lcia.reports.compare_files import markdown_table
+from lcia.reports.compare_page import markdown_table
 from lcia.reports.tables import comparison_tables, settings_table
 
 ROOT = Path(__file__).parents[1]

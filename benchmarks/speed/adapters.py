@@ -22,7 +22,7 @@ from transformers import DynamicCache
 
 from benchmarks.serving_server import make_store
 from lcia.learner import load_host
-from lcia.models.prefix import cache_argument
+from lcia.models.batches import cache_argument
 from lcia.serving.engine.bank import AdapterBank
 
 RESULTS = Path(__file__).parents[1] / "results" / "adapters.json"

@@ -33,7 +33,7 @@ from lcia.distributed.processes import on_main
 from lcia.evaluation.generate import evaluate
 from lcia.grouping import RouteDecision
 from lcia.learner import load_host
-from lcia.learner.environment import environment
+from lcia.learner.outcome import environment
 
 RESULTS = Path(__file__).parents[1] / "results" / "answering.json"
 GROUPS = ("g1", "g2")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lcia.data import load_stream
 from lcia.learner import Store
-from lcia.learner.environment import environment
+from lcia.learner.outcome import environment
 
 WARM_UP = 3
 METHODS = ("sequential", "lcia")

@@ -92,8 +92,8 @@ RULES = Registry(
         "release": "lcia.ema.balance:Release",
         "toolkit": "lcia.ema.balance:Toolkit",
         "fixed": "lcia.ema.balance:Fixed",
-        "curvature": "lcia.ema.curvature:Curvature",
-        "horizon": "lcia.ema.horizon:Horizon",
+        "curvature": "lcia.ema.balance:Curvature",
+        "horizon": "lcia.ema.balance:Horizon",
     },
     renamed={"next": "toolkit"},
 )

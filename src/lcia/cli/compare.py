@@ -47,8 +47,8 @@ def compare(
     from lcia.cli.console import console, print_json, print_table
     from lcia.experiments.comparison import compare as compare_runs
     from lcia.experiments.finished import find_runs, write_results
-    from lcia.reports.compare_files import as_json as in_json
-    from lcia.reports.compare_files import write_comparison
+    from lcia.reports.compare_page import as_json as in_json
+    from lcia.reports.compare_page import write_comparison
     from lcia.reports.tables import comparison_tables, formulas
 
     found, warnings = find_runs(runs)

@@ -31,7 +31,7 @@ def demo(
 
       lcia demo somewhere/else
     """
-    from lcia.demo.packages import provide_skills
+    from lcia.demo.wheels import provide_skills
 
     provide_skills()
     recipe = Path(__file__).parents[1] / "demo" / "recipe.yaml"

@@ -46,8 +46,7 @@ def evaluate(
     from lcia.distributed.launch import JOINING
     from lcia.distributed.output import join, logs_beside
     from lcia.distributed.processes import is_main
-    from lcia.evaluation.measures import MEASURES
-    from lcia.evaluation.metrics import summarise
+    from lcia.evaluation.metrics import MEASURES, summarise
     from lcia.experiments.results import routing_accuracy_of
     from lcia.learner import Store
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lcia.cli.database import DatabaseUrl
+from lcia.cli.serve import DatabaseUrl
 from lcia.errors import ConfigError
 
 if TYPE_CHECKING:

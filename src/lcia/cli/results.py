@@ -7,7 +7,7 @@ from lcia.cli.chat import explain
 from lcia.cli.console import console, print_table
 from lcia.cli.evaluate import print_matrix
 from lcia.evaluation.generate import Prediction
-from lcia.evaluation.measures import MEASURES
+from lcia.evaluation.metrics import MEASURES
 from lcia.experiments.results import SIZES, Result
 from lcia.learner import Version
 from lcia.reports.numbers import measured

@@ -121,7 +121,7 @@ def _write_page(results: "Sequence[Result]", folder: Path) -> Path:
     from lcia.experiments.comparison import compare
     from lcia.experiments.finished import find_runs
     from lcia.reports.collect import report_of
-    from lcia.reports.compare_files import write_comparison
+    from lcia.reports.compare_page import write_comparison
     from lcia.reports.html import write_report
 
     if len(results) <= SIDE_BY_SIDE:

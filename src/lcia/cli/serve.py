@@ -5,8 +5,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lcia.cli.database import DatabaseUrl
-
 if TYPE_CHECKING:
     from lcia.serving.config import ServeConfig
 
@@ -21,6 +19,14 @@ CorsOrigin = Annotated[
     typer.Option("--cors-origin", help="Origin whose web pages may ask, or '*'; repeatable."),
 ]
 Drain = Annotated[float, typer.Option(help="Seconds that running answers have after SIGTERM.")]
+DatabaseUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--database",
+        envvar="LCIA_DATABASE",
+        help="URL of jobs, receipts and feedback; default: assistant.db in the folder.",
+    ),
+]
 Learn = Annotated[
     bool, typer.Option("--learn", help="Take files and fine-tuning jobs; a worker learns them.")
 ]

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lcia.cli.database import DatabaseUrl
+from lcia.cli.serve import DatabaseUrl, log_with_times
 
 
 def register(app: typer.Typer) -> None:
@@ -38,7 +38,6 @@ def worker(
     """
     import os
 
-    from lcia.cli.serve import log_with_times
     from lcia.live.child import end_with_stdin
     from lcia.serving.extra import check_installed
 

@@ -8,13 +8,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from lcia.data.columns import check_columns, mapped
 from lcia.data.images import below
 from lcia.data.readers.base import Problem, Reader, Record, RecordError, found
 from lcia.data.readers.fields import ROLES, TURN
 from lcia.data.readers.meaning import refuse, unread
 from lcia.data.sample import Sample
-from lcia.data.tables import load_values
+from lcia.data.tables import check_columns, load_values, mapped
 from lcia.errors import ConfigError, DataError
 from lcia.registry import READERS
 
@@ -105,7 +104,7 @@ def read_all(
         roles: role in the file to ``system``, ``user`` or ``assistant``.
         images: folder the paths of images start from; None: that of the file.
         split: which part of a folder or of a hub's data set.
-        columns: field to the column that holds it, see ``lcia.data.columns.mapped``.
+        columns: field to the column that holds it, see ``lcia.data.tables.mapped``.
         turns: which answers of a conversation are learned; None: as the format does.
 
     Raises:

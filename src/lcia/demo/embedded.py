@@ -107,7 +107,7 @@ SMOLLM2 = EmbeddedModel(
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     license="Apache-2.0",
     size_mb=98,
-    maker="lcia.demo.gguf:dequantise",
+    maker="lcia.demo.wheels:dequantise",
 )
 
 SMOLLM2_DINOV2 = EmbeddedModel(

@@ -7,7 +7,7 @@ from typing import Any
 
 from lcia.data.sample import Message, Sample
 from lcia.data.task import Task
-from lcia.demo.captions import DIGITS
+from lcia.demo.alignment import DIGITS
 from lcia.demo.images import (
     COLOURS,
     SHAPES,

@@ -12,9 +12,8 @@ from torch.utils.hooks import RemovableHandle
 
 from lcia.ema import fused as kernels
 from lcia.ema.balance import STEP_L1, Rule, build_rule
-from lcia.ema.decide import decide
 from lcia.ema.gradients import PreviousGradients
-from lcia.ema.record import EMAStats, read, summarise
+from lcia.ema.record import EMAStats, decide, read, summarise
 from lcia.ema.reduce import TERMS, Operands, blend, move, new_scratch
 from lcia.ema.sharding import Shards, local, without_ties
 from lcia.errors import TrainingError

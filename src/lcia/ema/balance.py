@@ -7,7 +7,7 @@ Rules return ``gain`` = 1 - beta, the weight of the new parameters: gains of 1e-
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 import torch
@@ -190,3 +190,99 @@ def _check(rule: Rule, setting: Field[Any]) -> None:
             f"rule.{name} is {value!r}; expected a number in (0, {limit:g}). "
             f"Note: 'fallback' is 1 - beta, the weight of the new parameters."
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curvature(Rule):
+    """beta = (<g, d> + ||d||) / (kappa <d, d>), curvature measured along a step.
+
+    With d = theta - theta*, the update gives theta* - theta = -beta d. A second-order expansion
+    of the loss around theta with Hessian kappa I, plus the distance (1 - beta) ||d|| that theta*
+    moves, is
+
+        F(beta) = -beta <g, d> + beta^2 kappa <d, d> / 2 + (1 - beta) ||d||,
+
+    the paper's objective with the products of scalars read as inner products. For kappa > 0 it is
+    convex; dF/dbeta = -<g, d> + beta kappa <d, d> - ||d|| = 0 gives beta. kappa is the secant
+    estimate max(<y, s>, 0) / <s, s> (the scalar of Barzilai and Borwein) over the step s that
+    lies between the two gradients, so the rule keeps the sign of g along d, which the L1 norms
+    lose, and does not grow with a tensor's size.
+
+    Args:
+        fallback: gain (1 - beta) where beta is outside (0, 1) or kappa is not positive.
+
+    Source: derived here from LCIA (arXiv:2410.10868); kappa: Barzilai and Borwein (1988).
+    Differs from source: inner products instead of L1 norms.
+    """
+
+    terms = ("grad_drift", "drift_sq", "change_step", "step_sq")
+    curvature_term = "change_step"
+
+    def gain(self, sums: Sums, *, step: int) -> Tensor:
+        """Return 1 - beta, shape (tensors,), unclipped."""
+        kappa = sums["change_step"] / sums["step_sq"]
+        pull = sums["grad_drift"] / sums["drift_sq"] + sums["drift_sq"].rsqrt()
+        return 1 - pull / kappa
+
+
+@dataclass(frozen=True, kw_only=True)
+class Horizon(Rule):
+    """The average remembers a share of the task's steps: 1 - beta = 1 / (share max_steps).
+
+    An average with constant beta remembers about 1 / (1 - beta) steps. Which beta protects what
+    came before therefore depends on the length of the task; this rule asks for the horizon
+    H = max(share max_steps, 1) instead. At update t, counted from 1,
+
+        1 - beta_t = max(1 / (t + 1), 1 / H).
+
+    The first term is the warm-up, beta = 1 - 1/n with n = t + 1 values seen, the starting one
+    among them: until t + 1 = H, theta* is the plain mean of the starting theta* and all theta
+    since. By induction, with m the mean of n values, (1 - 1/(n+1)) m + theta/(n+1) is the mean of
+    n + 1. Without it the starting value would keep the weight (1 - 1/H)^t, far more than any
+    value after it. With ``share`` 1 the result is the mean over the whole task. All tensors move
+    alike, no gradients are needed, and no step falls back.
+
+    Args:
+        share: share of the task's optimizer steps that theta* remembers, in (0, 1].
+        max_steps: optimizer steps of the whole task. ``DynamicEMACallback`` takes Trainer's where
+            this is None; a hand-written loop gives its own.
+
+    Raises:
+        ConfigError: a setting is out of range.
+
+    Source: the usual warm-up of an exponential average; the horizon as a share is this project's.
+    """
+
+    terms = ()
+    curvature_term = None
+
+    share: float = 0.5
+    max_steps: int | None = None
+    fallback: float = field(default=0.01, init=False)  # never used: no step falls back
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.share > 1:
+            raise ConfigError(f"rule.share is {self.share!r}; expected a number in (0, 1].")
+
+    def for_training(self, max_steps: int | None = None) -> "Horizon":
+        """Return the rule with ``max_steps`` known, its own if it has one.
+
+        Raises:
+            ConfigError: neither it nor the caller knows how long training is.
+        """
+        if self.max_steps is not None:
+            return self
+        if max_steps is None:
+            raise ConfigError(
+                "rule.max_steps is not given; rule 'horizon' needs the number of optimizer steps, "
+                'as in {"name": "horizon", "share": 0.5, "max_steps": 300}. DynamicEMACallback '
+                "knows it from Trainer."
+            )
+        return replace(self, max_steps=max_steps)
+
+    def gain(self, sums: Sums, *, step: int) -> Tensor:
+        """Return 1 - beta for every tensor, shape (tensors,), in (0, 1]."""
+        assert self.max_steps is not None  # DynamicEMA asked for_training()
+        horizon = max(self.share * self.max_steps, 1)
+        return torch.full_like(sums["drift_l1"], 1 / min(step + 1, horizon))

@@ -1,8 +1,7 @@
 """Scores of answers, the accuracy matrix and the metrics of continual learning."""
 
 from lcia.evaluation.matrix import AccuracyMatrix
-from lcia.evaluation.measures import MEASURES
-from lcia.evaluation.metrics import METRICS, Measure, Metric, summarise
+from lcia.evaluation.metrics import MEASURES, METRICS, Measure, Metric, summarise
 from lcia.evaluation.scorers import Scorer, mean_percent, score_each
 
 __all__ = [

@@ -7,7 +7,7 @@ from statistics import fmean, stdev
 
 from lcia.errors import ConfigError
 from lcia.evaluation.matrix import AccuracyMatrix
-from lcia.evaluation.measures import MEASURES
+from lcia.evaluation.metrics import MEASURES
 from lcia.experiments.finished import FinishedRun
 from lcia.registry import nearest
 

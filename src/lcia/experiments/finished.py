@@ -17,7 +17,7 @@ import yaml
 from lcia.config import AssistantConfig, parse_config, todays_names
 from lcia.errors import ConfigError
 from lcia.evaluation.matrix import AccuracyMatrix
-from lcia.evaluation.measures import MEASURES
+from lcia.evaluation.metrics import MEASURES
 from lcia.files import read_json, read_jsonl, write_jsonl
 from lcia.learner import read_journal
 from lcia.registry import METHODS

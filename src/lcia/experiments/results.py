@@ -19,8 +19,13 @@ from lcia.evaluation.generate import (
     scores_percent,
 )
 from lcia.evaluation.kept import Keep
-from lcia.evaluation.measures import MEASURES, averaging, general_ability, routing_accuracy
-from lcia.evaluation.metrics import summarise
+from lcia.evaluation.metrics import (
+    MEASURES,
+    averaging,
+    general_ability,
+    routing_accuracy,
+    summarise,
+)
 from lcia.files import read_json, read_jsonl, write_json, write_jsonl
 from lcia.grouping import InstructionCodebook, Router
 from lcia.learner import ContinualLearner, Store, Version

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lcia.grouping.index import Postings
-from lcia.grouping.terms import MARKS, UNSPACED
+from lcia.grouping.index import MARKS, UNSPACED, Postings
 
 TERMS_KEPT = 500
 """Terms kept a view of a task, the most frequent; 2,500 tell tasks apart no better."""

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lcia.grouping.config import GroupingConfig
-from lcia.grouping.index import Postings
-from lcia.grouping.terms import Terms, normalized, paper_terms, unicode_terms
+from lcia.grouping.index import Postings, Terms, normalized, paper_terms, unicode_terms
 
 # Squared smoothed IDF of a term in one of two documents; that of a term in both is 1.
 _C2 = (log(3 / 2) + 1) ** 2

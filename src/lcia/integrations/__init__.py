@@ -1,7 +1,6 @@
 """Dynamic EMA inside other people's training loops."""
 
 from lcia.integrations.deepspeed import DeepSpeedEMA, DeepSpeedMerge
-from lcia.integrations.merging import PrecisionMergeCallback
-from lcia.integrations.transformers import DynamicEMACallback
+from lcia.integrations.transformers import DynamicEMACallback, PrecisionMergeCallback
 
 __all__ = ["DeepSpeedEMA", "DeepSpeedMerge", "DynamicEMACallback", "PrecisionMergeCallback"]

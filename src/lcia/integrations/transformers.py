@@ -1,4 +1,4 @@
-"""Dynamic EMA for transformers' Trainer, and all that build on it (TRL's SFTTrainer among them)."""
+"""Dynamic EMA and merging for transformers' Trainer and all that build on it, TRL's among them."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -8,15 +8,17 @@ from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import DistributedType
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.optim import Optimizer
 from transformers import DefaultFlowCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from lcia.ema import DynamicEMA, EMAStats, Rule, build_rule
+from lcia.ema import DynamicEMA, EMAStats, PrecisionMerge, Rule, build_rule
+from lcia.ema.average import overflowed
 from lcia.ema.files import FILE_NAME, load_state, save_state
 from lcia.errors import TrainingError
-from lcia.integrations.deepspeed import DeepSpeedEMA
-from lcia.integrations.skipped import SkippedSteps
+from lcia.integrations.deepspeed import DeepSpeedEMA, DeepSpeedMerge
 
 logger = logging.getLogger(__name__)
 
@@ -205,3 +207,93 @@ def _figures(stats: EMAStats) -> dict[str, float]:
         "ema/drift": stats.drift_l1,
         **shares,
     }
+
+
+MERGE_FILE = "precision_merge.safetensors"
+
+
+class PrecisionMergeCallback(TrainerCallback):
+    """Sums squared gradients during ``Trainer.train()`` and merges into ``theta_old`` at its end.
+
+    The sums travel with the Trainer's checkpoints as ``precision_merge.safetensors``. Add it after
+    a ``DynamicEMACallback``: then the average is what is merged.
+
+    Args:
+        theta_old: full values of the trained parameters before the task, by name; None only sums,
+            for a first task.
+        old_weight: as for ``PrecisionMerge``.
+        precision_old: as for ``PrecisionMerge``.
+    """
+
+    merge: PrecisionMerge
+
+    def __init__(
+        self,
+        *,
+        theta_old: Mapping[str, Tensor] | None,
+        old_weight: float,
+        precision_old: Mapping[str, Tensor] | None,
+    ) -> None:
+        self._theta_old = theta_old
+        self._settings: dict[str, Any] = {"old_weight": old_weight, "precision_old": precision_old}
+
+    def precision(self, *, alone: bool = False) -> dict[str, Tensor]:
+        """Return what to carry to the next task; collective where parameters are sharded.
+
+        Args:
+            alone: only this task's, for a group of its own.
+        """
+        return self.merge.precision(alone=alone)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the sums, or take them from the checkpoint training resumes from."""
+        model, optimizer = kwargs["model"], kwargs.get("optimizer")
+        self._skipped = SkippedSteps(optimizer)
+        if PartialState().distributed_type == DistributedType.DEEPSPEED:
+            self.merge = DeepSpeedMerge(model, optimizer, **self._settings)
+        else:
+            self.merge = PrecisionMerge(model.named_parameters(), **self._settings)
+        if state.global_step:
+            self.merge.load_state_dict(load_file(checkpoint_folder(args, state) / MERGE_FILE))
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Add the squared gradients of the step just taken."""
+        if not self._skipped.last():
+            self.merge.accumulate()
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Write the sums into the checkpoint just saved."""
+        sums = self.merge.state_dict()
+        if state.is_world_process_zero:
+            save_file(sums, checkpoint_folder(args, state) / MERGE_FILE)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Make the parameters the merge."""
+        if self._theta_old is not None:
+            self.merge.merge(self._theta_old)
+
+
+class SkippedSteps:
+    """Knows whether fp16 loss scaling skipped an optimizer's last step.
+
+    accelerate says so (``step_was_skipped``) where the gradient scaler did not call the optimizer.
+    A fused one, Trainer's default on CUDA, is always called and finds the infinities itself:
+    accelerate takes that step for taken, so torch's post-step hook asks the optimizer.
+
+    Args:
+        optimizer: what accelerate prepared.
+    """
+
+    def __init__(self, optimizer: Any) -> None:
+        self._optimizer = optimizer
+        self._overflowed = False
+        inner = getattr(optimizer, "optimizer", optimizer)
+        if isinstance(inner, Optimizer):
+            inner.register_step_post_hook(self._after_step)
+
+    def last(self) -> bool:
+        """Return whether the last step was skipped."""
+        return self._overflowed or getattr(self._optimizer, "step_was_skipped", False)
+
+    def _after_step(self, stepped: Optimizer, args: Any, kwargs: Any) -> None:
+        self._overflowed = overflowed(stepped)

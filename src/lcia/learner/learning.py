@@ -24,14 +24,18 @@ from lcia.evaluation.kept import Keep, digest
 from lcia.evaluation.metrics import summarise
 from lcia.files import discard, write_jsonl
 from lcia.grouping import InstructionCodebook, Router
-from lcia.learner.environment import environment
 from lcia.learner.gate import check_gate
 from lcia.learner.memory import keep_freed_memory, memory_watched, release_memory
-from lcia.learner.outcome import Outcome
+from lcia.learner.outcome import Outcome, environment
 from lcia.learner.preflight import preflight
-from lcia.learner.projectors import share_projector, shared_projector
 from lcia.learner.scoring import score_tasks
-from lcia.learner.training import TRAINED, UNTRAINED, train_adapter
+from lcia.learner.training import (
+    TRAINED,
+    UNTRAINED,
+    share_projector,
+    shared_projector,
+    train_adapter,
+)
 from lcia.methods.base import Method
 from lcia.models.answering import TODAY, TemplateSettings
 from lcia.models.host import AdapterHost

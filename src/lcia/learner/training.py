@@ -1,9 +1,11 @@
 """Train one group's adapter on one task with transformers' Trainer."""
 
 import logging
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from lcia.learner.trainer import MethodTrainer, ProjectorState
 from lcia.methods.base import Method, TaskContext
 from lcia.models.experts import save_expert_routers
 from lcia.models.host import AdapterHost
+from lcia.models.projector import FILE
 from lcia.store.finite import FiniteSteps
 from lcia.store.journal import Journal
 from lcia.store.samples import REMEMBERED, VALIDATION, Kept, keep_with, kept_with
@@ -345,3 +348,35 @@ class _Steps(TrainerCallback):
             eta_s=round(pace * (state.max_steps - state.global_step), 1),
             **logs,
         )
+
+
+def shared_projector(adapters: Mapping[str, tuple[str, Path]]) -> Path | None:
+    """Return an adapter that has the projector all of them share; None before the first task."""
+    folders = (folder for _, folder in adapters.values())
+    return next((folder for folder in folders if (folder / FILE).is_file()), None)
+
+
+def share_projector(
+    trained: Path, others: Mapping[str, tuple[str, Path]], *, folder: Path
+) -> dict[str, Path]:
+    """Copy the other groups' adapters, each with the projector that was just trained.
+
+    A version's folders never change, and the answers of every group do: so each gets a new one,
+    and all that goes by folder (answers kept, roll-back, checksums) stays right.
+
+    Args:
+        trained: the adapter with that projector.
+        others: group to the key and folder of its adapter.
+        folder: where to write the copies.
+
+    Returns:
+        Group to the folder of its copy.
+    """
+
+    def copy(source: Path, target: Path) -> None:
+        place_copy(source, target)
+        shutil.copyfile(trained / FILE, target / FILE)
+
+    for group, (_, source) in others.items():
+        on_main(partial(copy, source, folder / group))
+    return {group: folder / group for group in others}

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from lcia.integrations.merging import PrecisionMergeCallback
+from lcia.integrations.transformers import PrecisionMergeCallback
 from lcia.methods.base import Method, TaskContext
 
 logger = logging.getLogger(__name__)

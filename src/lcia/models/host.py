@@ -11,13 +11,12 @@ from typing import Any
 from lcia.data.sample import Message
 from lcia.errors import ConfigError
 from lcia.models.answering import TemplateSettings
-from lcia.models.chat import ChatFormat
+from lcia.models.batches import behind_prefix, read_prefix, shares_prefixes
+from lcia.models.chat import ChatFormat, Seq2SeqFormat
 from lcia.models.experts import EXPERT_ROUTERS, load_expert_routers
 from lcia.models.loading import BaseModel
 from lcia.models.lora import add_lora, read_config
-from lcia.models.prefix import behind_prefix, read_prefix, shares_prefixes
 from lcia.models.projector import Projector
-from lcia.models.seq2seq import Seq2SeqFormat
 from lcia.models.visual import VisualFormat
 
 logger = logging.getLogger(__name__)

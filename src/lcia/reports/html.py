@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lcia.errors import ConfigError
 from lcia.evaluation.matrix import AccuracyMatrix
-from lcia.evaluation.measures import averaging
-from lcia.evaluation.metrics import METRICS, summarise
+from lcia.evaluation.metrics import METRICS, averaging, summarise
 from lcia.files import write_bytes
 from lcia.reports.data import ReportData, RunRecord, StepRecord
 from lcia.reports.numbers import number, size

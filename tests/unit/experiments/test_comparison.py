@@ -12,7 +12,7 @@ from lcia.errors import ConfigError
 from lcia.evaluation import MEASURES, METRICS
 from lcia.experiments.comparison import Spread, compare
 from lcia.experiments.finished import find_runs, write_results
-from lcia.reports.compare_files import as_json, write_comparison
+from lcia.reports.compare_page import as_json, write_comparison
 from lcia.reports.tables import settings_table
 
 

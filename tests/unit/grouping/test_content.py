@@ -18,7 +18,7 @@ from lcia.grouping.content import (
     TermCounts,
     content_terms,
 )
-from lcia.grouping.terms import unicode_terms
+from lcia.grouping.index import unicode_terms
 
 INSTRUCTION = "Answer with one word."
 WEATHER = [

@@ -20,7 +20,7 @@ from lcia.grouping import (
     pair_similarity,
 )
 from lcia.grouping.embedding import EmbeddingSimilarity, Encoder, spherical_means
-from lcia.grouping.terms import STOP_WORDS, paper_terms
+from lcia.grouping.index import STOP_WORDS, paper_terms
 from lcia.grouping.tfidf import TfidfIndex
 
 _LINE = "classify translate ticket sentence into german the support a poem"

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from lcia.learner import Journal, read_journal
-from lcia.learner import environment as module
-from lcia.learner.environment import environment
+from lcia.learner import outcome as module
+from lcia.learner.outcome import environment
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from lcia.learner import ContinualLearner, Store
 from lcia.models import AdapterHost, ChatFormat, load_model
 from lcia.models.answering import TemplateSettings
 from lcia.models.batches import answer_batch
-from lcia.models.seq2seq import Seq2SeqFormat
+from lcia.models.chat import Seq2SeqFormat
 from lcia.store.fingerprint import fingerprint
 from templates import CHAT_TOKENS, SHAPES, byte_tokenizer, shaped
 from tiny_visual import save, t5

@@ -8,9 +8,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from lcia.data import Message
 from lcia.errors import ConfigError
 from lcia.models import AdapterHost, load_model, resolve_dtype
-from lcia.models.batches import mask_of, padded
+from lcia.models.batches import behind_prefix, common_length, mask_of, padded, shares_prefixes
 from lcia.models.host import RecentAnswers
-from lcia.models.prefix import behind_prefix, common_length, shares_prefixes
 
 
 def user(text: str):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from lcia.models import BaseModel
-from lcia.models.prefix import cache_argument
+from lcia.models.batches import cache_argument
 from lcia.models.projector import Projector
 from lcia.serving.engine.arena import Arena
 from lcia.serving.engine.bank import AdapterBank
