@@ -1,6 +1,6 @@
 """Clients as they are published, each installed into a folder of its own, call both servers.
 
-Their programs are the files beside this one. The table in docs/serving.md is what they told;
+Their programs are beside this file. The table in docs/serving.md is what they told;
 LCIA_WRITE_TABLE=1 writes it anew.
 """
 
@@ -25,20 +25,20 @@ BEGIN, END = "<!-- clients: begin -->\n", "<!-- clients: end -->\n"
 CALLS = ("answer", "stream", "conversation", "text", "models", "too_long", "object")
 
 PYTHON = {  # client: its package, its program
-    "openai (Python)": ("openai", "openai_python.py"),
-    "litellm": ("litellm", "litellm_calls.py"),
-    "langchain-openai, `ChatOpenAI`": ("langchain-openai", "langchain_chat.py"),
-    "langchain-openai, `OpenAI`": ("langchain-openai", "langchain_text.py"),
-    "llm": ("llm", "llm_command.py"),
-    "pydantic-ai": ("pydantic-ai-slim[openai]", "pydantic_ai_agent.py"),
-    "openai-agents": ("openai-agents", "openai_agents.py"),
-    "instructor (`MD_JSON`)": ("instructor", "instructor_calls.py"),
-    "Open WebUI's requests": ("httpx", "open_webui.py"),
+    "openai (Python)": ("openai", "openai_python"),
+    "litellm": ("litellm", "litellm_calls"),
+    "langchain-openai, `ChatOpenAI`": ("langchain-openai", "langchain_chat"),
+    "langchain-openai, `OpenAI`": ("langchain-openai", "langchain_text"),
+    "llm": ("llm", "llm_command"),
+    "pydantic-ai": ("pydantic-ai-slim[openai]", "pydantic_ai_agent"),
+    "openai-agents": ("openai-agents", "openai_agents"),
+    "instructor (`MD_JSON`)": ("instructor", "instructor_calls"),
+    "Open WebUI's requests": ("httpx", "open_webui"),
 }
 NPM = ("openai", "@ai-sdk/openai-compatible", "ai")
 JAVASCRIPT = {
-    "openai (JavaScript)": ("openai", "openai_js.mjs"),
-    "@ai-sdk/openai-compatible": ("@ai-sdk/openai-compatible", "ai_sdk.mjs"),
+    "openai (JavaScript)": ("openai", "openai_js"),
+    "@ai-sdk/openai-compatible": ("@ai-sdk/openai-compatible", "ai_sdk"),
 }
 
 
@@ -81,8 +81,7 @@ def npm(tmp_path_factory):
         pytest.skip(f"the npm registry cannot be reached: {asked.stderr.strip()[-200:]}")
     done = run("npm", "install", "--no-audit", "--no-fund", *NPM, cwd=folder)
     assert done.returncode == 0, done.stderr
-    for program in HERE.glob("*.mjs"):
-        shutil.copy(program, folder)  # it finds its packages from where it lies
+    shutil.copy(HERE / "programs.mjs", folder)  # it finds its packages from where it lies
     return folder
 
 
@@ -139,7 +138,7 @@ def test_a_python_client_as_it_is(client, urls, uv, table, tmp_path):
         line.split()[1] for line in shown.stdout.splitlines() if line.startswith("Version:")
     )
     plain = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "OPENAI"))}
-    calls = through_both(urls, python, HERE / program, env=plain)
+    calls = through_both(urls, python, HERE / "programs.py", program, env=plain)
     table[client] = row(client, "–" if package == "httpx" else version, calls)
 
 
@@ -147,7 +146,9 @@ def test_a_python_client_as_it_is(client, urls, uv, table, tmp_path):
 def test_a_javascript_client_as_it_is(client, urls, npm, table):
     package, program = JAVASCRIPT[client]
     about = json.loads((npm / "node_modules" / package / "package.json").read_text())
-    table[client] = row(client, about["version"], through_both(urls, "node", npm / program))
+    table[client] = row(
+        client, about["version"], through_both(urls, "node", npm / "programs.mjs", program)
+    )
 
 
 def test_the_table_in_the_docs_has_every_client():
