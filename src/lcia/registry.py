@@ -144,12 +144,12 @@ SCORERS = Registry(
         "contains": "lcia.evaluation.scorers:contains",
         "rougeL": "lcia.evaluation.scorers:rouge_l",
         "choice": "lcia.evaluation.scorers:choice",
-        "option_letter": "lcia.evaluation.scorers_visual:option_letter",
-        "vqa_accuracy": "lcia.evaluation.scorers_visual:vqa_accuracy",
-        "contains_either": "lcia.evaluation.scorers_visual:contains_either",
-        "ignore_case": "lcia.evaluation.scorers_visual:ignore_case",
-        "gqa_match": "lcia.evaluation.scorers_visual:gqa_match",
-        "box_iou": "lcia.evaluation.scorers_visual:box_iou",
+        "option_letter": "lcia.evaluation.scorers:option_letter",
+        "vqa_accuracy": "lcia.evaluation.scorers:vqa_accuracy",
+        "contains_either": "lcia.evaluation.scorers:contains_either",
+        "ignore_case": "lcia.evaluation.scorers:ignore_case",
+        "gqa_match": "lcia.evaluation.scorers:gqa_match",
+        "box_iou": "lcia.evaluation.scorers:box_iou",
     },
 )
 

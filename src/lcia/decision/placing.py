@@ -11,7 +11,7 @@ from lcia.decision.choice import EXPAND
 from lcia.decision.instructions import instructions_of, tell_odd_fields
 from lcia.decision.validation import hold_back
 from lcia.grouping import GroupDecision, InstructionCodebook, told
-from lcia.grouping.conversation import whole
+from lcia.grouping.instruction import whole
 from lcia.store.journal import Journal
 from lcia.store.store import Store
 from lcia.store.version import Version

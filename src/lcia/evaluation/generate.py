@@ -15,7 +15,7 @@ from lcia.errors import StoreError
 from lcia.evaluation.kept import Keep, KeptAnswers, digest
 from lcia.evaluation.scorers import mean_percent, score_each
 from lcia.files import read_jsonl
-from lcia.grouping.conversation import Prompt, told
+from lcia.grouping.instruction import Prompt, told
 from lcia.grouping.router import RouteDecision
 from lcia.models.host import AdapterHost
 from lcia.registry import SCORERS

@@ -1,14 +1,22 @@
-"""Answers kept as they come, so that what was killed goes on where answering was."""
+"""Answers to held-out samples: kept as they come, and made again only where a change reaches."""
 
 import hashlib
 import json
+import logging
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lcia.data.sample import Sample
+from lcia.data.task import Task
+from lcia.errors import ConfigError, DataError, ModelError
+from lcia.evaluation.scorers import normalise, score_each
 from lcia.files import LINES_LIMIT, append, json_bytes, read_bytes, write_bytes
+from lcia.models.answering import LEAST_PROMPT
+from lcia.models.chat import ChatFormat
+from lcia.registry import SCORERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,3 +86,119 @@ def _record(line: bytes) -> Any:
     """Return what a line holds; None if it is not as it was written."""
     body, _, rest = line.rpartition(b" ")
     return json.loads(body) if rest == b"%08x\n" % zlib.crc32(body) else None
+
+
+logger = logging.getLogger(__name__)
+
+
+def check_answers(chat: ChatFormat, task: Task) -> None:
+    """Check that a model can read a task's prompts and give its answers.
+
+    Answers that are longer than what is generated, or that the model's tokens cannot express, are
+    counted and told.
+
+    Raises:
+        ConfigError: the model has no room for ``max_new_tokens``.
+        DataError: no held-out sample could score, or an answer is longer than the model reads.
+        ModelError: the chat template refuses the turns of a sample.
+    """
+    samples = (*task.train, *task.test)
+    try:
+        chat.facts.prompt_tokens(task.max_new_tokens + chat.answering.ending.lead_tokens)
+    except ConfigError as error:
+        raise ConfigError(f"task '{task.name}': {error}") from error
+    shapes = {tuple(turn.role for turn in s.messages): s for s in reversed(samples)}
+    for sample in shapes.values():
+        try:
+            chat.encode_prompt(sample.messages)
+        except ModelError as error:
+            raise ModelError(f"task '{task.name}', sample '{sample.id}': {error}") from error
+    _check_lengths(chat, task)
+    given = [_Given(chat, sample, task.max_new_tokens) for sample in samples]
+    _tell_unreachable(task, given)
+    tested = given[len(task.train) :]
+    if any(one.reached for one in tested):
+        return
+    options = [sample.answers for sample in task.test]
+    if not any(score_each(SCORERS.get(task.scorer), [one.nearest for one in tested], options)):
+        first = tested[0]
+        raise DataError(
+            f"task '{task.name}': no held-out sample could score: of sample '{first.sample.id}', "
+            f"the answer {_short(first.sample.answers[0])} comes back as {_short(first.nearest)}. "
+            + (_LONGER if first.too_long else "Change the answers, or take another model.")
+        )
+
+
+_LONGER = "Raise max_new_tokens (lcia learn --max-new-tokens)."
+
+
+class _Given:
+    """The best that could be generated for a sample."""
+
+    def __init__(self, chat: ChatFormat, sample: Sample, limit: int) -> None:
+        self.sample = sample
+        self.tokens = 0
+        self.reached = self.too_long = False
+        self.nearest = ""
+        for answer in sample.answers:
+            ids = chat.encoder.encode(chat.encoder.protect(answer))
+            text = chat.answering.answer(ids[:limit])
+            reached = normalise(text) == normalise(answer)
+            if reached or not self.tokens:
+                self.tokens, self.nearest = max(1, len(ids)), text
+                self.reached, self.too_long = reached, len(ids) > limit
+            if reached:
+                break
+
+
+def _tell_unreachable(task: Task, given: Sequence[_Given]) -> None:
+    missed = [one for one in given if not one.reached]
+    if long := [one for one in missed if one.too_long]:
+        logger.warning(
+            "task '%s': %d of %d answers are longer than the %d tokens that are generated; the "
+            "first is sample '%s' with %d. %s",
+            task.name,
+            len(long),
+            len(given),
+            task.max_new_tokens,
+            long[0].sample.id,
+            long[0].tokens,
+            _LONGER,
+        )
+    if lost := [one for one in missed if not one.too_long]:
+        logger.warning(
+            "task '%s': %d of %d answers cannot be written in the model's tokens; the first is "
+            "sample '%s', where %s comes back as %s.",
+            task.name,
+            len(lost),
+            len(given),
+            lost[0].sample.id,
+            _short(lost[0].sample.answers[0]),
+            _short(lost[0].nearest),
+        )
+
+
+def _check_lengths(chat: ChatFormat, task: Task) -> None:
+    """Check that the answers that are trained on fit into the model.
+
+    Raises:
+        DataError: one does not.
+    """
+    if chat.facts.positions is None:
+        return
+    most = chat.facts.positions - (0 if chat.facts.encoder_decoder else LEAST_PROMPT)
+    most -= chat.answering.ending.lead_tokens + 1
+    for sample in task.train:
+        if len(sample.answers[0].encode()) <= most // 4:  # no tokenizer takes four for a byte
+            continue
+        tokens = len(chat.encoder.encode(chat.encoder.protect(sample.answers[0])))
+        if tokens > most:
+            raise DataError(
+                f"task '{task.name}', sample '{sample.id}': its answer has {tokens} tokens; the "
+                f"model reads {chat.facts.positions}. Shorten it, or leave the sample out."
+            )
+
+
+def _short(text: str) -> str:
+    shown = repr(text)
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."

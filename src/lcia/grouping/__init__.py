@@ -53,9 +53,8 @@ from lcia.grouping.advice import (
 )
 from lcia.grouping.codebook import GroupDecision, InstructionCodebook
 from lcia.grouping.config import GroupingConfig
-from lcia.grouping.conversation import Prompt, Said, told
 from lcia.grouping.groups import Group, TaughtTask
-from lcia.grouping.instruction import Extraction, InstructionRecipe
+from lcia.grouping.instruction import Extraction, InstructionRecipe, Prompt, Said, told
 from lcia.grouping.router import Considered, RouteDecision, RouteExplanation, Router
 from lcia.grouping.tfidf import pair_similarity
 

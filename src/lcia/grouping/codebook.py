@@ -12,10 +12,9 @@ from lcia.errors import ConfigError, DataError, LciaError, StoreError
 from lcia.files import read_json, write_json
 from lcia.grouping.config import GroupingConfig
 from lcia.grouping.content import Content, ContentIndex
-from lcia.grouping.conversation import Prompt, undecided, whole, without
 from lcia.grouping.groups import Group, TaughtTask
 from lcia.grouping.index import GroupedRows, Similarity
-from lcia.grouping.instruction import Extraction
+from lcia.grouping.instruction import Extraction, Prompt, undecided, whole, without
 from lcia.registry import SIMILARITIES, nearest
 
 SCHEMA = 1

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from lcia.errors import ConfigError
 from lcia.grouping.codebook import ALIKE, InstructionCodebook
 from lcia.grouping.config import POLICIES
-from lcia.grouping.conversation import Prompt, Said, whole
+from lcia.grouping.instruction import Prompt, Said, whole
 from lcia.registry import nearest
 
 ROUTED_CHARACTERS = 1 << 14

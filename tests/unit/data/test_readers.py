@@ -6,7 +6,7 @@ import pytest
 
 from lcia.data import Message, Sample, read
 from lcia.errors import DataError
-from lcia.evaluation.scorers_visual import vqa_accuracy
+from lcia.evaluation.scorers import vqa_accuracy
 from lcia.registry import READERS
 
 USER = {"role": "user", "content": "Say hello."}

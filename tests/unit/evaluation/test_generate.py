@@ -9,8 +9,7 @@ from peft import LoraConfig
 from lcia.data import Message, Sample, Task
 from lcia.errors import ConfigError, DataError, ModelError
 from lcia.evaluation.generate import Request, evaluate, generate, scores_percent
-from lcia.evaluation.kept import Keep, KeptAnswers
-from lcia.evaluation.reachable import check_answers
+from lcia.evaluation.kept import Keep, KeptAnswers, check_answers
 from lcia.grouping import RouteDecision
 from lcia.models import AdapterHost, ChatFormat, load_model
 from lcia.models.answering import ModelFacts

@@ -7,14 +7,18 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from lcia.errors import DataError
 from lcia.evaluation import mean_percent, score_each
-from lcia.evaluation.scorers import choice, contains, exact_match, normalise, rouge_l
-from lcia.evaluation.scorers_visual import (
+from lcia.evaluation.scorers import (
     box_iou,
+    choice,
+    contains,
     contains_either,
+    exact_match,
     gqa_match,
     ignore_case,
+    normalise,
     normalise_vqa,
     option_letter,
+    rouge_l,
     vqa_accuracy,
 )
 from lcia.registry import SCORERS

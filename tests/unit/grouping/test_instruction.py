@@ -15,7 +15,7 @@ from lcia.grouping import (
     Said,
     told,
 )
-from lcia.grouping.conversation import undecided
+from lcia.grouping.instruction import undecided
 
 PROMPT = "Classify the ticket: urgent or not.\nOne word only.\n\nMy printer is on fire.\nHelp!\n"
 
