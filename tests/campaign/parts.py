@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from campaign import concurrency, corruption, crashes, failures, malice, powerloss, upgrades
+from campaign import concurrency, damage, malice, upgrades
 from campaign.driver import KILL
 from campaign.stores import read_log
 from fuzz import cases as fuzz
@@ -53,33 +53,33 @@ def _scenarios(stores, share):
 
 def crash_points(stores, share):
     for scenario in _scenarios(stores, share):
-        for mode, at in _drawn(crashes.points(scenario), share, scenario.name):
+        for mode, at in _drawn(damage.points(scenario), share, scenario.name):
             when = "before" if mode == KILL else "after"
             yield (
                 f"{scenario.name}: killed {when} call {at}",
-                lambda s=scenario, m=mode, a=at: crashes.crash(stores, s, m, a),
+                lambda s=scenario, m=mode, a=at: damage.crash(stores, s, m, a),
             )
 
 
 def disk_failures(stores, share):
     for scenario in _scenarios(stores, share):
-        points = [(error, at) for error in failures.ERRORS for at in range(scenario.calls)]
+        points = [(error, at) for error in damage.ERRORS for at in range(scenario.calls)]
         for error, at in _drawn(points, share, scenario.name):
             yield (
                 f"{scenario.name}: {error} from call {at} on",
-                lambda s=scenario, e=error, a=at: failures.fail(stores, s, e, a),
+                lambda s=scenario, e=error, a=at: damage.fail(stores, s, e, a),
             )
 
 
 def power_losses(stores, share):
     for scenario in _scenarios(stores, share):
         operations = read_log(stores.log(scenario.name))
-        points = [(w, at) for w in powerloss.LOSSES for at in range(len(operations) + 1)]
+        points = [(w, at) for w in damage.LOSSES for at in range(len(operations) + 1)]
         drawn = _drawn(points, share, scenario.name)
-        for loss, at in dict.fromkeys((*drawn, *((w, len(operations)) for w in powerloss.LOSSES))):
+        for loss, at in dict.fromkeys((*drawn, *((w, len(operations)) for w in damage.LOSSES))):
             yield (
                 f"{scenario.name}: {loss} lost at call {at}",
-                lambda s=scenario, o=operations, a=at, w=loss: powerloss.lose(stores, s, o, a, w),
+                lambda s=scenario, o=operations, a=at, w=loss: damage.lose(stores, s, o, a, w),
             )
 
 
@@ -87,10 +87,10 @@ def flipped_bits(stores, share):
     per_file = max(2, round(400 * share))
     for base in ("three", "interrupted") if share >= 1 else ("three",):
         root = stores.copy(base)
-        for path, place, bit in corruption.flips(root, per_file=per_file):
+        for path, place, bit in damage.flips(root, per_file=per_file):
             yield (
                 f"{base}/{path.relative_to(root)}: byte {place}",
-                lambda r=root, p=path, a=place, b=bit: corruption.flip(r, p, a, b),
+                lambda r=root, p=path, a=place, b=bit: damage.flip(r, p, a, b),
             )
 
 

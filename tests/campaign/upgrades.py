@@ -60,14 +60,14 @@ def opens(stores, schema):
 
 def flips(stores, schema):
     """Flip one bit of every file of the newest store that was upgraded; each is found."""
-    from campaign import corruption
+    from campaign import damage
 
     root = place(stores, schema)
     done = stores.driver.run("rollback", root, "4", cwd=root.parent)
     if done.code != 0:
         return f"rollback: {' '.join(done.lines)}"
-    for path, at, bit in corruption.flips(root, per_file=2):
-        if problem := corruption.flip(root, path, at, bit):
+    for path, at, bit in damage.flips(root, per_file=2):
+        if problem := damage.flip(root, path, at, bit):
             return f"{path.relative_to(root)}, byte {at}: {problem}"
     return None
 

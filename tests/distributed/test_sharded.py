@@ -16,8 +16,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from lcia.config import AssistantConfig
-from lcia.distributed.in_force import check_wrapped
 from lcia.distributed.launch import Launch, launch_of
+from lcia.distributed.plan import check_wrapped
 from lcia.errors import ConfigError
 from lcia.learner import Store
 from lcia.learner.training import check_spread

@@ -5,9 +5,9 @@ import os
 import shutil
 from contextlib import contextmanager
 
-from fuzz import arguments, configs, data
+from fuzz import inputs
 from fuzz.command import run
-from fuzz.values import TEXTS
+from fuzz.inputs import TEXTS
 
 ANSWERS = {
     "colours": ("Say the letter of the colour.", {"red": "r", "green": "g"}),
@@ -77,12 +77,12 @@ class Place:
     def words(self, random):
         """Things to stand anywhere on a command line."""
         texts = [text.replace("\x00", "") for text in TEXTS]
-        return random.choice((self.paths, list(arguments.WORDS), texts))
+        return random.choice((self.paths, list(inputs.WORDS), texts))
 
     def data(self, random):
         """Try one data file."""
         path = self.folder / random.choice(("data.jsonl", "data.json", "dätä", "data.csv"))
-        path.write_bytes(data.content(random))
+        path.write_bytes(inputs.content(random))
         options = []
         for option, values in (
             ("--format", ("messages", "llava", "alpaca", "superni", "prompt_completion", "x")),
@@ -101,14 +101,14 @@ class Place:
     def config(self, random):
         """Try one stream file."""
         path = self.folder / "fuzzed.yaml"
-        written = configs.text(random, self.stream)
+        written = inputs.text(random, self.stream)
         path.write_bytes(written.encode("utf-8", "surrogatepass"))
         verb = random.choice((("run", "--dry-run"), ("plan",), ("plan", "--json")))
-        return self.tried(verb[0], str(path), *verb[1:], *configs.settings(random))
+        return self.tried(verb[0], str(path), *verb[1:], *inputs.settings(random))
 
     def arguments(self, random):
         """Try one command line."""
-        return self.tried(*arguments.line(random, self))
+        return self.tried(*inputs.line(random, self))
 
     def tried(self, *argv):
         """Run a command; return what is wrong, None if all is well."""

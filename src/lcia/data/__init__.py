@@ -1,7 +1,6 @@
 """Samples, the files they come from, tasks and streams of tasks."""
 
-from lcia.data.reading import Reading, read, read_all
-from lcia.data.report import DataReport, Lengths, check
+from lcia.data.reading import DataReport, Lengths, Reading, check, read, read_all
 from lcia.data.sample import Image, Message, Sample
 from lcia.data.source import TaskSource
 from lcia.data.stream import TaskConfig, hold_out, load_stream, load_task, load_tasks

@@ -1,7 +1,9 @@
 """From the entries of a task stream to tasks."""
 
 import logging
+import os
 import random
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,7 +12,6 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from lcia.data.images import check_images
-from lcia.data.paths import resolve
 from lcia.data.reading import Turns, read
 from lcia.data.sample import Sample
 from lcia.data.tables import is_hub_id
@@ -271,3 +272,35 @@ def _warn_of_overlap(name: str, train: Sequence[Sample], test: Sequence[Sample])
             both,
             len(test),
         )
+
+
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
+
+
+def resolve(path: str | Path, *, base: str | Path, where: str) -> Path:
+    """Return a path of a stream file, its ``${VARIABLE}`` replaced.
+
+    Args:
+        path: relative to ``base``, absolute, or beginning with a variable whose value is then
+            relative to the working directory, as the shell's user means it.
+        base: folder of the stream's file.
+        where: the key that holds the path, for messages.
+
+    Raises:
+        ConfigError: a variable is not set.
+    """
+    text = str(path)
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1]
+        found = os.environ.get(name)
+        if not found:
+            rest = text[match.end() :].strip("/")
+            holds = f" that holds '{rest}'" if rest else ""
+            raise ConfigError(
+                f"{where} is '{text}', but the environment variable {name} is not set. Set it to "
+                f"the folder{holds}, for example: export {name}=/path/to/folder"
+            )
+        return os.path.abspath(found) if match.start() == 0 else found
+
+    return Path(base) / _VARIABLE.sub(value, text)

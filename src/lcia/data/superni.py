@@ -7,8 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from lcia.data.paths import resolve
-from lcia.data.stream import TaskConfig
+from lcia.data.stream import TaskConfig, resolve
 from lcia.errors import ConfigError, DataError
 from lcia.registry import nearest
 

@@ -10,8 +10,8 @@ from transformers import Trainer, TrainerCallback
 
 from lcia.distributed import zero
 from lcia.distributed.fsdp import shard, whole_parameters
-from lcia.distributed.in_force import check_in_force, check_wrapped
 from lcia.distributed.launch import Launch
+from lcia.distributed.plan import check_in_force, check_wrapped
 from lcia.distributed.uneven import fill_batches
 from lcia.methods.base import Method
 from lcia.models.batches import IGNORED

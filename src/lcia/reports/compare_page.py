@@ -127,7 +127,7 @@ def _svg(
 ) -> str:
     from markupsafe import Markup
 
-    from lcia.reports.svg import inline_svg
+    from lcia.reports.plots import inline_svg
 
     return Markup(inline_svg(draw, *data, key=key, label=label, size=size))
 

@@ -123,7 +123,7 @@ def _charts(run: RunRecord, *, key: str) -> list[dict[str, str]]:
     from markupsafe import Markup
 
     from lcia.reports import plots
-    from lcia.reports.svg import inline_svg
+    from lcia.reports.plots import inline_svg
 
     steps = run.steps
     wanted: list[tuple[str, str, str, Callable[..., None], Any]] = [

@@ -201,10 +201,8 @@ def replay(run: str, rule: str):
         for name, parameter in parameters.items():
             grad = data[f"grad/{name}"][step]
             if step:  # as torch computes it: one rounding
-                moved = theta[name].astype(float) - float(data["learning_rate"]) * grad.astype(
-                    float
-                )
-                theta[name] = moved.astype(np.float32)
+                change = float(data["learning_rate"]) * grad.astype(float)
+                theta[name] = (theta[name].astype(float) - change).astype(np.float32)
             parameter.data.copy_(torch.tensor(theta[name]))
             parameter.grad = torch.tensor(grad)
         ema.update()

@@ -1,12 +1,130 @@
-"""Loss of power: the calls of a command, replayed with what was not synced dropped or undone."""
+"""Damage: killed at any call, no space, bits flipped, power lost; then on as if nothing was."""
 
+import errno
 import os
+import random
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from campaign.crashes import settled
-from campaign.states import difference, verified
+from campaign.driver import FAIL, KILL, KILL_AFTER
+from campaign.states import difference, end_state, verified
+
+
+def points(scenario):
+    """Every call to be killed before, and the writes to be killed after."""
+    return [
+        *((KILL, at) for at in range(scenario.calls)),
+        *((KILL_AFTER, at) for at in scenario.writes),
+    ]
+
+
+def crash(stores, scenario, mode, at):
+    """Kill the command there, check, run it again, compare; return what is wrong, or None."""
+    root, out = stores.place(scenario.before)
+    argv = stores.filled(scenario.argv, root, out)
+    killed = stores.driver.run(*argv, folder=root.parent, mode=mode, at=at)
+    if killed.code != -9:
+        return f"was not killed: exit {killed.code}"
+    if (root / "assistant.json").is_file():
+        if problem := verified(root):
+            return f"after the kill: {problem}"
+    elif scenario.before is not None:
+        return "the store is gone"
+    again = stores.driver.run(*argv)
+    if again.code != scenario.code and not settled(scenario, again):
+        return f"the same command again: exit {again.code}: {' '.join(again.lines)}"
+    return verified(root) or difference(scenario, root, out)
+
+
+def settled(scenario, again):
+    """Whether the command says of itself that it is done already.
+
+    A change of groups, and an export, are not repeated in silence: after they took effect the same
+    command has nothing to change.
+    """
+    return scenario.name.startswith(("groups", "export")) and again.code == 2
+
+
+ERRORS = {
+    "no space": errno.ENOSPC,
+    "no permission": errno.EACCES,
+    "read-only": errno.EROFS,
+    "too many files": errno.EMFILE,
+}
+
+
+def fail(stores, scenario, error, at):
+    """Let that call and all after it fail; return what is wrong with what follows, or None."""
+    root, out = stores.place(scenario.before)
+    before = end_state(root) if scenario.before is not None else {}
+    argv = stores.filled(scenario.argv, root, out)
+    done = stores.driver.run(
+        *argv,
+        folder=root.parent,
+        mode=FAIL,
+        at=at,
+        error=ERRORS[error],
+        opens=error == "too many files",
+    )
+    if done.hung:
+        return "hung"
+    if done.code == scenario.code == 0:
+        return None if difference(scenario, root, out) is None else "ended well, and is not whole"
+    if done.code not in (1, 2) or len(done.lines) != 1:
+        return f"exit {done.code}, {len(done.lines)} lines: {' | '.join(done.lines)[:300]}"
+    if scenario.before is not None:
+        if problem := verified(root):
+            return f"after the failure: {problem}"
+        wanted = before.keys() & scenario.after.keys()
+        lost = [name for name in sorted(wanted) if not (root / name).is_file()]
+        if lost:
+            return f"lost {lost[0]}"
+    again = stores.driver.run(*argv)
+    if again.code != scenario.code and not settled(scenario, again):
+        return f"once there is room: exit {again.code}: {' '.join(again.lines)}"
+    return difference(scenario, root, out)
+
+
+def files(root):
+    """Every file that a version consists of."""
+    return [path for path in sorted(root.rglob("*")) if path.is_file() and path.name != ".lock"]
+
+
+def places(path, rng, at_most):
+    """Places in a file to flip a bit at: all, or the first, the last and some between."""
+    size = path.stat().st_size
+    if size <= at_most:
+        return list(range(size))
+    return sorted({0, size - 1, *(rng.randrange(size) for _ in range(at_most - 2))})
+
+
+def flip(root, path, place, bit):
+    """Flip one bit, verify, put it back; return what is wrong, or None."""
+    from lcia.store.verify import verify
+
+    content = path.read_bytes()
+    damaged = bytearray(content)
+    damaged[place] ^= 1 << bit
+    path.write_bytes(bytes(damaged))
+    try:
+        findings = verify(root)
+    finally:
+        path.write_bytes(content)
+    if not findings:
+        return f"bit {bit}: not found"
+    return (
+        None if any(path.name in line for line in findings) else f"not named: {findings[0][:200]}"
+    )
+
+
+def flips(root, *, per_file, seed=0):
+    """Yield every flip to try."""
+    rng = random.Random(seed)
+    for path in files(root):
+        for place in places(path, rng, per_file):
+            yield path, place, rng.randrange(8)
+
 
 CONTINUED = 16
 """After every so many-th loss the command is run again, which takes seconds."""
