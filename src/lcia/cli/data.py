@@ -15,6 +15,14 @@ Images = Annotated[
     Path | None, typer.Option("--images", help="Folder of the images; default: the file's.")
 ]
 
+Test = Annotated[
+    Path | None, typer.Option("--test", help="Held-out samples; default: a fifth of the data.")
+]
+Scorer = Annotated[str, typer.Option("--scorer", help="See 'lcia ls scorers'.")]
+LongestAnswer = Annotated[
+    int,
+    typer.Option("--max-new-tokens", help="Longest answer to generate, in tokens.", min=1),
+]
 Split = Annotated[
     str | None, typer.Option("--split", help="Part of a folder or of a hub's data set.")
 ]

@@ -5,7 +5,16 @@ from typing import Annotated
 
 import typer
 
-from lcia.cli.serve import ApiKeyFile, CorsOrigin, Drain, Host, Megabytes, Port, log_with_times
+from lcia.cli.serve import (
+    ApiKeyFile,
+    CorsOrigin,
+    Drain,
+    Host,
+    Megabytes,
+    Port,
+    access_of,
+    log_with_times,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -44,7 +53,7 @@ def gateway(
     from lcia.serving.extra import check_installed
 
     check_installed()
-    from lcia.serving.config import AccessConfig, read_api_keys
+    from lcia.serving.config import read_api_keys
     from lcia.serving.gateway.app import Gateway, GatewayConfig, build_gateway
     from lcia.serving.gateway.upstreams import check_url
     from lcia.serving.http.server import listen, run
@@ -52,14 +61,7 @@ def gateway(
 
     config = GatewayConfig(
         upstreams=[check_url(url) for url in upstreams],
-        access=AccessConfig(
-            host=host,
-            port=port,
-            api_keys=read_api_keys(api_key_file) if api_key_file else (),
-            max_body_bytes=int(max_body_mb * 1e6),
-            drain_s=drain,
-            cors_origins=tuple(cors_origin or ()),
-        ),
+        access=access_of(host, port, api_key_file, max_body_mb, drain, cors_origin),
         upstream_key=read_api_keys(upstream_key_file)[0] if upstream_key_file else None,
         base_model=base_model,
         timeout_s=timeout,

@@ -5,7 +5,19 @@ from typing import Annotated, Any
 
 import typer
 
-from lcia.cli.data import Format, Map, Role, Split, Turns, columns_of, roles_of
+from lcia.cli.data import (
+    Format,
+    LongestAnswer,
+    Map,
+    Role,
+    Scorer,
+    Split,
+    Test,
+    Turns,
+    columns_of,
+    roles_of,
+)
+from lcia.cli.run import AsJson
 
 
 def register(app: typer.Typer) -> None:
@@ -20,22 +32,18 @@ def import_(
     data: Annotated[
         Path | None, typer.Option("--data", help="What it was trained on; a fifth is scored.")
     ] = None,
-    test: Annotated[
-        Path | None, typer.Option("--test", help="Held-out samples; default: a fifth of the data.")
-    ] = None,
+    test: Test = None,
     instruction: Annotated[
         list[str] | None, typer.Option("--instruction", help="What its prompts say to do.")
     ] = None,
-    scorer: Annotated[str, typer.Option("--scorer", help="See 'lcia ls scorers'.")] = "exact_match",
-    max_new_tokens: Annotated[
-        int, typer.Option(help="Longest answer to generate, in tokens.", min=1)
-    ] = 32,
+    scorer: Scorer = "exact_match",
+    max_new_tokens: LongestAnswer = 32,
     reader: Format = None,
     role: Role = None,
     split: Split = None,
     columns: Map = None,
     turns: Turns = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make a PEFT LoRA adapter a group of an assistant, as a new version.
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lcia.cli.run import AsJson
 from lcia.cli.serve import DatabaseUrl
 from lcia.errors import ConfigError
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 StorePath = Annotated[Path, typer.Argument(help="An assistant's folder.")]
 Number = Annotated[int, typer.Argument(help="See 'lcia inbox list'.")]
 Numbers = Annotated[list[int] | None, typer.Argument(help="See 'lcia inbox list'.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
+All = Annotated[bool, typer.Option("--all", help="All new ones; to accept, with a correction.")]
 
 inbox = typer.Typer(help="Decide on people's corrections and learn them.", no_args_is_help=True)
 
@@ -94,7 +95,7 @@ def show(
 def accept(
     store: StorePath,
     numbers: Numbers = None,
-    all_: Annotated[bool, typer.Option("--all", help="All new ones with a correction.")] = False,
+    all_: All = False,
     database: DatabaseUrl = None,
 ) -> None:
     """Accept corrections: 'lcia inbox learn' teaches them.
@@ -112,7 +113,7 @@ def accept(
 def reject(
     store: StorePath,
     numbers: Numbers = None,
-    all_: Annotated[bool, typer.Option("--all", help="All new ones.")] = False,
+    all_: All = False,
     database: DatabaseUrl = None,
 ) -> None:
     """Reject entries: they stay listed and are not taught.

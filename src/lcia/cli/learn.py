@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lcia.cli.data import Format, Images, Map, Role, Split, Turns, columns_of, roles_of
+from lcia.cli.data import (
+    Format,
+    Images,
+    LongestAnswer,
+    Map,
+    Role,
+    Scorer,
+    Split,
+    Test,
+    Turns,
+    columns_of,
+    roles_of,
+)
 from lcia.cli.run import AsJson, Overrides
 
 if TYPE_CHECKING:
@@ -60,16 +72,12 @@ def learn(
         str | None,
         typer.Option("--template", help="chatml, for a base model without a chat template."),
     ] = None,
-    test: Annotated[
-        Path | None, typer.Option("--test", help="Held-out samples; default: a fifth of DATA.")
-    ] = None,
-    scorer: Annotated[str, typer.Option("--scorer", help="See 'lcia ls scorers'.")] = "exact_match",
+    test: Test = None,
+    scorer: Scorer = "exact_match",
     instruction: Annotated[
         str | None, typer.Option("--instruction", help="Where prompts say what to do.")
     ] = None,
-    max_new_tokens: Annotated[
-        int, typer.Option(help="Longest answer to generate, in tokens.", min=1)
-    ] = 32,
+    max_new_tokens: LongestAnswer = 32,
     reader: Format = None,
     role: Role = None,
     images: Images = None,

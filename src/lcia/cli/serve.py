@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from lcia.serving.config import ServeConfig
+    from lcia.serving.config import AccessConfig, ServeConfig
 
 Host = Annotated[str, typer.Option(help="Address to listen on; others than loopback need keys.")]
 Port = Annotated[int, typer.Option(help="Port to listen on; 0 chooses a free one.")]
@@ -96,17 +96,10 @@ def serve(
     from lcia.serving.extra import check_installed
 
     check_installed()
-    from lcia.serving.config import AccessConfig, ServeConfig, read_api_keys
+    from lcia.serving.config import ServeConfig
     from lcia.serving.engine.limits import EngineLimits
 
-    access = AccessConfig(
-        host=host,
-        port=port,
-        api_keys=read_api_keys(api_key_file) if api_key_file else (),
-        max_body_bytes=int(max_body_mb * 1e6),
-        drain_s=drain,
-        cors_origins=tuple(cors_origin or ()),
-    )
+    access = access_of(host, port, api_key_file, max_body_mb, drain, cors_origin)
     limits = EngineLimits(
         max_batch=max_batch,
         max_waiting=max_waiting,
@@ -123,6 +116,27 @@ def serve(
     )
     live = {"learn": learn, "keep_prompts": keep_prompts, "worker": not no_worker}
     _serve(store, config, dtype, {**live, "database": database} if learn or feedback else None)
+
+
+def access_of(
+    host: str,
+    port: int,
+    api_key_file: Path | None,
+    max_body_mb: float,
+    drain: float,
+    cors_origin: list[str] | None,
+) -> "AccessConfig":
+    """Return who may ask and how much, as the options of ``serve`` and ``gateway`` say."""
+    from lcia.serving.config import AccessConfig, read_api_keys
+
+    return AccessConfig(
+        host=host,
+        port=port,
+        api_keys=read_api_keys(api_key_file) if api_key_file else (),
+        max_body_bytes=int(max_body_mb * 1e6),
+        drain_s=drain,
+        cors_origins=tuple(cors_origin or ()),
+    )
 
 
 def _serve(

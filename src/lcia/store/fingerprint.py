@@ -6,6 +6,7 @@ from typing import Any
 
 from lcia.config import BEFORE, RENAMED, AssistantConfig
 from lcia.data.task import Task
+from lcia.grouping.config import GroupingConfig
 from lcia.registry import RULES
 from lcia.store.manifest import SCHEMA
 
@@ -49,27 +50,11 @@ def fingerprint(config: AssistantConfig, task: Task, *, model: str, schema: int 
 
 
 def _settings_2(config: AssistantConfig, model: str) -> dict[str, Any]:
-    grouping = config.resolve_grouping()
     told = {
         "schema": 2,
         "model": model,
-        "method": _method(config),
-        "rule": _rule(config),
-        "grouping": {name: getattr(grouping, name) for name in GROUPING},
-        "adapter": config.adapter,
-        "training": config.training,
-        "projector": {
-            "mode": config.projector.mode,
-            "learning_rate": config.projector.learning_rate,
-        },
-        "pad_images": config.pad_images,
-        "quantize": config.quantize,
-        "generation": {
-            "batch_size": config.generation.batch_size,
-            "max_prompt_tokens": config.generation.max_prompt_tokens,
-        },
-        "dtype": config.dtype,
-        "seed": config.seed,
+        "grouping": _grouping(config.resolve_grouping()),
+        **_settings(config),
     }
     for path, before in LATER.items():
         value: Any = config
@@ -78,6 +63,10 @@ def _settings_2(config: AssistantConfig, model: str) -> dict[str, Any]:
         if value != before:
             told[path] = value
     return told
+
+
+def _grouping(grouping: GroupingConfig) -> dict[str, Any]:
+    return {name: getattr(grouping, name) for name in GROUPING}
 
 
 def _method(config: AssistantConfig) -> dict[str, Any]:
@@ -96,12 +85,19 @@ def _rule(config: AssistantConfig) -> dict[str, Any]:
 
 def _settings_1(config: AssistantConfig) -> dict[str, Any]:
     """Return what ``AssistantConfig.model_dump`` gave at schema 1."""
-    grouping = config.grouping
     return {
         "model": config.model,
+        "grouping": config.grouping and _grouping(config.grouping),
+        "gate": {"max_drop": config.gate.max_drop},
+        **_settings(config),
+    }
+
+
+def _settings(config: AssistantConfig) -> dict[str, Any]:
+    """Return what fingerprints of every schema hash alike."""
+    return {
         "method": _method(config),
         "rule": _rule(config),
-        "grouping": grouping and {name: getattr(grouping, name) for name in GROUPING},
         "adapter": config.adapter,
         "training": config.training,
         "projector": {
@@ -114,7 +110,6 @@ def _settings_1(config: AssistantConfig) -> dict[str, Any]:
             "batch_size": config.generation.batch_size,
             "max_prompt_tokens": config.generation.max_prompt_tokens,
         },
-        "gate": {"max_drop": config.gate.max_drop},
         "dtype": config.dtype,
         "seed": config.seed,
     }
