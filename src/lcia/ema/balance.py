@@ -158,40 +158,6 @@ class Fixed(Rule):
         return torch.full_like(sums["drift_l1"], 1 - self.beta)
 
 
-def build_rule(rule: Rule | Mapping[str, Any] | str) -> Rule:
-    """Return a rule from a rule, a name, or a mapping such as ``{"name": "release", "scale": 2}``.
-
-    Raises:
-        ConfigError: the name or a key is unknown (the nearest one is given), or a value is out
-            of range.
-    """
-    if isinstance(rule, Rule):
-        return rule
-    config = {"name": rule} if isinstance(rule, str) else dict(rule)
-    if "name" not in config:
-        raise ConfigError(f"rule: {config} has no 'name'; expected one of {RULES.names()}.")
-    name = config.pop("name")
-    cls: type[Rule] = RULES.get(name)
-    known = [setting.name for setting in fields(cls) if setting.init]
-    for key in config:
-        if key not in known:
-            raise ConfigError(f"rule.{key} is not a setting of '{name}'. {nearest(key, known)}")
-    return cls(**config)
-
-
-def _check(rule: Rule, setting: Field[Any]) -> None:
-    name, value = setting.name, getattr(rule, setting.name)
-    if value is None and setting.default is None:
-        return
-    limit = 1.0 if name in ("fallback", "beta") else float("inf")
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not 0 < value < limit:
-        raise ConfigError(
-            f"rule.{name} is {value!r}; expected a number in (0, {limit:g}). "
-            f"Note: 'fallback' is 1 - beta, the weight of the new parameters."
-        )
-
-
 @dataclass(frozen=True, kw_only=True)
 class Curvature(Rule):
     """beta = (<g, d> + ||d||) / (kappa <d, d>), curvature measured along a step.
@@ -286,3 +252,37 @@ class Horizon(Rule):
         assert self.max_steps is not None  # DynamicEMA asked for_training()
         horizon = max(self.share * self.max_steps, 1)
         return torch.full_like(sums["drift_l1"], 1 / min(step + 1, horizon))
+
+
+def build_rule(rule: Rule | Mapping[str, Any] | str) -> Rule:
+    """Return a rule from a rule, a name, or a mapping such as ``{"name": "release", "scale": 2}``.
+
+    Raises:
+        ConfigError: the name or a key is unknown (the nearest one is given), or a value is out
+            of range.
+    """
+    if isinstance(rule, Rule):
+        return rule
+    config = {"name": rule} if isinstance(rule, str) else dict(rule)
+    if "name" not in config:
+        raise ConfigError(f"rule: {config} has no 'name'; expected one of {RULES.names()}.")
+    name = config.pop("name")
+    cls: type[Rule] = RULES.get(name)
+    known = [setting.name for setting in fields(cls) if setting.init]
+    for key in config:
+        if key not in known:
+            raise ConfigError(f"rule.{key} is not a setting of '{name}'. {nearest(key, known)}")
+    return cls(**config)
+
+
+def _check(rule: Rule, setting: Field[Any]) -> None:
+    name, value = setting.name, getattr(rule, setting.name)
+    if value is None and setting.default is None:
+        return
+    limit = 1.0 if name in ("fallback", "beta") else float("inf")
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not 0 < value < limit:
+        raise ConfigError(
+            f"rule.{name} is {value!r}; expected a number in (0, {limit:g}). "
+            f"Note: 'fallback' is 1 - beta, the weight of the new parameters."
+        )
