@@ -215,10 +215,10 @@ def replay(run: str, rule: str):
     ("run", "closed_form", "fallbacks"),
     [
         ("release_large", 79, {"first_step": 4, "out_of_range": 77}),
-        ("release_small", 0, {"first_step": 4, "out_of_range": 156}),
+        ("release_small", 0, {"first_step": 4, "out_of_range": 76}),
         ("release_special", 22, {"first_step": 4, "no_curvature": 8, "out_of_range": 22}),
         ("next_large", 147, {"first_step": 4, "out_of_range": 9}),
-        ("next_small", 78, {"first_step": 4, "out_of_range": 78}),
+        ("next_small", 38, {"first_step": 4, "out_of_range": 38}),
     ],
 )
 def test_every_step_equals_the_public_implementation(run, closed_form, fallbacks):
