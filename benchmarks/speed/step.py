@@ -16,8 +16,8 @@ from pathlib import Path
 
 from benchmarks.retraining import Setting, new_model, train
 from lcia.data import load_stream
-from lcia.learner.memory import keep_freed_memory
 from lcia.learner.outcome import environment
+from lcia.memory import keep_freed_memory
 from lcia.models.host import AdapterHost
 from lcia.models.loading import load_model
 

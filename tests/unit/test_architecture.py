@@ -15,7 +15,7 @@ import lcia
 
 ROOT = Path(lcia.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-FREE = {"errors", "files", "registry"}
+FREE = {"errors", "files", "memory", "registry"}
 
 # What a package may import besides itself; the rest stands on top and may import anything.
 MAY_IMPORT = {

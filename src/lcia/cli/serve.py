@@ -148,11 +148,13 @@ def _serve(
 
         check_installed("live")
     from lcia.learner import load_host
+    from lcia.memory import bound_kept_memory
     from lcia.serving.http.app import build_app
     from lcia.serving.http.server import listen, run
     from lcia.serving.http.service import Service
     from lcia.serving.live import LiveStore
 
+    bound_kept_memory()
     log_with_times()
     listening = listen(config.access)
     followed = LiveStore(store)

@@ -34,9 +34,9 @@ from lcia.experiments.results import (
 )
 from lcia.files import write_text
 from lcia.learner import ContinualLearner, Listener, Store, check_task, load_host
-from lcia.learner.memory import forget, memory_watched
 from lcia.learner.outcome import environment
 from lcia.learner.preflight import preflight
+from lcia.memory import forget, memory_watched
 from lcia.models.host import AdapterHost
 from lcia.models.loading import check_model, reads_images
 from lcia.registry import METHODS

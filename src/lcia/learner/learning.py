@@ -25,7 +25,6 @@ from lcia.evaluation.metrics import summarise
 from lcia.files import discard, write_jsonl
 from lcia.grouping import InstructionCodebook, Router
 from lcia.learner.gate import check_gate
-from lcia.learner.memory import keep_freed_memory, memory_watched, release_memory
 from lcia.learner.outcome import Outcome, environment
 from lcia.learner.preflight import preflight
 from lcia.learner.scoring import score_tasks
@@ -36,6 +35,7 @@ from lcia.learner.training import (
     shared_projector,
     train_adapter,
 )
+from lcia.memory import keep_freed_memory, memory_watched, release_memory
 from lcia.methods.base import Method
 from lcia.models.answering import TODAY, TemplateSettings
 from lcia.models.host import AdapterHost

@@ -19,8 +19,8 @@ from lcia.config.training import CANNOT_BE_MADE, one_line
 from lcia.data.task import Task
 from lcia.errors import ConfigError, LciaError, TrainingError
 from lcia.evaluation.kept import check_answers
-from lcia.learner.memory import is_out_of_memory
 from lcia.learner.training import build_trainer, check_spread, context_of
+from lcia.memory import is_out_of_memory
 from lcia.models.host import AdapterHost
 
 DETERMINES = ("method", "rule", "adapter", "training", "projector")

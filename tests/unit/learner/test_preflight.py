@@ -1,10 +1,6 @@
-"""What is tried before a task is begun, and memory that is given back."""
+"""What is tried before a task is begun."""
 
 import copy
-import platform
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +11,6 @@ from lcia.data import Message, Sample, Task
 from lcia.data.sample import Image
 from lcia.errors import ConfigError
 from lcia.learner import ContinualLearner, Store, load_host
-from lcia.learner.memory import release_memory
 from lcia.learner.preflight import preflight
 from lcia.registry import METHODS
 
@@ -173,43 +168,3 @@ def test_an_image_for_a_model_that_reads_text_is_said_first(host, tiny_model, tm
     with pytest.raises(ConfigError, match=r"reads text only"):
         ContinualLearner.create(tmp_path / "a", configure(tiny_model), first=task, host=host)
     assert not (tmp_path / "a").exists()
-
-
-def resident_mb() -> float:
-    status = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in status if line.startswith("VmRSS")).split()[1]) / 1024
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="measures through /proc")
-def test_freed_blocks_below_a_used_one_are_given_back():
-    blocks = [bytearray(b"x") * 100_000 for _ in range(2000)]
-    pin = blocks[-1]
-    full = resident_mb()
-    del blocks
-    release_memory()
-    assert resident_mb() < full - 150
-    assert len(pin) == 100_000
-
-
-FAULTS = """
-import resource, torch
-from lcia.learner.memory import keep_freed_memory
-{call}
-def step():  # 64 MB: more than glibc ever keeps by itself
-    return float((torch.ones(16_000_000) + 1).sum())
-step()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(20):
-    step()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-
-def faults(call: str) -> int:
-    command = [sys.executable, "-c", FAULTS.format(call=call)]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="an option of glibc")
-def test_freed_memory_is_not_fetched_again():
-    assert faults("keep_freed_memory()") < faults("pass") / 3

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from lcia.errors import ConfigError, LciaError, StoreError
+from lcia.memory import is_out_of_memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,16 +77,6 @@ class DeviceMemoryError(GenerationFailedError):
 
 class ShuttingDownError(LciaError, RuntimeError):
     """The engine was stopped before the answer was finished."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error says that memory is used up, on the host or on a device."""
-    import torch
-
-    # The CPU's allocator has no error of its own.
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
 
 
 def generation_error(error: Exception) -> LciaError:

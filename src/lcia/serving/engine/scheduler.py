@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from lcia.errors import LciaError
+from lcia.memory import is_out_of_memory
 from lcia.models.answering import Answering
 from lcia.serving.engine.batch import PREFILL_TOKENS, Batch
 from lcia.serving.engine.job import CANCELLED, Delta, Job, Prompt, State
@@ -19,7 +20,6 @@ from lcia.serving.engine.limits import (
     QueueFullError,
     adapter_error,
     generation_error,
-    is_out_of_memory,
 )
 from lcia.serving.engine.prefill import Prefill
 from lcia.serving.engine.sampling import choose, peaks

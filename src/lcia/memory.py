@@ -1,15 +1,14 @@
-"""Memory that runs out, and memory that the C library holds on to."""
+"""Memory that runs out, and memory that libraries in C hold on to."""
 
 import ctypes
 import errno
 import gc
 import logging
+import os
 import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-import torch
 
 from lcia.errors import LciaError, OutOfMemoryError
 
@@ -19,11 +18,13 @@ SIGNS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED",
 """How a RuntimeError of an allocator reads: CUDA, HIP, MPS, torch on a CPU, cuBLAS, C++."""
 
 # glibc's mallopt.
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -2, -3, -8
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error means that memory, of the machine or of a device, ran out."""
+    import torch  # slow: not for a command that only reads its options
+
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     if isinstance(error, RuntimeError) and not isinstance(error, LciaError):
@@ -57,6 +58,8 @@ def forget(error: BaseException) -> None:
     logger.debug("what stopped a run", exc_info=error)
     error.__traceback__ = error.__cause__ = error.__context__ = None
     gc.collect()
+    import torch
+
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     release_memory()
@@ -91,3 +94,16 @@ def keep_freed_memory() -> None:
         (_TOP_PAD, 1 << 26),
     ):
         libc.mallopt(option, value)
+
+
+def bound_kept_memory() -> None:
+    """Bound what a process of many threads keeps that gets inputs of ever other sizes: a server.
+
+    glibc gives threads heaps of their own, up to eight times as many as processors, and each
+    keeps what it once needed. oneDNN keeps a kernel for each of the last 1,024 shapes it met; a
+    decode step needs about twenty. Call it before threads start and before the first forward pass.
+    What it saves: ``python -m benchmarks.serving_fuzz``. A limit set in the environment holds.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    if platform.libc_ver()[0] == "glibc" and "MALLOC_ARENA_MAX" not in os.environ:
+        ctypes.CDLL(None).mallopt(_ARENA_MAX, 2)
