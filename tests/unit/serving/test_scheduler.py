@@ -15,7 +15,7 @@ from lcia.serving.engine import scheduler as scheduler_module
 from lcia.serving.engine.batch import Batch
 from lcia.serving.engine.job import Job, Prompt, State
 from lcia.serving.engine.limits import (
-    AdapterError,
+    AdapterRemovedError,
     DeviceMemoryError,
     EngineLimits,
     GenerationFailedError,
@@ -25,6 +25,7 @@ from lcia.serving.engine.limits import (
 )
 from lcia.serving.engine.sampling import NotFiniteError, Sampling
 from lcia.serving.engine.scheduler import LONG, QUEUED, Scheduler
+from lcia.serving.http.api_error import api_error
 
 TEXTS = ["one", "a much longer prompt, so that rows are padded", "x" * 60, "two words"]
 
@@ -218,9 +219,10 @@ def test_an_error_of_one_adapter_ends_that_job_alone(bench, adapters, alone, tmp
         one.prepare()
     one.finish()
     assert isinstance(one.told(starved)[1].error, DeviceMemoryError)
-    for job in (missing, empty):
-        assert isinstance(one.told(job)[1].error, AdapterError)
-    assert "gone@0001 cannot be used" in str(one.told(missing)[1].error)
+    assert isinstance(one.told(missing)[1].error, AdapterRemovedError)
+    assert api_error(one.told(missing)[1].error).status == 503  # asked again, a version answers
+    assert "empty@0001 cannot be used" in str(one.told(empty)[1].error)
+    assert api_error(one.told(empty)[1].error).status == 500
     assert one.told(good)[0] == alone["one", adapters[0]]
     assert one.told(last)[0] == alone["one", None]
 

@@ -1,6 +1,7 @@
 """What the engine may use, and what it says when that is used up or fails."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from lcia.errors import ConfigError, LciaError, StoreError
 from lcia.memory import is_out_of_memory
@@ -67,6 +68,10 @@ class AdapterError(StoreError):
     """The adapter of one request cannot be used."""
 
 
+class AdapterRemovedError(AdapterError):
+    """The version that was to answer was pruned while the request waited; newer ones answer."""
+
+
 class GenerationFailedError(LciaError, RuntimeError):
     """The model failed; the log says how."""
 
@@ -88,9 +93,15 @@ def generation_error(error: Exception) -> LciaError:
     return GenerationFailedError(f"The model failed: {type(error).__name__}: {error}")
 
 
-def adapter_error(key: str, error: Exception) -> LciaError:
-    """Return how a failure to load an adapter is told to whoever asked for it."""
+def adapter_error(adapter: tuple[str, Path] | None, error: Exception) -> LciaError:
+    """Return how a failure to load an adapter, key and folder, is told to whoever asked for it."""
     if is_out_of_memory(error):
         return generation_error(error)
+    key, folder = adapter or ("base", None)
+    if folder is not None and not folder.exists():
+        return AdapterRemovedError(
+            f"The adapter {key} was removed while the request waited: its version was pruned. "
+            "Ask again."
+        )
     said = str(error) if isinstance(error, LciaError) else f"{type(error).__name__}: {error}"
     return AdapterError(f"The adapter {key} cannot be used: {said}")

@@ -133,7 +133,7 @@ class Scheduler:
             self.batch.acquire(job)
             job.start(self._answering.text)
         except Exception as error:  # whatever is wrong with one adapter, others are admitted
-            told = adapter_error(job.key or "base", error)
+            told = adapter_error(job.asked.adapter, error)
             logger.warning("%s", told, exc_info=not isinstance(error, LciaError))
             self._end(job, Delta(error=told))
 

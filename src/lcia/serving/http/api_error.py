@@ -7,6 +7,7 @@ from fastapi.responses import JSONResponse
 
 from lcia.errors import StoreError
 from lcia.serving.engine.limits import (
+    AdapterRemovedError,
     DeviceMemoryError,
     GenerationFailedError,
     GenerationTimeoutError,
@@ -79,6 +80,8 @@ def api_error(error: Exception) -> ApiError:
     if isinstance(error, GenerationFailedError):
         said = "The model failed; the server's log says why."
         return ApiError(500, said, code="generation_failed")
+    if isinstance(error, AdapterRemovedError):
+        return ApiError(503, str(error), code="version_pruned", headers={"Retry-After": "1"})
     if isinstance(error, StoreError):
         said = "The adapter cannot be used; the server's log says why."
         return ApiError(500, said, code="store")
