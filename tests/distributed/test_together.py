@@ -6,8 +6,13 @@ import sys
 import time
 
 import pytest
+from safetensors.torch import load_file
 from tests.distributed.launching import HERE, MEETING, run, torchrun, write_data, write_stream
+from torch.testing import assert_close
 
+from conftest import make_task
+from lcia.config import load_stream_config
+from lcia.experiments.running import run_experiment
 from lcia.learner import Store
 
 TALK = f"""{MEETING}
@@ -128,3 +133,36 @@ def test_two_processes_learn_a_stream_into_one_store(tmp_path, tiny_model, colou
         assert steps == list(range(1, 9))
     assert "ema/beta_mean" in version.journal()[-2]
     assert done.stdout.count("scores:") == 2, "only one process speaks"
+
+
+def test_two_processes_choose_what_one_does(tmp_path, tiny_model):
+    """The main one measures; both go on with the same parameters and the same group."""
+    answers = {"animals": {"horse": "a", "sheep": "a"}, "tools": {"hammer": "z", "pliers": "z"}}
+    tasks = [make_task(name, "Say it.", of, train=60) for name, of in answers.items()]
+    write_smallest(tmp_path, tiny_model, tasks)
+    # SGD, since Adam makes as much of a rounding error as of a gradient.
+    settings = ["--set", "training.optim=sgd", "--set", "training.learning_rate=0.5"]
+    settings += ["--set", "training.save_steps=100"]
+    settings += ["--set", "method={name: lcia, validation: 0.1}"]
+    done = run(torchrun("-m", "lcia", "run", "stream.yaml", *settings), tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    overrides = [*settings[1::2], "training.per_device_train_batch_size=4", "output=alone"]
+    alone = tmp_path / "alone.yaml"
+    alone.write_text((tmp_path / "stream.yaml").read_text().replace(", ddp_backend: gloo", ""))
+    run_experiment(load_stream_config(alone, overrides), base=tmp_path)
+    one, two = (
+        Store.open(tmp_path / folder / "lcia-seed0" / "assistant").current
+        for folder in ("alone", "out")
+    )
+    expected, found = one.manifest["choice"], two.manifest["choice"]
+    for key in ("chosen", "parameters", "samples", "work"):
+        assert found[key] == expected[key]
+    for row, other in zip(found["table"], expected["table"], strict=True):
+        assert row["name"] == other["name"]
+        assert row["losses"] == pytest.approx(other["losses"], rel=1e-2, abs=1e-4)
+    assert found["table"][0]["losses"] != found["table"][1]["losses"]
+    (_, expected_folder), (_, found_folder) = (v.adapters[v.manifest["group"]] for v in (one, two))
+    name = "adapter_model.safetensors"
+    assert_close(
+        load_file(found_folder / name), load_file(expected_folder / name), rtol=2e-3, atol=2e-5
+    )

@@ -178,19 +178,21 @@ def tell(outcome: "Outcome", store: Path, *, as_json: bool) -> None:
 
 
 def show_choice(choice: Mapping[str, Any]) -> None:
-    """Print what a retrained group might have become, by its validation loss, and what it did."""
+    """Print what a retrained group might have become, by validation samples, and what it did."""
     from lcia.cli.console import console, print_table
 
+    if any("quality" not in row for row in choice["table"]):
+        return  # of an earlier lcia, in other units
     tasks = list(choice["samples"])
     rows = [
         [
             f"{row['name']} *" if row["name"] == choice["chosen"] else row["name"],
-            *(f"{row['losses'][task]:.3f}" for task in tasks),
-            f"{row['score']:.3f}",
+            *(f"{100 * row['quality'][task]:.1f}" for task in tasks),
+            f"{100 * row['score']:.1f}",
             ", ".join(row["harmed"]) or "none",
         ]
         for row in choice["table"]
     ]
-    title = "Candidates, loss on validation samples in nats per token"
+    title = "Candidates: quality of answers to validation samples, 0 to 100"
     print_table(title, ["candidate", *tasks, "score", "harmed"], rows)
     console.print(f"* chosen: {choice['why']}.", markup=False)

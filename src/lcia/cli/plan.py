@@ -12,7 +12,7 @@ from lcia.cli.run import AsJson, Overrides
 
 if TYPE_CHECKING:
     from lcia.config import StreamConfig
-    from lcia.grouping import Extraction, GroupDecision, GroupingConfig, ThresholdAdvice
+    from lcia.grouping import Extraction, GroupDecision, GroupingConfig, Prompt, ThresholdAdvice
 
 
 logger = logging.getLogger(__name__)
@@ -46,12 +46,15 @@ def plan(
     from lcia.config import load_stream_config
     from lcia.errors import ConfigError
     from lcia.experiments.running import AS_LISTED, stream_tasks
+    from lcia.grouping import told
     from lcia.learner import instructions_of
 
     config = load_stream_config(stream, overrides)
-    found = {task.name: instructions_of(task) for task in stream_tasks(config, base=stream.parent)}
+    tasks = stream_tasks(config, base=stream.parent)
+    found = {task.name: instructions_of(task) for task in tasks}
+    prompts = {task.name: [told(sample.messages) for sample in task.train] for task in tasks}
     plans = [
-        _Plan.of(labels, grouping, order, {name: found[name] for name in names})
+        _Plan.of(labels, grouping, order, {name: found[name] for name in names}, prompts)
         for grouping, labels in _groupings(config)
         for order, names in (config.orders or {AS_LISTED: tuple(found)}).items()
     ]
@@ -105,6 +108,7 @@ class _Plan:
     extractions: "Mapping[str, Extraction]"
     decisions: "Mapping[str, tuple[str, GroupDecision]]"
     similarities: Any
+    told_apart: Mapping[str, float]
     advice: "ThresholdAdvice"
 
     @classmethod
@@ -114,16 +118,25 @@ class _Plan:
         grouping: "GroupingConfig",
         order: str,
         extractions: "Mapping[str, Extraction]",
+        prompts: "Mapping[str, Sequence[Prompt]]",
     ) -> "_Plan":
-        from lcia.grouping import plan_groups, suggest_threshold, task_similarities
+        from lcia.grouping import (
+            plan_groups,
+            shares_told_apart,
+            suggest_threshold,
+            task_similarities,
+        )
+
+        decisions = plan_groups(extractions, grouping)
 
         return cls(
             labels=labels,
             order=order,
             grouping=grouping,
             extractions=extractions,
-            decisions=plan_groups(extractions, grouping),
+            decisions=decisions,
             similarities=task_similarities(extractions, grouping),
+            told_apart=shares_told_apart(extractions, prompts, decisions),
             advice=suggest_threshold(extractions, grouping),
         )
 
@@ -135,6 +148,7 @@ class _Plan:
     def print(self) -> None:
         """Print groups, similarities and what other thresholds would do."""
         from lcia.cli.console import console, number, print_table
+        from lcia.decision.choice import TOLD_APART
 
         rows = [
             [
@@ -142,6 +156,7 @@ class _Plan:
                 group,
                 number(decision.similarity, 2),
                 decision.reason,
+                f"{self.told_apart[task]:.0%}" if task in self.told_apart else "–",
                 f"{len(extraction.instructions)}: {extraction.instructions[0][:50]}",
             ]
             for (task, extraction), (group, decision) in zip(
@@ -149,8 +164,16 @@ class _Plan:
             )
         ]
         how = f"threshold {self.grouping.threshold:g} ({self.grouping.similarity})"
-        columns = ["task", "group", "similarity", "reason", "instructions"]
-        print_table(f"Groups of {self.name}, at {how}", columns, rows, left=(0, 4))
+        columns = ["task", "group", "similarity", "reason", "told apart", "instructions"]
+        print_table(f"Groups of {self.name}, at {how}", columns, rows, left=(0, 5))
+        if self.told_apart:
+            console.print(
+                "\nTold apart: the share of prompts that would find their own if the task opened a "
+                "sibling group instead. lcia measures after training which of the two is better, "
+                f"and opens none below {TOLD_APART:.0%}.",
+                markup=False,
+                soft_wrap=True,
+            )
         rows = [
             [f"{i} {name}", *(number(float(s), 2) for s in row)]
             for i, (name, row) in enumerate(
@@ -188,6 +211,7 @@ class _Plan:
                     "group": group,
                     "similarity": decision.similarity,
                     "reason": decision.reason,
+                    "told_apart": self.told_apart.get(task),
                     "instructions": list(self.extractions[task].instructions),
                 }
                 for task, (group, decision) in self.decisions.items()

@@ -1,16 +1,19 @@
-"""Which candidate a retrained group becomes: decided on validation losses, nothing else.
+"""Which candidate a retrained group becomes: decided on validation samples, nothing else.
 
-Every number here is a loss in nats per answer token. With L_c[s] the loss of sample s under
-candidate c and L_0[s] under the version before, an earlier task t is *harmed* by c if the mean of
-L_c[s] - L_0[s] over its samples exceeds the standard error of that mean. A candidate's score is
-the mean over tasks of their mean loss, or with ``worst`` the share of the worst task in it.
+A sample's *quality* under a candidate lies in [0, 1]: the mean of how sure the candidate is of the
+right answer, exp(-loss), and of the share of it that greedy decoding gives before it first goes
+wrong. The first sees a little, the second sees answers turn over that were close; both come from
+the same logits. An earlier task is *harmed* by a candidate if its mean quality falls, against the
+version before, by more than ``DOUBT`` standard errors of that mean, paired by sample. A candidate's
+score is the mean over tasks of their mean quality, or with ``worst`` the share of the worst task in
+it.
 
 1. Of the candidates that retrain, those that harm no earlier task come first; of them, or of all
-   if each harms one, the lowest score.
+   if each harms one, the highest score.
 2. A sibling group, with the parameters that serve the new task best, is opened if it harms no task
-   and routing tells its prompts apart, and either every retraining harms one (unless the sibling
-   scores higher by more than ``price`` and the standard error of the difference), or it scores
-   lower by more than both.
+   and routing tells its prompts apart, and either every retraining harms one (unless that scores
+   higher by more than ``price``), or it scores higher by more than ``price`` and the standard
+   error of the difference.
 3. Else the group is retrained: within the noise, fewer groups win.
 """
 
@@ -27,10 +30,37 @@ EXPAND = "expand"
 TOLERANCE = 1e-6
 """Differences of the mean below this are rounding."""
 
+DOUBT = 0.5
+"""Standard errors by which an earlier task may fall: in doubt it counts as harmed."""
+
 TOLD_APART = 0.8
 """Share of each task's validation prompts that routing has to send to its own of two siblings."""
 
-Losses = NDArray[np.float64]
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What one set of parameters gives on some samples; each of shape (samples,).
+
+    Attributes:
+        losses: mean over a sample's answer tokens, in nats.
+        given: share of a sample's answer tokens that greedy decoding gives before it first goes
+            wrong; 1 for the whole answer.
+    """
+
+    losses: Values
+    given: Values
+
+    @property
+    def quality(self) -> Values:
+        """How good each answer is, in [0, 1], shape (samples,)."""
+        return (np.exp(-self.losses) + self.given) / 2
+
+    @property
+    def exact(self) -> Values:
+        """1 where greedy decoding gives the whole answer, else 0."""
+        return (self.given >= 1).astype(np.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,17 +69,32 @@ class Candidate:
 
     Attributes:
         name: of the candidate; ``EXPAND`` for a sibling group.
-        losses: task to the loss of each of its validation samples, shape (samples,).
-        estimate: rise of the mean loss of a task without samples, by the quadratic estimate.
+        measured: task to what it gives on the task's validation samples.
+        estimate: fall of the mean quality of a task without samples, by the quadratic estimate.
         told_apart: the smallest share, over tasks, of samples that reach their own group.
         parameters: name of the candidate whose parameters a sibling gets; empty: its own.
     """
 
     name: str
-    losses: Mapping[str, Losses]
+    measured: Mapping[str, Measured]
     estimate: float = 0.0
     told_apart: float = 1.0
     parameters: str = ""
+
+    def row(self, harm: list[str], total: float) -> dict[str, Any]:
+        """Return what the record says of it."""
+        return {
+            "name": self.name,
+            "losses": {t: round(float(m.losses.mean()), 6) for t, m in self.measured.items()},
+            "exact": {t: round(float(m.exact.mean()), 6) for t, m in self.measured.items()},
+            "quality": {t: round(float(m.quality.mean()), 6) for t, m in self.measured.items()},
+            "samples": max((len(m.losses) for m in self.measured.values()), default=0),
+            "harmed": harm,
+            "score": round(total, 6),
+            "estimate": round(self.estimate, 6),
+            "told_apart": round(self.told_apart, 4),
+            "parameters": self.parameters or self.name,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +106,12 @@ class Choice:
         parameters: name of the candidate whose parameters the adapter gets.
         why: one line.
         task: the task just learned.
-        samples: task to the number of its validation samples.
+        samples: task to the number of its validation samples that were used.
         unmeasured: earlier tasks without samples, for which the quadratic estimate stands.
-        before: task to mean loss before learning.
-        table: one row a candidate: ``name``, ``losses`` (task to mean), ``harmed`` (tasks),
-            ``score``, ``estimate`` and ``told_apart``.
-        seconds: what scoring them took.
+        before: task to mean quality before learning.
+        table: one row a candidate: see ``Candidate.row``.
+        work: layers that measuring ran, as a share of those that training did.
+        seconds: what measuring took.
     """
 
     chosen: str
@@ -77,26 +122,34 @@ class Choice:
     unmeasured: int
     before: Mapping[str, float]
     table: tuple[Mapping[str, Any], ...] = field(default=())
+    work: float = 0.0
     seconds: float = 0.0
 
+    def best(self, count: int) -> set[str]:
+        """Return the best candidates that retrain, and whose parameters a sibling would get."""
+        retrain = [row for row in self.table if row["name"] != EXPAND]
+        retrain.sort(key=lambda row: (bool(row["harmed"]), -row["score"]))
+        sibling = [row for row in self.table if row["name"] == EXPAND]
+        return {row["parameters"] for row in (*retrain[:count], *sibling)}
 
-def standard_error(differences: Losses) -> float:
+
+def standard_error(differences: Values) -> float:
     """Return the standard error of the mean of paired differences; 0 for a single one."""
     count = len(differences)
     return float(differences.std(ddof=1) / np.sqrt(count)) if count > 1 else 0.0
 
 
 def harmed(
-    candidate: Candidate, before: Mapping[str, Losses], *, tolerated: float, unmeasured: int
+    candidate: Candidate, before: Mapping[str, Measured], *, tolerated: float, unmeasured: int
 ) -> list[str]:
-    """Return the earlier tasks whose loss a candidate raises by more than its standard error.
+    """Return the earlier tasks whose quality a candidate lowers by more than the doubt allows.
 
     Tasks without samples are one entry, ``(estimated)``, if their estimate is above ``tolerated``.
     """
     found = []
-    for task, losses in before.items():
-        rise = candidate.losses[task] - losses
-        if rise.mean() > standard_error(rise) + TOLERANCE:
+    for task, old in before.items():
+        fall = old.quality - candidate.measured[task].quality
+        if fall.mean() > DOUBT * standard_error(fall) + TOLERANCE:
             found.append(task)
     if unmeasured and candidate.estimate > tolerated:
         found.append("(estimated)")
@@ -104,99 +157,87 @@ def harmed(
 
 
 def score(candidate: Candidate, *, worst: float, unmeasured: int) -> float:
-    """Return the mean loss over tasks, blended with that of the worst by ``worst`` in [0, 1].
+    """Return the mean quality over tasks, blended with that of the worst by ``worst`` in [0, 1].
 
-    A task without samples counts with its estimated rise; what it had before is the same for all.
+    A task without samples counts with its estimated fall; what it had before is the same for all.
     """
-    means = [float(losses.mean()) for losses in candidate.losses.values()]
-    mean = (sum(means) + unmeasured * candidate.estimate) / (len(means) + unmeasured)
-    return (1 - worst) * mean + worst * max(means)
+    means = [float(measured.quality.mean()) for measured in candidate.measured.values()]
+    mean = (sum(means) - unmeasured * candidate.estimate) / (len(means) + unmeasured)
+    return (1 - worst) * mean + worst * min(means)
 
 
 def difference_error(one: Candidate, other: Candidate, *, unmeasured: int) -> float:
     """Return the standard error of the difference of two mean scores, paired by sample."""
-    errors = [standard_error(one.losses[task] - other.losses[task]) for task in one.losses]
+    errors = [
+        standard_error(one.measured[task].quality - other.measured[task].quality)
+        for task in one.measured
+    ]
     return float(np.sqrt(sum(error**2 for error in errors)) / (len(errors) + unmeasured))
 
 
 def choose(
     task: str,
     candidates: list[Candidate],
-    before: Mapping[str, Losses],
+    before: Mapping[str, Measured],
     *,
     price: float,
     worst: float = 0.0,
     unmeasured: int = 0,
-    seconds: float = 0.0,
 ) -> Choice:
     """Return which candidate a retrained group becomes; see the module for the criterion.
 
     Args:
         task: the task just learned.
-        candidates: at least one that retrains, and at most one ``EXPAND``.
-        before: earlier task to the loss of each of its samples before learning, shape (samples,).
-        price: of one more group, in nats a token.
+        candidates: at least one that retrains, and at most one ``EXPAND``; all measured on the
+            same samples.
+        before: earlier task to what the version before gives on the same samples.
+        price: of one more group, in mean quality.
         worst: share of the worst task in a score; 0 is the mean over tasks.
         unmeasured: how many earlier tasks have no samples.
-        seconds: what scoring took, for the record.
     """
     scores = {c.name: score(c, worst=worst, unmeasured=unmeasured) for c in candidates}
     harm = {c.name: harmed(c, before, tolerated=price, unmeasured=unmeasured) for c in candidates}
     retrain = [c for c in candidates if c.name != EXPAND]
-    harmless = [c for c in retrain if not harm[c.name]]
-    best = min(harmless or retrain, key=lambda c: scores[c.name])
-    chosen, why = best.name, "lowest loss of those that harm no earlier task"
+    best = min(retrain, key=lambda c: (bool(harm[c.name]), -scores[c.name]))
+    harmless = not harm[best.name]
+    chosen, why = best.name, "highest score of those that harm no earlier task"
     if not harmless:
-        why = "lowest loss; each candidate harms an earlier task"
+        why = "highest score; each candidate harms an earlier task"
     for sibling in (c for c in candidates if c.name == EXPAND):
-        gain = scores[best.name] - scores[EXPAND]
-        noise = difference_error(best, sibling, unmeasured=unmeasured)
+        gain = scores[EXPAND] - scores[best.name]
+        least = price + difference_error(best, sibling, unmeasured=unmeasured)
         if sibling.told_apart < TOLD_APART:
             why += "; routing cannot tell a sibling's prompts apart"
         elif harm[EXPAND]:
             why += "; a sibling group harms one by its routing"
-        elif not harmless and gain > -(price + noise):
+        elif not harmless and gain > -price:
             chosen, why = EXPAND, "only a sibling group harms no earlier task"
-        elif gain > price + noise:
+        elif harmless and gain > least:
             chosen = EXPAND
-            why = f"a sibling group's loss is {gain:.3f} lower, price and noise {price + noise:.3f}"
+            why = f"a sibling group's score is {gain:.3f} higher, price and noise {least:.3f}"
         else:
-            why += f"; a sibling group would gain {gain:.3f}, price and noise {price + noise:.3f}"
-    counts = {name: len(losses) for name, losses in candidates[0].losses.items()}
+            why += f"; a sibling group would gain {gain:.3f}, price and noise {least:.3f}"
     return Choice(
         chosen=chosen,
         parameters=next(c.parameters or c.name for c in candidates if c.name == chosen),
         why=why,
         task=task,
-        samples=counts,
+        samples={name: len(m.losses) for name, m in candidates[0].measured.items()},
         unmeasured=unmeasured,
-        before={name: round(float(losses.mean()), 6) for name, losses in before.items()},
-        table=tuple(_row(c, harm[c.name], scores[c.name]) for c in candidates),
-        seconds=seconds,
+        before={name: round(float(m.quality.mean()), 6) for name, m in before.items()},
+        table=tuple(c.row(harm[c.name], scores[c.name]) for c in candidates),
     )
 
 
-def quadratic_scale(rises: Losses, distances: Losses) -> float:
-    """Return the loss that a unit of precision-weighted distance costs: least squares through 0.
+def quadratic_scale(falls: Values, distances: Values) -> float:
+    """Return the quality that a unit of precision-weighted distance costs: least squares through 0.
 
-    Fitted on the new task, whose rise along the path is measured, and taken for the earlier tasks,
-    whose precisions are scaled alike: rise = scale * 1/2 sum F (theta - theta_task)^2.
+    Fitted on the new task, whose fall along the path is measured, and taken for the earlier tasks,
+    whose precisions are scaled alike: fall = scale * 1/2 sum F (theta - theta_task)^2.
 
     Args:
-        rises: measured rise of the new task's mean loss over that of its own parameters.
+        falls: measured fall of the new task's mean quality below that of its own parameters.
         distances: 1/2 sum F_new (theta - theta_new)^2 of the same candidates.
     """
     total = float((distances**2).sum())
-    return max(0.0, float((rises * distances).sum()) / total) if total > 0 else 0.0
-
-
-def _row(candidate: Candidate, harm: list[str], total: float) -> dict[str, Any]:
-    return {
-        "name": candidate.name,
-        "losses": {t: round(float(v.mean()), 6) for t, v in candidate.losses.items()},
-        "harmed": harm,
-        "score": round(total, 6),
-        "estimate": round(candidate.estimate, 6),
-        "told_apart": round(candidate.told_apart, 4),
-        "parameters": candidate.parameters or candidate.name,
-    }
+    return max(0.0, float((falls * distances).sum()) / total) if total > 0 else 0.0

@@ -1,26 +1,27 @@
 """Measure what a retrained group may become, on validation samples, and make it the best."""
 
 import logging
+import random
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import send_to_device
-from torch import Tensor
 
 from lcia.data.sample import Sample
-from lcia.decision.choice import EXPAND, Candidate, Choice, Losses, choose, quadratic_scale
+from lcia.decision.choice import EXPAND, Candidate, Choice, Measured, choose, quadratic_scale
+from lcia.decision.measuring import LowerLayers, State, Way, measure, put
 from lcia.decision.placing import Placed
 from lcia.distributed.processes import from_main
 from lcia.evaluation.generate import Adapters
 from lcia.files import read_json, read_record, write_json
 from lcia.grouping import Router, told
 from lcia.methods.base import Candidates, Method, TaskContext
-from lcia.models.batches import IGNORED
 from lcia.models.host import AdapterHost
 from lcia.store.journal import Journal
 from lcia.store.samples import VALIDATION, kept_with
@@ -31,12 +32,24 @@ logger = logging.getLogger(__name__)
 RECORD = "choice.json"
 """What was chosen, in the run's folder."""
 
-BATCH = 16
-"""Validation samples scored at once: answers are short, and nothing is kept for gradients."""
+ROUND = 8
+"""Validation samples a task in each round."""
+
+KEPT = 2
+"""Retraining candidates that the first round leaves for the next ones."""
+
+BUDGET = 0.1
+"""Share of the training's work up to which further rounds are added.
+
+Work is layers run: a sample of training runs all of them forward, and those with adapters back.
+"""
+
+Key = tuple[bool, str | None]
+"""One set of parameters: of a candidate (True) by its name, or of a stored group (False)."""
 
 
 @dataclass(frozen=True)
-class _Asked:
+class Asked:
     """A validation sample, and the group that answers it in each case."""
 
     task: str
@@ -45,17 +58,19 @@ class _Asked:
     retrain: str | None
     expand: str | None
 
-    def stored(self, placed: Placed, task: str) -> set[str | None]:
-        """Return the groups whose adapter of before the task may answer the sample."""
-        found = {self.now} if self.task != task else set()
-        found |= {self.retrain} - {placed.group}
-        return found | ({self.expand} - {placed.sibling} if placed.expanded is not None else set())
-
     def by_candidate(self, placed: Placed) -> bool:
         """Tell whether a candidate's parameters may answer it."""
         return placed.group == self.retrain or (
             placed.expanded is not None and self.expand == placed.sibling
         )
+
+    def needs(self, placed: Placed, names: Iterable[str], *, task: str) -> tuple[Key, ...]:
+        """Return the sets of parameters that may answer it."""
+        stored = {self.now} if self.task != task else set()
+        stored |= {self.retrain} - {placed.group}
+        stored |= {self.expand} - {placed.sibling} if placed.expanded is not None else set()
+        keys = [(False, group) for group in sorted(stored, key=str)]
+        return (*keys, *((True, name) for name in names if self.by_candidate(placed)))
 
 
 @dataclass
@@ -78,19 +93,25 @@ class Chooser:
     run: Run
     journal: Journal
     _encoded: dict[int, Any] = field(default_factory=dict)
+    _found: dict[Key, Any] = field(default_factory=dict)
 
-    def __call__(self, model: Any, context: TaskContext) -> TaskContext:
+    def __call__(self, model: Any, context: TaskContext, *, passes: int) -> TaskContext:
         """Give the parameters the values of the best candidate; return the context it leaves.
 
         Every process has all parameters and the same ones; the main one measures and tells.
+
+        Args:
+            model: in training mode, as it is left.
+            context: of the task.
+            passes: samples that training ran through, those of each epoch.
         """
         found = self.method.candidates(context)
         if found is None:
             return context
         was_training = model.training
         model.eval()
-        choice = from_main(lambda: self._record(self._measure(model, context, found)))
-        _put(context, found.states[choice["parameters"]]())
+        choice = from_main(lambda: self._record(self._measure(model, context, found, passes)))
+        put(context.parameters, found.states[choice["parameters"]]())
         model.train(was_training)
         if choice["chosen"] != EXPAND:
             return context
@@ -105,58 +126,62 @@ class Chooser:
         self.journal.write("chosen", **record)
         return record
 
-    def _measure(self, model: Any, context: TaskContext, found: Candidates) -> Choice:
+    def _measure(self, model: Any, context: TaskContext, found: Candidates, passes: int) -> Choice:
+        """Measure in rounds: all candidates on a few samples, the best on more; then choose."""
         begun = time.monotonic()
-        placed, task, states = self.placed, context.task.name, found.states
-        trained = states["trained"]()
-        asked = self._asked(task)
-        stored: dict[str | None, Losses] = {}
-        for group in sorted({g for a in asked for g in a.stored(placed, task)}, key=str):
-            wanted = [i for i, a in enumerate(asked) if group in a.stored(placed, task)]
-            stored[group] = self._of_group(model, group, asked, wanted)
-        losses: dict[str, Losses] = {}
-        wanted = [i for i, a in enumerate(asked) if a.by_candidate(placed)]
-        for name, state in states.items():
-            _put(context, state())
-            losses[name] = self._score(model, asked, wanted)
-        _put(context, trained)
-        before = {
-            name: np.array([stored[asked[i].now][i] for i in rows])
-            for name, rows in _rows(asked).items()
-            if name != task
-        }
-        unmeasured = self._unmeasured(set(before), task)
-        estimates = self._estimates(found, losses, asked, task, unmeasured)
-        candidates = [
-            replace(
-                self._candidate(name, asked, {**stored, placed.group: own}, "retrain"),
-                estimate=estimates.get(name, 0.0),
+        task, asked = context.task.name, self.asked(context.task.name)
+        ways = self.ways(model, context, found)
+        names, lower = list(found.states), LowerLayers(model)
+        training = passes * (lower.passes(1) + lower.passes(1) - lower.count)
+        queues = _shuffled(asked, seed=context.seed)
+        work, rows, table = 0, list[int](), dict[str, Mapping[str, Any]]()
+        choice = None
+        for number in count():
+            more = [i for queue in queues for i in queue[number * ROUND : (number + 1) * ROUND]]
+            needs = {i: asked[i].needs(self.placed, names, task=task) for i in more}
+            more_work = sum(lower.passes(len(keys)) for keys in needs.values())
+            if choice is not None and (not more or work + more_work > BUDGET * training):
+                break
+            self.measure(model, lower, asked, needs, ways)
+            work, rows = work + more_work, [*rows, *more]
+            candidates, before = self.candidates(asked, rows, names, found, task=task)
+            choice = choose(
+                task,
+                candidates,
+                before,
+                price=self.method.config["price"],
+                worst=self.method.config["worst"],
+                unmeasured=self._unmeasured(set(before), task),
             )
-            for name, own in losses.items()
-        ]
-        if placed.expanded is not None:
-            rows = [i for i, a in enumerate(asked) if a.expand == placed.sibling]
-            best = min(losses, key=lambda name: losses[name][rows].sum())
-            by = {**stored, placed.sibling: losses[best]}
-            sibling = self._candidate(EXPAND, asked, by, "expand")
-            candidates.append(replace(sibling, parameters=best))
-        return choose(
-            task,
-            candidates,
-            before,
-            price=self.method.config["price"],
-            worst=self.method.config["worst"],
-            unmeasured=unmeasured,
+            table |= {row["name"]: row for row in choice.table}
+            names = [name for name in names if name in choice.best(KEPT)]
+        assert choice is not None
+        put(context.parameters, found.states["trained"]())
+        return replace(
+            choice,
+            table=tuple(table.values()),
+            work=round(work / max(1, training), 4),
             seconds=round(time.monotonic() - begun, 2),
         )
 
-    def _asked(self, task: str) -> list[_Asked]:
-        """Return all validation samples concerned, each with where it goes in each case."""
+    def asked(self, task: str) -> list[Asked]:
+        """Return the validation samples of all tasks whose answers may change, and their routes."""
         placed = self.placed
         groups = [placed.group, *placed.joined.siblings(placed.group)]
         folders = [self.adapters[group][1] for group in groups if group in self.adapters]
         kept = [pair for folder in folders for pair in kept_with(folder, VALIDATION)]
         known = [(name or "", sample) for sample, name in kept]
+        found = self.routed([*known, *((task, sample) for sample in placed.held)])
+        changed = {
+            one.task
+            for one in found
+            if one.by_candidate(placed) or len({one.now, one.retrain, one.expand}) > 1
+        }
+        return [one for one in found if one.task in changed | {task}]
+
+    def routed(self, pairs: Iterable[tuple[str, Sample]]) -> list[Asked]:
+        """Return samples, given with their tasks, each with where it goes in each case."""
+        placed = self.placed
         routers = {
             "now": Router(placed.now),
             "retrain": Router(placed.joined),
@@ -167,48 +192,123 @@ class Chooser:
             said = told(sample.messages)
             return {way: router.route(said).group for way, router in routers.items()}
 
-        pairs = [*known, *((task, sample) for sample in self.placed.held)]
-        return [_Asked(name, sample, **groups_of(sample)) for name, sample in pairs]
+        return [Asked(name, sample, **groups_of(sample)) for name, sample in pairs]
+
+    def ways(self, model: Any, context: TaskContext, found: Candidates) -> dict[Key, Way]:
+        """Return all sets of parameters that may be measured."""
+        ways: dict[Key, Way] = {(True, name): Way(state) for name, state in found.states.items()}
+        for group in (None, *self.adapters):
+            state = partial(self._stored, model, context, group)
+            ways[False, group] = Way(_once(state), plain=group is None)
+        return ways
+
+    def _stored(self, model: Any, context: TaskContext, group: str | None) -> State:
+        """Return the values of a stored group's adapter; of the base model for None."""
+        if group is not None:
+            load_values(self.host, model, self.adapters[group][1])
+        elif self.host.projector is not None:
+            self.host.projector.load(None)
+        return {name: values.detach().clone() for name, values in context.parameters.items()}
+
+    def measure(
+        self,
+        model: Any,
+        lower: LowerLayers,
+        asked: Sequence[Asked],
+        needs: Mapping[int, Sequence[Key]],
+        ways: Mapping[Key, Way],
+    ) -> None:
+        """Measure samples, given by their place, under the sets of parameters that each needs."""
+        alike: dict[Sequence[Key], list[int]] = {}
+        for i, keys in needs.items():
+            if keys:
+                alike.setdefault(keys, []).append(i)
+            if i not in self._encoded:
+                self._encoded[i] = self.host.chat.encode_example(asked[i].sample)
+        for keys, rows in alike.items():
+            measured = measure(
+                self.host,
+                model,
+                lower,
+                examples=[self._encoded[i] for i in rows],
+                ways=[ways[key] for key in keys],
+            )
+            for key, one in zip(keys, measured, strict=True):
+                values = self._found.setdefault(key, np.full((2, len(asked)), np.nan))
+                values[:, rows] = one.losses, one.given
+
+    def candidates(
+        self,
+        asked: Sequence[Asked],
+        rows: Iterable[int],
+        names: Sequence[str],
+        found: Candidates,
+        *,
+        task: str,
+    ) -> tuple[list[Candidate], dict[str, Measured]]:
+        """Return candidates with what was measured on the rows, and what was before them."""
+        placed, by_task = self.placed, dict[str, list[int]]()
+        for i in rows:
+            by_task.setdefault(asked[i].task, []).append(i)
+
+        def measured(name: str, way: str, own: str | None) -> dict[str, Measured]:
+            result = {}
+            for known, places in by_task.items():
+                if way == "now" and known == task:
+                    continue  # nobody asks what the new task's answers were
+                routes = [(i, getattr(asked[i], way)) for i in places]
+                keys = [(i, (True, name) if to == own else (False, to)) for i, to in routes]
+                losses, given = np.array([self._found[key][:, i] for i, key in keys]).T
+                result[known] = Measured(losses=losses, given=given)
+            return result
+
+        candidates = [
+            Candidate(name=name, measured=measured(name, "retrain", placed.group)) for name in names
+        ]
+        before = measured("", "now", "")
+        if unmeasured := self._unmeasured(set(before), task):
+            estimates = self._estimates(found, candidates, task, unmeasured)
+            candidates = [replace(c, estimate=estimates.get(c.name, 0.0)) for c in candidates]
+        if placed.expanded is not None:
+            options = {name: measured(name, "expand", placed.sibling) for name in names}
+            best = max(names, key=lambda name: options[name][task].quality.mean())
+            apart = self._told_apart(asked)
+            candidates.append(
+                Candidate(name=EXPAND, measured=options[best], told_apart=apart, parameters=best)
+            )
+        return candidates, before
 
     def _unmeasured(self, sampled: set[str], task: str) -> int:
         tasks = {known.name for known in self.placed.now.group(self.placed.group).tasks}
         return len(tasks - sampled - {task})
 
     def _estimates(
-        self,
-        found: Candidates,
-        own: Mapping[str, Losses],
-        asked: Sequence[_Asked],
-        task: str,
-        unmeasured: int,
+        self, found: Candidates, candidates: Sequence[Candidate], task: str, unmeasured: int
     ) -> dict[str, float]:
-        """Return candidate to the estimated rise of an earlier task's loss, from its precision."""
-        distances = found.distances() if unmeasured else {}
-        if not distances:
+        """Return candidate to the estimated fall of an earlier task's quality, by its precision."""
+        distances = found.distances()
+        quality = {c.name: float(c.measured[task].quality.mean()) for c in candidates}
+        names = [name for name in distances if name in quality]
+        if not names:
             return {}
-        rows = _rows(asked)[task]
-        rows = [i for i in rows if np.isfinite(own["trained"][i])]
-        if not rows:  # all of the task's prompts are routed elsewhere
-            return {}
-        means = {name: float(values[rows].mean()) for name, values in own.items()}
-        names = list(distances)
         scale = quadratic_scale(
-            np.array([means[name] - means["trained"] for name in names]),
+            np.array([max(quality.values()) - quality[name] for name in names]),
             np.array([distances[name][1] for name in names]),
         )
         tasks = len(self.placed.now.group(self.placed.group).tasks)
         return {name: scale * distances[name][0] / tasks for name in names}
 
-    def _candidate(
-        self, name: str, asked: Sequence[_Asked], by: Mapping[str | None, Losses], way: str
-    ) -> Candidate:
-        losses, shares = {}, []
-        for task, rows in _rows(asked).items():
-            routes = [getattr(asked[i], way) for i in rows]
-            losses[task] = np.array([by[group][i] for group, i in zip(routes, rows, strict=True)])
-            if way == "expand" and (home := self._home(task)) is not None:
-                shares.append(sum(group == home for group in routes) / len(rows))
-        return Candidate(name=name, losses=losses, told_apart=min(shares, default=1.0))
+    def _told_apart(self, asked: Sequence[Asked]) -> float:
+        """Return the smallest share, over tasks, of samples that a sibling or its group gets."""
+        places: dict[str, list[str | None]] = {}
+        for one in asked:
+            places.setdefault(one.task, []).append(one.expand)
+        shares = [
+            sum(group == home for group in groups) / len(groups)
+            for task, groups in places.items()
+            if (home := self._home(task)) is not None
+        ]
+        return min(shares, default=1.0)
 
     def _home(self, task: str) -> str | None:
         """Return the sibling for the new task, the group for its own; None for others' tasks."""
@@ -218,30 +318,6 @@ class Chooser:
         assert placed.expanded is not None and placed.sibling is not None
         mine = {known.name for known in placed.expanded.group(placed.sibling).tasks}
         return placed.sibling if task in mine else None
-
-    def _of_group(
-        self, model: Any, group: str | None, asked: Sequence[_Asked], wanted: Sequence[int]
-    ) -> Losses:
-        """Return the losses of samples by a stored adapter; None is the base model."""
-        if group is not None:
-            load_values(self.host, model, self.adapters[group][1])
-            return self._score(model, asked, wanted)
-        if self.host.projector is not None:
-            self.host.projector.load(None)
-        with model.disable_adapter():
-            return self._score(model, asked, wanted)
-
-    def _score(self, model: Any, asked: Sequence[_Asked], wanted: Sequence[int]) -> Losses:
-        """Return the loss of the wanted samples; the others are not a number."""
-        for i in wanted:
-            if i not in self._encoded:
-                self._encoded[i] = self.host.chat.encode_example(asked[i].sample)
-        found = np.full(len(asked), np.nan)
-        if wanted:
-            found[list(wanted)] = sample_losses(
-                self.host, model, [self._encoded[i] for i in wanted]
-            )
-        return found
 
 
 def read_choice(run: Run) -> dict[str, Any] | None:
@@ -278,42 +354,23 @@ def load_values(host: AdapterHost, model: Any, folder: Path) -> None:
         host.projector.load(folder)
 
 
-@torch.no_grad()
-def sample_losses(host: AdapterHost, model: Any, examples: Sequence[Any]) -> Losses:
-    """Return each example's mean loss over its answer tokens, in nats, shape (examples,).
-
-    Batches are of similar length, so the same examples give the same numbers.
-    """
-    found = np.zeros(len(examples))
-    order = sorted(range(len(examples)), key=lambda i: (_length(examples[i]), i))
-    for start in range(0, len(order), BATCH):
-        rows = order[start : start + BATCH]
-        batch = send_to_device(
-            host.chat.collate([examples[i] for i in rows]), host.base.model.device
-        )
-        logits, labels = model(**batch).logits, batch["labels"]
-        if not host.chat.facts.encoder_decoder:
-            logits, labels = logits[:, :-1], labels[:, 1:]
-        losses = torch.nn.functional.cross_entropy(
-            logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
-        ).view(labels.shape)
-        counted = (labels != IGNORED).sum(dim=1).clamp(min=1)
-        found[rows] = (losses.sum(dim=1) / counted).double().cpu().numpy()
-    return found
-
-
-def _length(example: Any) -> int:
-    return len(getattr(example, "prompt_ids", ())) + len(example.answer_ids)
-
-
-@torch.no_grad()
-def _put(context: TaskContext, state: Mapping[str, Tensor]) -> None:
-    for name, values in state.items():
-        context.parameters[name].copy_(values)
-
-
-def _rows(asked: Iterable[_Asked]) -> dict[str, list[int]]:
-    rows: dict[str, list[int]] = {}
+def _shuffled(asked: Sequence[Asked], *, seed: int) -> list[list[int]]:
+    """Return the places of each task's samples, in an order drawn by seed."""
+    queues: dict[str, list[int]] = {}
     for i, one in enumerate(asked):
-        rows.setdefault(one.task, []).append(i)
-    return rows
+        queues.setdefault(one.task, []).append(i)
+    for task, queue in queues.items():
+        random.Random(f"choice {seed} {task}").shuffle(queue)
+    return list(queues.values())
+
+
+def _once(state: Callable[[], State]) -> Callable[[], State]:
+    """Return what gives a state that is computed when it is first asked for."""
+    kept: list[State] = []
+
+    def given() -> State:
+        if not kept:
+            kept.append(state())
+        return kept[0]
+
+    return given

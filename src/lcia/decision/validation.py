@@ -7,8 +7,9 @@ from dataclasses import replace
 from lcia.data.sample import Sample
 from lcia.data.task import Task
 
-MOST, LEAST = 64, 2
-"""How many of a task are held back, if any: two for a standard error."""
+MOST, AIM, FEWEST = 64, 16, 8
+"""How many samples of a task are held back: at most, at least if that is no more than a fifth of
+the task, and so few that nothing can be measured by them."""
 
 
 def hold_back(task: Task, share: float, *, seed: int) -> tuple[Task, tuple[Sample, ...]]:
@@ -16,15 +17,17 @@ def hold_back(task: Task, share: float, *, seed: int) -> tuple[Task, tuple[Sampl
 
     Args:
         task: the task.
-        share: of its training samples, in [0, 1], rounded up; at most ``MOST``.
+        share: of its training samples, in [0, 1], rounded up. More where that is fewer than
+            ``AIM``: up to a fifth of the samples. At most ``MOST``.
         seed: draws them.
 
     Returns:
-        The task itself and nothing if ``share`` is 0, or if the task has less than twice as many
-        samples as would be held back.
+        The task itself and nothing if ``share`` is 0, if fewer than ``FEWEST`` would be held back,
+        or if they would be more than half of the task.
     """
-    count = min(MOST, max(LEAST, math.ceil(share * len(task.train))))
-    if share <= 0 or 2 * count > len(task.train):
+    samples = len(task.train)
+    count = min(MOST, max(math.ceil(share * samples), min(AIM, samples // 5)))
+    if share <= 0 or count < FEWEST or 2 * count > samples:
         return task, ()
     drawn = set(random.Random(f"validation {seed}").sample(range(len(task.train)), count))
     kept = tuple(sample for i, sample in enumerate(task.train) if i not in drawn)

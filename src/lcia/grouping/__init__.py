@@ -22,6 +22,7 @@ What a threshold would do to a stream, before any training::
 
     tasks = {name: recipe.fit(prompts), ...}                            # name -> Extraction
     plan_groups(tasks, config)                                          # name -> (group, decision)
+    shares_told_apart(tasks, prompts, planned)                          # name -> share, of siblings
     suggest_threshold(tasks, config)                                    # threshold and levels
     task_similarities(tasks, config)                                    # (tasks, tasks)
 
@@ -48,6 +49,7 @@ from lcia.grouping.advice import (
     ThresholdAdvice,
     ThresholdLevel,
     plan_groups,
+    shares_told_apart,
     suggest_threshold,
     task_similarities,
 )
@@ -76,6 +78,7 @@ __all__ = [
     "ThresholdLevel",
     "pair_similarity",
     "plan_groups",
+    "shares_told_apart",
     "suggest_threshold",
     "task_similarities",
     "told",

@@ -1,6 +1,6 @@
 """Which threshold suits a stream of tasks."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -10,7 +10,11 @@ from numpy.typing import NDArray
 from lcia.errors import DataError
 from lcia.grouping.codebook import GroupDecision, InstructionCodebook
 from lcia.grouping.config import GroupingConfig
-from lcia.grouping.instruction import Extraction
+from lcia.grouping.instruction import Extraction, Prompt
+from lcia.grouping.router import Router
+
+READ = 200
+"""Prompts of a task that ``shares_told_apart`` reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +64,44 @@ def plan_groups(
         decision = codebook.decide(extraction.instructions, system=extraction.system)
         planned[task] = (codebook.add(decision.group, extraction, task=task), decision)
     return planned
+
+
+def shares_told_apart(
+    tasks: Mapping[str, Extraction],
+    prompts: Mapping[str, Sequence[Prompt]],
+    planned: Mapping[str, tuple[str, GroupDecision]],
+) -> dict[str, float]:
+    """Return, for each task that joins a group, how well a sibling's prompts would find their way.
+
+    The group's tasks and the new one, as a sibling, are counted on four fifths of at most ``READ``
+    prompts each. The smaller share, of either, of the other prompts that reach their own of the two
+    is returned, in [0, 1].
+
+    Args:
+        tasks: task to its instructions, in the stream's order.
+        prompts: task to its training prompts.
+        planned: what ``plan_groups`` returned for the stream.
+    """
+    members: dict[str, list[str]] = {}
+    shares = {}
+    for task, (group, decision) in planned.items():
+        earlier = members.setdefault(group, [])
+        if decision.group is not None:
+            codebook, asked = InstructionCodebook(GroupingConfig()), []
+            home: str | None = None
+            for name in (*earlier, task):
+                read = prompts[name][:READ]
+                kept = [prompt for i, prompt in enumerate(read) if i % 5]
+                to = None if name == task else home
+                home = codebook.add(to, tasks[name], task=name, prompts=kept, content=True)
+                asked.append((name == task, home, read[::5]))
+            router = Router(codebook)
+            hits: dict[bool, list[bool]] = {False: [], True: []}
+            for new, own, texts in asked:
+                hits[new] += [decided.group == own for decided in router.route_many(texts)]
+            shares[task] = min(sum(found) / len(found) for found in hits.values() if found)
+        earlier.append(task)
+    return shares
 
 
 def task_similarities(

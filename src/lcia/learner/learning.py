@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from lcia.config import AssistantConfig
 from lcia.data.task import Task
@@ -57,6 +57,9 @@ class ContinualLearner:
         host: its base model in memory; None loads it when first needed.
         listener: told every event: what is being done, each step, each score.
     """
+
+    chooser: ClassVar[type[Chooser]] = Chooser
+    """What measures the candidates of a retrained group."""
 
     def __init__(
         self, store: Store, *, host: AdapterHost | None = None, listener: Listener | None = None
@@ -298,7 +301,7 @@ class ContinualLearner:
         if everyone(lambda: not run.holds(name)):
             _, own = current.adapters.get(placed.group, (None, None))
             measured = own is not None and bool(placed.held) and of_one_shape(current.adapters)
-            chooser = Chooser(self.host, method, placed, current.adapters, run, journal)
+            chooser = self.chooser(self.host, method, placed, current.adapters, run, journal)
             shared = self.config.projector.mode == "shared"
             train_adapter(
                 self.host,

@@ -60,7 +60,7 @@ def train_adapter(
     folder: Path,
     journal: Journal,
     train: bool = True,
-    choose: Callable[[Any, TaskContext], TaskContext] | None = None,
+    choose: Callable[..., TaskContext] | None = None,
     held: Sequence[Sample] = (),
 ) -> Path:
     """Train a group's adapter on a task, resuming from the last checkpoint if there is one.
@@ -79,8 +79,8 @@ def train_adapter(
         folder: the run's folder; gets ``checkpoints/`` and the adapter.
         journal: told every step.
         train: False only opens the adapter and lets the method remember.
-        choose: called after training: makes the parameters the best candidate's, and returns the
-            context that leaves, of a sibling group where that was chosen.
+        choose: called after training with model, context and the samples it ran through: makes
+            the parameters the best candidate's, and returns the context that leaves.
         held: held-back samples of the task.
 
     Returns:
@@ -120,7 +120,7 @@ def train_adapter(
     trainer.add_callback(TrainingState(checkpoint, scaler, launch=trainer.launch, keep=keep))
     model.train()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    context = context if choose is None else choose(model, context)
+    context = context if choose is None else choose(model, context, passes=_passes(trainer))
     state = method.finish(context)
     trainer.save_model(str(_draft(target)))  # gathers what is sharded
     trainer.close()
@@ -222,6 +222,13 @@ def _examples(host: AdapterHost, samples: Sequence[Sample], *, task: str) -> lis
             host.chat.max_prompt_tokens,
         )
     return examples
+
+
+def _passes(trainer: MethodTrainer) -> int:
+    """Return how many samples training ran through, those of each epoch and of all processes."""
+    args = trainer.args
+    each = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return int(trainer.state.global_step * each)
 
 
 def _arguments(

@@ -18,8 +18,8 @@ from lcia.methods.replay import quota, with_remembered
 
 logger = logging.getLogger(__name__)
 
-STRAIGHT = (0.5, 0.75)
-"""Points of the straight path from the old parameters (0) to the trained ones (1)."""
+STRAIGHT = 0.5
+"""A point of the straight path from the old parameters (0) to the trained ones (1)."""
 
 WEIGHED = (0.3, 1.0)
 """Values of lambda on the precision-weighted path."""
@@ -105,16 +105,16 @@ class Lcia(Merge):
 
     @torch.no_grad()
     def candidates(self, context: TaskContext) -> Candidates | None:
-        """Return points on the straight and the precision-weighted path, and the average."""
+        """Return what training ended with, and points on the way there from the old parameters."""
         if not self._measures:
             return None
         old, new, average = self._start, start_of(context), self._average.ema.shadow
-        states: dict[str, Callable[[], State]] = {"trained": lambda: new}
-        for share in STRAIGHT:
-            states[f"straight-{share:g}"] = partial(_between, old, new, share)
-        states["average"] = lambda: average
+        states: dict[str, Callable[[], State]] = {
+            "trained": lambda: new,
+            f"straight-{STRAIGHT:g}": partial(_between, old, new, STRAIGHT),
+        }
         if not (self.config["old_weight"] > 0 and context.carried):
-            return Candidates(states=states)
+            return Candidates(states={**states, "average": lambda: average})
         merge = self._callback.merge
         for weight in WEIGHED:
             states[f"precision-{weight:g}"] = partial(_merged, merge, old, new, weight)

@@ -43,6 +43,7 @@ def run_record(method: str, store: Store) -> RunRecord:
         groups=tuple(_groups(version)),
         steps=tuple(step for past in store.history() for step in step_records(past.journal())),
         routing=routing_shares(version),
+        choices=tuple(_choices(store)),
         samples=tuple(_samples(version)),
     )
 
@@ -77,6 +78,14 @@ def step_records(events: Iterable[Mapping[str, Any]]) -> Iterator[StepRecord]:
                     if key.startswith(FALLBACK)
                 },
             )
+
+
+def _choices(store: Store) -> Iterator[Mapping[str, Any]]:
+    """Yield what was measured, oldest first; what came before ``quality`` is not shown."""
+    for past in store.history():
+        choice = past.manifest.get("choice")
+        if choice is not None and all("quality" in row for row in choice["table"]):
+            yield choice
 
 
 def _groups(version: Version) -> Iterator[GroupRecord]:

@@ -80,6 +80,8 @@ class RunRecord:
         groups: the adapter groups at the end.
         steps: the optimizer steps in order, all tasks in one sequence.
         routing: task to group to the share, 0 to 1, of its instances that went there.
+        choices: what each retrained group might have become: ``lcia.decision.choice.Choice`` as
+            its manifest has it, one a task that was measured.
         samples: a few answers.
     """
 
@@ -88,6 +90,7 @@ class RunRecord:
     groups: tuple[GroupRecord, ...] = ()
     steps: tuple[StepRecord, ...] = ()
     routing: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    choices: tuple[Mapping[str, Any], ...] = ()
     samples: tuple[SampleAnswer, ...] = ()
 
 

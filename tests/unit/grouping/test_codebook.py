@@ -20,6 +20,7 @@ from lcia.grouping import (
     InstructionRecipe,
     Router,
     plan_groups,
+    shares_told_apart,
     suggest_threshold,
     task_similarities,
 )
@@ -460,3 +461,23 @@ def test_unlike_tasks_get_a_threshold_above_their_likeness():
 def test_no_tasks_is_an_error():
     with pytest.raises(DataError, match="no tasks"):
         suggest_threshold({}, GroupingConfig())
+
+
+def test_the_plan_says_whether_a_siblings_prompts_would_be_told_apart():
+    """Two tasks of one instruction: about other things, then about the same."""
+    words = {"animals": ["horse", "sheep"], "tools": ["hammer", "pliers"], "more": ["hammer"]}
+    prompts = {
+        name: [f"Say the letter.\n\n{of[i % len(of)]} {'abcdefgh'[i % 8]}" for i in range(40)]
+        for name, of in words.items()
+    }
+    recipe = InstructionRecipe.parse("first_line")
+    tasks = {name: recipe.fit(of) for name, of in prompts.items()}
+    config = GroupingConfig()
+
+    def shares(*names):
+        some = {name: tasks[name] for name in names}
+        return shares_told_apart(some, prompts, plan_groups(some, config))
+
+    assert shares("animals", "tools") == {"tools": 1.0}
+    assert shares("tools", "more")["more"] < 0.8
+    assert shares("animals") == {}
