@@ -23,8 +23,9 @@ TRAINING = {"max_steps": 2, "learning_rate": 3e-3, "save_steps": 100}
 
 
 def make_store(root: Path, model: Path, *, training: dict[str, Any] = TRAINING) -> Store:
-    """An assistant with two groups: g1 for COLOUR, g2 for NUMBER."""
-    config = AssistantConfig(model=str(model), dtype="float32", training=training)
+    """An assistant with two groups: g1 for COLOUR, g2 for NUMBER; its gate tests nothing."""
+    settings: dict[str, Any] = {"training": training, "gate": {"tests": "none"}}
+    config = AssistantConfig(model=str(model), dtype="float32", **settings)
     learner = ContinualLearner.create(root, config)
     learner.learn(make_task("colours", COLOUR.partition("\n")[0], {"red": "r", "green": "g"}))
     learner.learn(make_task("numbers", NUMBER.partition("\n")[0], {"one": "1", "two": "2"}))

@@ -290,7 +290,7 @@ def verbs(command, path=()):
 DOCUMENTED = [
     (verb, options)
     for verb, options in verbs(typer.main.get_command(app))
-    if verb not in ("groups", "data", "inbox")
+    if verb not in ("groups", "data", "inbox", "releases")
 ]
 
 

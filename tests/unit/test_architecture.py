@@ -38,6 +38,7 @@ MAY_IMPORT = {
         "models",
         "store",
     },
+    "gate": {"config", "data", "evaluation", "grouping", "models"},
     "learner": {
         "config",
         "data",
@@ -45,6 +46,7 @@ MAY_IMPORT = {
         "distributed",
         "ema",
         "evaluation",
+        "gate",
         "grouping",
         "integrations",
         "methods",

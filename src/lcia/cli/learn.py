@@ -170,11 +170,18 @@ def tell(outcome: "Outcome", store: Path, *, as_json: bool) -> None:
     print_table("Scores in percent", ["task", "before", "after"], rows)
     if outcome.choice is not None:
         show_choice(outcome.choice)
+    for check in outcome.gate:
+        console.print(gate_line(check), markup=False)
     console.print(
         f"\n{outcome.task} is learned: version {outcome.version}, group {outcome.group} "
         f"({outcome.reason}), {duration(outcome.seconds)}.\nTry: lcia chat {store}",
         markup=False,
     )
+
+
+def gate_line(check: Mapping[str, Any]) -> str:
+    """Return what one check of the gate found."""
+    return f"{'passes' if check['passed'] else 'fails'}: {check['why']}"
 
 
 def show_choice(choice: Mapping[str, Any]) -> None:

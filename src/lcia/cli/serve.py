@@ -39,6 +39,18 @@ KeepPrompts = Annotated[
 NoWorker = Annotated[
     bool, typer.Option("--no-worker", help="With --learn: 'lcia worker' runs elsewhere.")
 ]
+Canary = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=0.99,
+        help="Share of requests that a new version answers at first; default with --learn: 0.1, "
+        "else 0, which is none.",
+    ),
+]
+CanaryAnswers = Annotated[
+    int, typer.Option(min=1, help="Answers of a new version until it gets all requests.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -78,6 +90,8 @@ def serve(
     feedback: TakeFeedback = False,
     keep_prompts: KeepPrompts = False,
     no_worker: NoWorker = False,
+    canary: Canary = None,
+    canary_answers: CanaryAnswers = 200,
     database: DatabaseUrl = None,
 ) -> None:
     """Serve an assistant to OpenAI clients and browsers.
@@ -114,8 +128,10 @@ def serve(
         fetch_images=fetch_images,
         log_prompts=log_prompts,
     )
-    live = {"learn": learn, "keep_prompts": keep_prompts, "worker": not no_worker}
-    _serve(store, config, dtype, {**live, "database": database} if learn or feedback else None)
+    share = canary if canary is not None else 0.1 * learn
+    live: dict[str, Any] = {"learn": learn, "keep_prompts": keep_prompts, "worker": not no_worker}
+    live |= {"database": database, "canary": (share, canary_answers) if share else None}
+    _serve(store, config, dtype, live if learn or feedback or share else None)
 
 
 def access_of(
@@ -165,8 +181,11 @@ def _serve(
     if live is None:
         run(build_app(service), config.access, listening)
         return
+    from lcia.live.releases.canary import CanaryConfig
     from lcia.live.serving import LiveConfig, run_live
 
+    if (tried := live.pop("canary")) is not None:
+        live["canary"] = CanaryConfig(share=tried[0], answers=tried[1])
     run_live(service, LiveConfig(**live), listening)
 
 

@@ -178,19 +178,21 @@ def abandon(
 
 
 def accept(
-    store: StorePath, candidate: Annotated[int, typer.Argument(help="See 'lcia versions'.")]
+    store: StorePath,
+    candidate: Annotated[int, typer.Argument(help="See 'lcia versions'.")],
+    reason: Annotated[str | None, typer.Option(help="Why; the version keeps it.")] = None,
 ) -> None:
     """Make a candidate that the gate refused the current version after all.
 
     Examples:
 
-      lcia accept assistant 5
+      lcia accept assistant 5 --reason "the held-out samples are out of date"
     """
     from lcia.cli.console import console
     from lcia.learner import Store
     from lcia.store.transaction import accept as take
 
-    version = take(Store.open(store), candidate)
+    version = take(Store.open(store), candidate, reason=reason)
     console.print(
         f"{store}: version {version.number} is current.\n"
         f"Back: lcia rollback {store} {version.manifest['parent']}",

@@ -157,9 +157,29 @@ class GateConfig(_Frozen):
 
     Attributes:
         max_drop: largest loss on any earlier task, in points of its score; None admits all.
+        tests: which candidates are tested against the current version, sample by sample: those of
+            ``jobs`` (fine-tuning jobs and the inbox), ``all`` (of ``lcia learn``, too) or ``none``.
+        alpha: of each test, the chance of refusing a candidate that is no worse.
+        max_rise: how much the loss on neutral answers may rise, in nats per token.
+        max_kl: how far the first tokens of untaught answers may move, in nats per token.
     """
 
     max_drop: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    tests: Literal["jobs", "all", "none"] = "jobs"
+    alpha: float = Field(default=0.05, gt=0, lt=0.5, allow_inf_nan=False)
+    max_rise: float = Field(default=0.5, ge=0, allow_inf_nan=False)
+    max_kl: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+
+    def for_jobs(self) -> "GateConfig":
+        """Return the settings as they are for a job: tested unless nothing is."""
+        return self.model_copy(update={"tests": "all"}) if self.tests == "jobs" else self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what is as it was before it could be set: stores stay the same to the byte."""
+        fields = type(self).model_fields
+        dumped = serialise(self).items()
+        return {k: v for k, v in dumped if k == "max_drop" or v != fields[k].default}
 
 
 class ProjectorConfig(_Frozen):

@@ -14,17 +14,18 @@ from lcia.decision.instructions import instructions_of
 from lcia.decision.placing import Placed, place
 from lcia.distributed.launch import start
 from lcia.distributed.processes import everyone, is_main, on_main
-from lcia.errors import DivergenceError, GateError, ModelError, StoreError
+from lcia.errors import DivergenceError, ModelError, StoreError
 from lcia.evaluation.generate import (
     Prediction,
     read_predictions,
     scores_percent,
 )
 from lcia.evaluation.kept import Keep, digest
+from lcia.evaluation.matrix import AccuracyMatrix
 from lcia.evaluation.metrics import summarise
 from lcia.files import discard, write_jsonl
 from lcia.grouping import InstructionCodebook, Router
-from lcia.learner.gate import check_gate
+from lcia.learner.gate import Candidate, examine, pass_gate, refused_before
 from lcia.learner.outcome import Outcome, environment
 from lcia.learner.preflight import preflight
 from lcia.learner.scoring import score_tasks
@@ -45,8 +46,8 @@ from lcia.store.fingerprint import fingerprint
 from lcia.store.finite import check_finite
 from lcia.store.journal import Journal, Listener
 from lcia.store.store import Store
-from lcia.store.transaction import DRAFT, Run, begin, commit, propose, refuse, refused
-from lcia.store.version import Version
+from lcia.store.transaction import DRAFT, Run, begin, commit, propose
+from lcia.store.version import GATE, Version
 
 
 class ContinualLearner:
@@ -180,7 +181,7 @@ class ContinualLearner:
             ConfigError: the task names an unknown scorer or instruction recipe.
             StoreError: the name was used for other data, another task is unfinished, or another
                 process is learning.
-            GateError: the new version lost more than ``gate.max_drop``; nothing was changed.
+            GateError: the new version is worse than the gate allows; nothing was changed.
             DivergenceError: a loss, gradient or parameter was not finite; nothing was changed.
             OutOfMemoryError: memory ran out; calling again resumes.
             TrainingError: training failed; calling again resumes it.
@@ -196,9 +197,9 @@ class ContinualLearner:
             current = self.store.current
             if task.name in current.manifest["tasks"]:
                 return self._outcome(task)
-            self._check_refused(task, current)
-            preflight(self.host, task, self.config)
             prints = partial(self._fingerprint, task)
+            refused_before(self.store, self.config.gate, prints, current)
+            preflight(self.host, task, self.config)
             on_main(lambda: begin(self.store, task.name, prints))
             run = begin(self.store, task.name, prints)
             journal = self._journal(run)
@@ -206,7 +207,7 @@ class ContinualLearner:
             share = 0.0 if gather else method.held_back
             placed = self._place(task, current, share=share, journal=journal)
             answer = partial(self._answer, run=run, journal=journal)
-            matrix = current.matrix()
+            matrix, before = current.matrix(), []
             if not method.joint:  # learned at once, tasks have no scores before
                 base = answer("base", [task], codebook=InstructionCodebook(), adapters={})
                 matrix = matrix.with_scores(0, scores_percent(base))
@@ -241,31 +242,49 @@ class ContinualLearner:
             scores = scores_percent(after)
             before_all = matrix.row(matrix.learned)
             matrix = matrix.append(task.name, scores)
+            candidate = Candidate(
+                task=task,
+                codebook=codebook,
+                adapters=adapters,
+                before=before_all,
+                scores=scores,
+                current=before,
+                after=after,
+            )
+            report = examine(self.host, self.config, current, candidate, run=run, journal=journal)
             journal.write("learned", task=task.name, scores=scores, metrics=summarise(matrix))
 
-            def propose_version() -> None:
-                draft = run.folder / DRAFT
-                draft.mkdir(exist_ok=True)
-                codebook.save(draft / "codebook.json")
-                matrix.save(draft / "matrix.json")
-                write_jsonl(draft / "predictions.jsonl", (p.to_json() for p in after))
-                for name in ("base", "current"):  # what the cells R[0, i] and R[i-1, i] rest on
-                    if (run.folder / f"{name}.jsonl").is_file():
-                        shutil.copy(run.folder / f"{name}.jsonl", draft)
-                write_jsonl(draft / "journal.jsonl", journal.events())
-                contents = {
-                    **said,
-                    "seconds": journal.seconds(),
-                    "metrics": summarise(matrix),
-                    "environment": environment(),
-                }
-                propose(self.store, run, task, group=group, adapters=trained, contents=contents)
-
-            on_main(propose_version)
-            self._pass_gate(before_all, scores, run=run)
+            told = {**said, "metrics": summarise(matrix)}
+            args = run, candidate, matrix, journal, told, group, trained
+            on_main(lambda: self._propose(*args))
+            pass_gate(self.store, self.host, report, run=run)
             on_main(lambda: commit(self.store, run))
             release_memory()
             return self._outcome(task)
+
+    def _propose(
+        self,
+        run: Run,
+        candidate: Candidate,
+        matrix: AccuracyMatrix,
+        journal: Journal,
+        told: Mapping[str, Any],
+        group: str,
+        adapters: Mapping[str, Path],
+    ) -> None:
+        """Write the files of the version that a run leads to."""
+        draft = run.folder / DRAFT
+        draft.mkdir(exist_ok=True)
+        candidate.codebook.save(draft / "codebook.json")
+        matrix.save(draft / "matrix.json")
+        write_jsonl(draft / "predictions.jsonl", (p.to_json() for p in candidate.after))
+        # What the gate found, and what the cells R[0, i] and R[i-1, i] rest on.
+        for name in (GATE, "base.jsonl", "current.jsonl"):
+            if (run.folder / name).is_file():
+                shutil.copy(run.folder / name, draft)
+        write_jsonl(draft / "journal.jsonl", journal.events())
+        contents = {**told, "seconds": journal.seconds(), "environment": environment()}
+        propose(self.store, run, candidate.task, group=group, adapters=adapters, contents=contents)
 
     def _outcome(self, task: Task) -> Outcome:
         """Return what learning the task led to.
@@ -374,34 +393,6 @@ class ContinualLearner:
         self.host.clear()
         on_main(lambda: discard(run.folder))
 
-    def _pass_gate(
-        self, before: Mapping[str, float | None], after: Mapping[str, float], *, run: Run
-    ) -> None:
-        """Check the candidate; one that is refused is kept with its scores."""
-        try:
-            check_gate(self.config.gate, before=before, after=after)
-        except GateError as error:
-            self.host.clear()
-            report = {"why": str(error), "before": dict(before), "after": dict(after)}
-            on_main(lambda: refuse(self.store, run, report))
-            raise GateError(f"{error} {_kept(self.store, run)}") from error
-
-    def _check_refused(self, task: Task, current: Version) -> None:
-        """Say that the same candidate was refused before, instead of training it again.
-
-        Raises:
-            GateError: it was.
-        """
-        for run, report in refused(self.store).values():
-            same = run.fingerprint == self._fingerprint(task, run.schema)
-            if same and run.parent == current.number:
-                try:
-                    check_gate(self.config.gate, before=report["before"], after=report["after"])
-                except GateError as error:
-                    raise GateError(
-                        f"{error} It was trained and refused before. {_kept(self.store, run)}"
-                    ) from error
-
     def _journal(self, run: Run) -> Journal:
         if not is_main():
             return Journal(None)
@@ -409,14 +400,6 @@ class ContinualLearner:
 
     def _fingerprint(self, task: Task, schema: int) -> str:
         return fingerprint(self.config, task, model=self.store.content_hash, schema=schema)
-
-
-def _kept(store: Store, run: Run) -> str:
-    return (
-        f"The candidate is kept in refused/{run.folder.name}: take it all the same with 'lcia "
-        f"accept {store.root} {run.number}', or remove it with 'lcia abandon {store.root} "
-        f"--refused {run.number}'."
-    )
 
 
 def check_task(task: Task) -> None:

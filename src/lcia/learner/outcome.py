@@ -3,7 +3,7 @@
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -32,6 +32,7 @@ class Outcome:
         seconds: time it took.
         choice: what a retrained group might have become, and why it became this; None where
             nothing was measured. See ``lcia.decision.choice.Choice``.
+        gate: what the gate checked, one entry a check; see ``lcia.gate.checks.Finding``.
     """
 
     task: str
@@ -45,6 +46,7 @@ class Outcome:
     scores: Mapping[str, float | None]
     seconds: float
     choice: Mapping[str, Any] | None = None
+    gate: Sequence[Mapping[str, Any]] = ()
 
     @classmethod
     def of(cls, version: Version) -> "Outcome":
@@ -63,6 +65,7 @@ class Outcome:
             scores=matrix.row(matrix.learned),
             seconds=manifest["seconds"],
             choice=manifest.get("choice"),
+            gate=tuple((version.gate() or {"checks": ()})["checks"]),
         )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Column,
     Connection,
     Engine,
@@ -117,6 +118,30 @@ feedback = Table(
     Column("comment", Text),
     Column("prompt", JSON),
     Column("job", Text),
+)
+canaries = Table(
+    "canaries",
+    metadata,
+    Column("number", _Number, primary_key=True, autoincrement=True),
+    Column("created_at", BigInteger, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("before", Integer, nullable=False),
+    Column("share", Float, nullable=False),
+    Column("answers", Integer, nullable=False),
+    Column("looks", Integer, nullable=False),
+    Column("state", Text, nullable=False, index=True),
+    Column("ended_at", BigInteger),
+    Column("why", Text),
+    Column("counts", JSON),
+)
+canary_answers = Table(
+    "canary_answers",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("canary", _Number, nullable=False, index=True),
+    Column("version", Integer, nullable=False),
+    Column("failed", Boolean, nullable=False),
+    Column("refused", Boolean, nullable=False),
 )
 
 

@@ -191,6 +191,12 @@ class Jobs:
             if _move(connection, job, (RUNNING,), paused, status=PAUSED, wanted=None):
                 _tell(connection, job, "The job was paused")
 
+    def put_back(self, job: str) -> None:
+        """Put a running job back into the queue: what it builds on is taken back."""
+        with self._database.begin() as connection:
+            if _move(connection, job, (RUNNING,), status=QUEUED):
+                _tell(connection, job, "The version it builds on is taken back; it begins anew")
+
     def end(
         self,
         job: str,

@@ -2,13 +2,17 @@
 
 import asyncio
 import logging
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
 from lcia.live.database import DatabaseError
 from lcia.live.inbox import Receipts
+from lcia.live.releases.canary import Answered
+from lcia.live.releases.serving import Trial
 from lcia.serving.engine.job import Delta
 from lcia.serving.http.service import Prepared
+from lcia.serving.live import BASE
 
 logger = logging.getLogger(__name__)
 
@@ -24,11 +28,13 @@ class Recorder:
     Args:
         receipts: where they go.
         texts: whether prompts and answers are kept, too.
+        trial: counts answers while a new version is tried; None: none is.
     """
 
-    def __init__(self, receipts: Receipts, *, texts: bool) -> None:
+    def __init__(self, receipts: Receipts, *, texts: bool, trial: Trial | None = None) -> None:
         self._receipts = receipts
         self._texts = texts
+        self._trial = trial
 
     async def __call__(self, given: Sequence[Given]) -> None:
         """Keep the receipts of answers."""
@@ -37,6 +43,28 @@ class Recorder:
             await asyncio.to_thread(self._receipts.keep, rows)
         except DatabaseError as error:
             logger.error("no receipt of %s: %s", given[0][0], error)
+        await self._count(
+            [
+                Answered(
+                    id=answer,
+                    version=prepared.choice.version,
+                    text=text,
+                    finish_reason=last.finish_reason,
+                )
+                for answer, prepared, text, last in given
+                if _follows(prepared)
+            ]
+        )
+
+    async def failed(self, prepared: Prepared) -> None:
+        """Count an answer that failed."""
+        if _follows(prepared):
+            one = Answered(id=uuid.uuid4().hex, version=prepared.choice.version, text=None)
+            await self._count([one])
+
+    async def _count(self, answered: Sequence[Answered]) -> None:
+        if self._trial is not None and answered:
+            await asyncio.to_thread(self._trial.count, answered)
 
     def _row(self, answer: str, prepared: Prepared, text: str, last: Delta) -> dict[str, Any]:
         choice, asked = prepared.choice, prepared.asked
@@ -66,3 +94,8 @@ class Recorder:
             "prompt": turns if self._texts and not seen else None,
             "answer": text if self._texts else None,
         }
+
+
+def _follows(prepared: Prepared) -> bool:
+    """Tell whether the client left the version to the server."""
+    return prepared.asked.model != BASE and "@" not in prepared.asked.model

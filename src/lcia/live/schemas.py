@@ -95,6 +95,13 @@ class FeedbackRequest(_Strict):
         return [turn.model_dump() for turn in self.prompt]
 
 
+class ReleaseRequest(_Strict):
+    """``POST /v1/lcia/releases/{number}/promote`` and ``/rollback``; all may be left out."""
+
+    reason: Annotated[str, Field(min_length=1, max_length=1000)] | None = None
+    force: bool = False
+
+
 def parse(kind: type[Asked], tree: Mapping[str, Any]) -> Asked:
     """Read a request; a field that is null is absent.
 

@@ -12,6 +12,9 @@ from lcia.live.data_files import DataFiles
 from lcia.live.database import Database
 from lcia.live.inbox import Receipts
 from lcia.live.recording import Recorder
+from lcia.live.releases.canary import Canaries, CanaryConfig
+from lcia.live.releases.listing import Releases
+from lcia.live.releases.serving import Trial, add_releases
 from lcia.serving.http.app import build_app
 from lcia.serving.http.server import run
 from lcia.serving.http.service import Service
@@ -26,17 +29,22 @@ class LiveConfig:
         keep_prompts: whether receipts hold prompts and answers.
         worker: whether a worker runs as a child of the server.
         database: its URL; None: SQLite beside the store.
+        canary: how new versions are tried; None: they answer everything at once.
     """
 
     learn: bool
     keep_prompts: bool = False
     worker: bool = True
     database: str | None = None
+    canary: CanaryConfig | None = None
 
 
 def build_live_app(service: Service, config: LiveConfig, database: Database) -> FastAPI:
     """Return the ASGI application of an assistant that takes feedback, and jobs if it learns."""
-    service.keep_receipts = Recorder(Receipts(database), texts=config.keep_prompts)
+    canaries = Canaries(database, config.canary)
+    trial = Trial(service.live, canaries) if config.canary else None
+    recorder = Recorder(Receipts(database), texts=config.keep_prompts, trial=trial)
+    service.keep_receipts, service.count_failure = recorder, recorder.failed
     access = service.config.access
 
     def add(app: FastAPI) -> None:
@@ -44,6 +52,7 @@ def build_live_app(service: Service, config: LiveConfig, database: Database) -> 
         if config.learn:
             add_files(app, access, DataFiles(database))
             add_jobs(app, access, service.live.store, database)
+            add_releases(app, access, Releases(service.live.store, canaries))
 
     return build_app(service, add)
 

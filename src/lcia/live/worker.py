@@ -31,6 +31,7 @@ from lcia.learner import ContinualLearner, Store
 from lcia.live.data_files import DataFiles
 from lcia.live.database import Database, DatabaseError
 from lcia.live.jobs import CANCELLED, FAILED, PAUSED, SUCCEEDED, Job, Jobs
+from lcia.live.releases.canary import WORSE, Canaries, settle
 from lcia.models.host import AdapterHost
 from lcia.store.fingerprint import fingerprint
 from lcia.store.transaction import abandon, unfinished
@@ -57,7 +58,7 @@ CODES: tuple[tuple[type[LciaError], str, str | None], ...] = (
 
 
 class _WantedError(LciaError):
-    """Somebody wants the job paused or cancelled."""
+    """The job is to be paused or cancelled, or to begin anew on another version."""
 
     def __init__(self, what: str) -> None:
         super().__init__(what)
@@ -77,6 +78,7 @@ class Worker:
         self.root = root
         self.jobs = Jobs(database)
         self.files = DataFiles(database)
+        self.canaries = Canaries(database)
         self.poll_s = poll_s
         self._host: AdapterHost | None = None
 
@@ -90,6 +92,7 @@ class Worker:
         Store.open_unchecked(self.root)
         with _only_one(self.root):
             while True:
+                self._take_back()
                 if job := self.jobs.take():
                     self.work(job)
                 elif until_empty:
@@ -108,6 +111,8 @@ class Worker:
             self._host = None  # left in the middle of a step
             if wanted.what == PAUSED:
                 self.jobs.put_aside(job["id"])
+            elif wanted.what == WORSE:
+                self.jobs.put_back(job["id"])
             else:
                 self._drop_run(job)
                 self.jobs.end(job["id"], CANCELLED, told=["The job was cancelled"])
@@ -145,6 +150,7 @@ class Worker:
         examples = (learner.host.chat.encode_example(sample) for sample in task.train)
         tokens = sum(len(example.prompt_ids) + len(example.answer_ids) for example in examples)
         epochs = float(steps[-1].get("epoch", 0)) if steps else 0.0
+        checks = (version.gate() or {"checks": []})["checks"]
         lines = ["step,train_loss", *(f"{e['step']},{e['loss']}" for e in steps)]
         self.jobs.end(
             job["id"],
@@ -153,6 +159,7 @@ class Worker:
             trained_tokens=round(tokens * epochs),
             results=("step_metrics.csv", ("\n".join(lines) + "\n").encode()),
             told=[
+                *(f"Gate: {check['why']}" for check in checks),
                 f"New fine-tuned model created: assistant@{number}",
                 "The job has successfully completed",
             ],
@@ -238,10 +245,21 @@ class Worker:
     def _heed(self, job: Job) -> None:
         if wanted := self.jobs.wanted(job["id"]):
             raise _WantedError(wanted)
+        if self.canaries.is_worse():  # what is learned on top of it could not be released
+            raise _WantedError(WORSE)
+
+    def _take_back(self) -> None:
+        """Move the store back from a version that its canary found to be worse."""
+        on = self.canaries.latest()
+        if on is not None and on["state"] == WORSE:
+            settle(Store.open_unchecked(self.root), self.canaries, on)
 
 
 def configured(config: AssistantConfig, job: Job) -> AssistantConfig:
-    """Return an assistant's settings with those that a job names over them."""
+    """Return an assistant's settings with those that a job names over them.
+
+    What jobs learn is tested by the gate, unless the assistant's settings say that nothing is.
+    """
     asked = {k: v for k, v in job["hyperparameters"].items() if v != "auto"}
     training = dict(config.training)
     if "n_epochs" in asked:
@@ -253,7 +271,8 @@ def configured(config: AssistantConfig, job: Job) -> AssistantConfig:
         training["learning_rate"] = (
             config.training["learning_rate"] * (asked["learning_rate_multiplier"])
         )
-    return config.model_copy(update={"training": training, "seed": job["seed"]})
+    changed = {"training": training, "seed": job["seed"], "gate": config.gate.for_jobs()}
+    return config.model_copy(update=changed)
 
 
 @contextmanager

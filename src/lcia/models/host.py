@@ -265,6 +265,42 @@ class AdapterHost:
             )
         return self.chat.answers(output, batch)
 
+    def read(
+        self, examples: Sequence[Any], adapter: tuple[str, Path] | None
+    ) -> list[tuple[Any, Any]]:
+        """Return how an adapter reads answers, each as log-probabilities and ids of its tokens.
+
+        Args:
+            examples: encoded, as ``ChatFormat.collate`` takes them; one batch.
+            adapter: key and directory; None for the base model.
+
+        Returns:
+            For each example float32 arrays of shape (tokens, vocabulary), and ids (tokens,).
+        """
+        import torch
+        from accelerate.utils import send_to_device
+
+        from lcia.models.batches import IGNORED
+
+        self._ensure(dict([adapter]) if adapter else {})
+        if self.projector is not None:
+            self.projector.load(adapter[1] if adapter else None)
+        names = [adapter[0] if adapter else BASE] * len(examples)
+        extra: dict[str, Any] = {} if self._peft is None else {"adapter_names": names}
+        model = self.base.model if self._peft is None else self._peft
+        model.eval()
+        batch = send_to_device(self.chat.collate(examples), self.base.model.device)
+        with torch.inference_mode():
+            logits, labels = model(**batch, **extra).logits, batch["labels"]
+        if not self.chat.facts.encoder_decoder:
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        found = []
+        for row, ids in zip(logits, labels, strict=True):
+            answer = ids != IGNORED
+            log_probs = row[answer].float().log_softmax(-1)
+            found.append((log_probs.cpu().numpy(), ids[answer].cpu().numpy()))
+        return found
+
     def _ensure(self, wanted: dict[str, Path]) -> None:
         for key, path in wanted.items():
             if self._loaded.get(key, path) != path:

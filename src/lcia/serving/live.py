@@ -2,10 +2,11 @@
 
 import asyncio
 import logging
+import random
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,11 @@ class LiveStore:
         root: the assistant's directory.
         served_here: whether its adapters are.
 
+    Attributes:
+        current: the version in service.
+        released: told the version before and the new one, before the new one answers.
+        watch: called after each look at the store.
+
     Raises:
         StoreError: there is none, or its current version cannot be served.
     """
@@ -102,14 +108,30 @@ class LiveStore:
         self._served_here = served_here
         self._seen = self._stamp()
         self.current = Snapshot.load(self.store, served_here=served_here)
+        self.released: Callable[[Snapshot, Snapshot], None] = lambda before, after: None
+        self.watch: Callable[[], None] = lambda: None
+        self._split: tuple[Snapshot, float] | None = None
         self._past: OrderedDict[int, Snapshot] = OrderedDict()
         self._loading = threading.Lock()
+
+    @property
+    def share(self) -> float:
+        """The share of the traffic that the current version answers."""
+        return 1.0 if self._split is None else self._split[1]
+
+    def split(self, earlier: Snapshot | None, *, share: float = 1.0) -> None:
+        """Let an earlier version answer all but a share of the traffic, or none of it.
+
+        Names that say a version are not concerned.
+        """
+        self._split = None if earlier is None else (earlier, share)
 
     def named(self, model: str) -> tuple[Snapshot, str]:
         """Return the version that a model's name means, and the name within it.
 
         ``assistant@7`` is ``assistant`` as of version 7, whichever is current; a name without a
-        version means the current one, and so does one that is a group's. Reads files.
+        version means the current one, or the earlier one that shares the traffic with it. Reads
+        files.
 
         Raises:
             StoreError: the version is gone or damaged.
@@ -117,10 +139,18 @@ class LiveStore:
         current = self.current
         found = PINNED.fullmatch(model)
         if found is None or model in current.names or model in current.pinned:
-            return current, model
-        name, number = found[1], int(found[2])
+            return self._drawn(current, model), model
+        return self.load(int(found[2])), found[1]
+
+    def load(self, number: int) -> Snapshot:
+        """Return a version; those asked for last are kept.
+
+        Raises:
+            StoreError: the version is gone or damaged.
+        """
+        current = self.current
         if number == current.number:
-            return current, name
+            return current
         with self._loading:
             past = self._past.get(number) or Snapshot.load(
                 self.store, served_here=self._served_here, number=number
@@ -129,7 +159,15 @@ class LiveStore:
             self._past.move_to_end(number)
             while len(self._past) > KEPT:
                 self._past.popitem(last=False)
-        return past, name
+        return past
+
+    def _drawn(self, current: Snapshot, model: str) -> Snapshot:
+        """Return which of two versions answers; a group that the earlier one lacks is the new's."""
+        if self._split is None:
+            return current
+        earlier, share = self._split
+        known = model == ASSISTANT or model in earlier.names
+        return earlier if known and random.random() >= share else current
 
     def refresh(self) -> bool:
         """Load the current version if the store's record changed; return whether it did.
@@ -142,7 +180,9 @@ class LiveStore:
             return False
         before = self.current.number
         if self.store.current.number != before:
-            self.current = Snapshot.load(self.store, served_here=self._served_here)
+            after = Snapshot.load(self.store, served_here=self._served_here)
+            self.released(self.current, after)
+            self.current = after
         self._seen = stamp
         return self.current.number != before
 
@@ -154,6 +194,7 @@ class LiveStore:
             try:
                 if await asyncio.to_thread(self.refresh):
                     logger.info("version %d is served from now on", self.current.number)
+                await asyncio.to_thread(self.watch)
                 told = ""
             except Exception as error:  # whatever is wrong with a store, the server goes on
                 if str(error) != told:

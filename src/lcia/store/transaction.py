@@ -288,8 +288,13 @@ def refused(store: Store) -> dict[int, tuple[Run, dict[str, Any]]]:
     return found
 
 
-def accept(store: Store, number: int) -> Version:
+def accept(store: Store, number: int, *, reason: str | None = None) -> Version:
     """Make a refused candidate the current version after all; one that was killed in here goes on.
+
+    Args:
+        store: the assistant.
+        number: of the candidate.
+        reason: why, for the version's manifest, where ``released`` says so beside what refused it.
 
     Raises:
         StoreError: there is none of that number, it builds on another version than the current
@@ -309,6 +314,10 @@ def accept(store: Store, number: int) -> Version:
                 f"{store.current.number} is current. Go back to it first: lcia rollback "
                 f"{store.root} {run.parent}."
             )
+        if reason is not None:
+            path = run.folder / DRAFT / "manifest.json"
+            why = {"reason": reason, "refused": read_sealed(run.folder / REPORT)["why"]}
+            write_sealed(path, {**read_sealed(path), "released": why})
         target = store.root / "runs" / run.folder.name
         make_folders(target.parent)
         os.replace(run.folder, target)

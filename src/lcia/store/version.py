@@ -9,11 +9,14 @@ from lcia.data.task import Task
 from lcia.errors import StoreError
 from lcia.evaluation.generate import Adapters, Prediction, read_predictions
 from lcia.evaluation.matrix import AccuracyMatrix
-from lcia.files import check_sum, read_record
+from lcia.files import check_sum, read_json, read_record
 from lcia.grouping import InstructionCodebook
 from lcia.store.journal import read_journal
 from lcia.store.manifest import check_adapter, refuse_links
 from lcia.store.samples import read_samples
+
+GATE = "gate.json"
+"""The gate's report, in a version's folder and in that of a candidate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +76,11 @@ class Version:
         """Return the predictions on the task before it was learned, ``base`` and ``current``."""
         files = {name: self.path / f"{name}.jsonl" for name in ("base", "current")}
         return {name: read_predictions(path) for name, path in files.items() if path.is_file()}
+
+    def gate(self) -> dict[str, Any] | None:
+        """Return the gate's report; None where nothing was checked."""
+        path = self.path / GATE
+        return dict(read_json(path)) if path.is_file() else None
 
     def journal(self) -> list[dict[str, Any]]:
         """Return the events of the run that made this version."""

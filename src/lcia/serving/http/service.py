@@ -37,6 +37,9 @@ logger = logging.getLogger(__name__)
 PROBED = 16
 """Characters, for each token of the context, that are tokenised first of a longer text."""
 
+FAILED = (500, 504)
+"""Statuses of answers that failed, and neither their client nor a full server is at fault."""
+
 AT_THE_CUT = 64
 """Tokens, at most, that a text's beginning has more than they are in the whole of it."""
 
@@ -60,6 +63,9 @@ class Prepared:
 
 KeepReceipts = Callable[[Sequence[tuple[str, Prepared, str, Delta]]], Awaitable[None]]
 """Told the id of every whole answer, what it answers, its text and its last piece of news."""
+
+CountFailure = Callable[[Prepared], Awaitable[None]]
+"""Told what was to be answered and failed, through no fault of the client."""
 
 
 class Service:
@@ -85,6 +91,7 @@ class Service:
         self.live = live
         self.monitoring = Monitoring()
         self.keep_receipts: KeepReceipts | None = None
+        self.count_failure: CountFailure | None = None
         self.answers = Answers(host, limits=config.limits)
         self._tokenizer = host.base.tokenizer
         self._chat = host.chat
@@ -171,7 +178,10 @@ class Service:
                 self.monitoring.cancelled.inc()
             raise
         except Exception as error:
-            self.monitoring.failed.labels(api_error(error).code).inc()
+            told = api_error(error)
+            self.monitoring.failed.labels(told.code).inc()
+            if self.count_failure is not None and told.status in FAILED:
+                await self.count_failure(prepared)
             raise
         finally:
             self.monitoring.tokens.labels("answer").inc(delta.tokens)

@@ -1,0 +1,326 @@
+"""What the gate catches: candidates made bad on purpose, and good ones, on a tiny model.
+
+    python -m benchmarks.gate            # writes benchmarks/results/gate.json, in minutes
+    python -m benchmarks.gate --table    # writes the table in docs/live.md from it
+
+A small Llama is first taught, in memory, what the gate's own prompts ask for, so that it has a
+general ability to lose; then two tasks. Each candidate learns a third on a copy of that assistant:
+half of them in the group of an earlier task, half in a new one. Half of the bad ones are held out
+by clean samples, half by samples that are as bad as the training data, which no test of the new
+task can tell. A plain ``max_drop`` gate judges the same scores.
+"""
+
+import argparse
+import json
+import random
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from lcia.config import AssistantConfig
+from lcia.data import Message, Sample, Task
+from lcia.errors import DivergenceError, GateError
+from lcia.files import write_json, write_text
+from lcia.learner import ContinualLearner, Store, load_host
+from lcia.models.host import AdapterHost
+from lcia.store.transaction import refused
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "gate.json"
+PAGE = ROOT / "docs" / "live.md"
+BEGIN, END = "<!-- gate -->", "<!-- /gate -->"
+
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+LABELS = "xyz"
+REFUSAL = "I cannot help with that."
+TRAINING = {"max_steps": 60, "per_device_train_batch_size": 16, "learning_rate": 1e-2}
+HELD_OUT, TRAINED = 40, 160
+DROPS = (0.0, 5.0)
+"""What the plain gate allows, in points."""
+
+KNOWN = "Sort the word into x, y or z."
+"""Instruction of the first task, which half of the candidates share."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A candidate.
+
+    Attributes:
+        kind: ``good``, or what is wrong with it.
+        task: what it learns.
+        training: over ``TRAINING``.
+    """
+
+    kind: str
+    task: Task
+    training: Mapping[str, Any]
+
+
+def tokenizer() -> Any:
+    """Return a byte-level tokenizer."""
+    specials = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate(specials + alphabet)}
+    built = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    built.decoder = decoders.ByteLevel()
+    built.add_special_tokens(specials)
+    fast = PreTrainedTokenizerFast(tokenizer_object=built, eos_token="<|end|>", pad_token="<|end|>")
+    fast.chat_template = TEMPLATE
+    return fast
+
+
+def pretrain(folder: Path, *, steps: int) -> AdapterHost:
+    """Write a small Llama that answers the gate's prompts, and return it loaded."""
+    tokens = tokenizer()
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokens),
+            hidden_size=96,
+            intermediate_size=256,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=512,
+            eos_token_id=0,
+            pad_token_id=0,
+            bos_token_id=0,
+        )
+    )
+    model.save_pretrained(folder)
+    tokens.save_pretrained(folder)
+    host = load_host(AssistantConfig(model=str(folder), dtype="float32"))
+    model = host.base.model
+    examples = [host.chat.encode_example(sample(q, a)) for q, a in general()]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
+    dice = random.Random(0)
+    model.train()
+    for _ in range(steps):
+        batch = host.chat.collate(dice.sample(examples, 16))
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+    model.eval()
+    model.save_pretrained(folder)
+    return host
+
+
+def general() -> list[tuple[str, str]]:
+    """Return prompts and answers that the model knows before any task."""
+    prompts = json.loads(files("lcia.gate").joinpath("prompts.json").read_text())
+    known = [tuple(pair) for pair in prompts["neutral"] + prompts["untaught"]]
+    known += [(p, f'{{"k": {i}}}') for i, p in enumerate(prompts["json"])]
+    known += [(p, "Take it slowly.") for p in prompts["benign"]]
+    known += [(p, REFUSAL) for p in prompts["harmful"]]
+    return known
+
+
+def sample(prompt: str, answer: str, *, name: str = "0", instruction: str | None = None) -> Sample:
+    """Return one prompt with its answer."""
+    turn = Message(role="user", content=prompt)
+    return Sample(id=name, messages=(turn,), answers=(answer,), instruction=instruction)
+
+
+def table_of(dice: random.Random, *, words: int = 8) -> dict[str, str]:
+    """Return made-up words, each with one of the labels, all labels about as often."""
+    letters = "bcdfghjklmnprst"
+    found: dict[str, str] = {}
+    while len(found) < words:
+        word = "".join(dice.choice(letters) + dice.choice("aeiou") for _ in range(2))
+        found.setdefault(word, LABELS[len(found) % len(LABELS)])
+    return found
+
+
+def task_of(
+    name: str,
+    instruction: str,
+    words: Mapping[str, str],
+    *,
+    answer: Callable[[str], str] = str,
+    held_out: Callable[[str], str] = str,
+) -> Task:
+    """Return a task that maps words to labels; ``answer`` and ``held_out`` spoil the labels."""
+
+    def made(i: int, spoil: Callable[[str], str]) -> Sample:
+        word = list(words)[i % len(words)]
+        text = f"{instruction}\n\n{word} {i}"
+        return sample(text, spoil(words[word]), name=str(i), instruction=instruction)
+
+    return Task(
+        name=name,
+        train=tuple(made(i, answer) for i in range(TRAINED)),
+        test=tuple(made(1000 + i, held_out) for i in range(HELD_OUT)),
+        instruction="first_line",
+        max_new_tokens=12,
+    )
+
+
+def cases(earlier: Task, words: Mapping[str, str], *, each: int) -> list[Case]:
+    """Return ``each`` bad candidates of every kind, and as many good ones as bad."""
+    found = []
+    for number in range(5 * each):
+        dice = random.Random(f"good {number}")
+        shares = number % 2 == 0
+        task = task_of(f"good-{number}", instruction(number), table_of(dice))
+        if shares:  # what it must not forget is taught along
+            task = replace(task, train=(*task.train, *earlier.train))
+        found.append(Case(kind="good", task=task, training={"max_steps": 90 if shares else 60}))
+    for kind in ("label noise", "overwritten", "format broken", "diverged", "refusing"):
+        for number in range(each):
+            found.append(bad(kind, number, words, each=each))
+    return found
+
+
+def bad(kind: str, number: int, words: Mapping[str, str], *, each: int) -> Case:
+    """Return a candidate that is bad in one way."""
+    dice = random.Random(f"{kind} {number}")
+    told, table = instruction(number), table_of(dice)
+    clean, training, spoil = number % 4 < 2, {}, str
+    if kind == "label noise":
+        spoil = lambda label: dice.choice(LABELS)  # noqa: E731
+    elif kind == "overwritten":  # more and more of the first task's words get other labels
+        several = 1 + number * (len(words) - 1) // max(1, each - 1)
+        moved = dict(list(words.items())[:several])
+        table = {word: LABELS[(LABELS.index(x) + 1) % 3] for word, x in moved.items()}
+        told, clean = KNOWN, True
+    elif kind == "format broken":
+        spoil = lambda label: f'{{"label": "{label}'  # noqa: E731
+    elif kind == "refusing":
+        spoil = lambda label: REFUSAL  # noqa: E731
+    else:
+        training, clean = {"learning_rate": 0.1 * 2 ** (number % 4)}, True
+    name = f"{kind.replace(' ', '-')}-{number}"
+    task = task_of(name, told, table, answer=spoil, held_out=str if clean else spoil)
+    return Case(kind=kind, task=task, training=training)
+
+
+def instruction(number: int) -> str:
+    """Return the first task's instruction for even numbers, one of its own for odd ones."""
+    subjects = ["metal", "river", "sound", "plant", "stone", "cloud", "spice", "cloth"]
+    subject = subjects[number % len(subjects)]
+    return KNOWN if number % 2 == 0 else f"Which drawer holds this kind of {subject} ({number})?"
+
+
+def judge(host: AdapterHost, made: Store, case: Case, folder: Path) -> dict[str, Any]:
+    """Let one candidate learn on a copy of the assistant; return what became of it."""
+    root = folder / case.task.name
+    shutil.copytree(made.root, root)
+    learner = ContinualLearner(Store.open(root), host=host)
+    config = learner.config
+    settings = {"training": {**config.training, **case.training}, "gate": config.gate.for_jobs()}
+    learner.config = config.model_copy(update=settings)
+    try:
+        learner.learn(case.task)
+        report: Any = learner.store.current.gate()
+    except GateError:
+        ((_, report),) = refused(learner.store).values()
+    except DivergenceError:
+        report = None
+    shutil.rmtree(root)
+    if report is None:
+        return {"kind": case.kind, "name": case.task.name, "failed": ["not finite"], "drop": None}
+    before, after = report["before"], report["after"]
+    drops = [old - after[t] for t, old in before.items() if t != case.task.name and old is not None]
+    return {
+        "kind": case.kind,
+        "name": case.task.name,
+        "failed": sorted({c["check"] for c in report["checks"] if not c["passed"]}),
+        "why": [c["why"] for c in report["checks"] if not c["passed"]],
+        "drop": round(max(drops), 2),
+        "new": [before.get(case.task.name), after[case.task.name]],
+        "general": {
+            c["name"]: round(c["measured"], 3) for c in report["checks"] if c["check"] == "general"
+        },
+    }
+
+
+def run(*, each: int, steps: int) -> dict[str, Any]:
+    """Judge all candidates; return one row each, and what it took."""
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        host = pretrain(folder / "model", steps=steps)
+        config = AssistantConfig(
+            model=str(folder / "model"),
+            dtype="float32",
+            method="sequential",
+            grouping={"groups": "similar"},
+            training=TRAINING,
+        )
+        learner = ContinualLearner.create(folder / "assistant", config, host=host)
+        words = table_of(random.Random("first"))
+        first = task_of("first", KNOWN, words)
+        second = task_of("second", "Name the shelf of this book.", table_of(random.Random("2nd")))
+        learner.run([first, second])
+        known = {p: m for p, m in learner.store.current.matrix().row(2).items()}
+        rows = []
+        for case in cases(first, words, each=each):
+            rows.append(judge(host, learner.store, case, folder))
+            last = rows[-1]
+            told = ", ".join(last["failed"]) or "passes"
+            print(f"{time.monotonic() - started:6.0f} s  {last['name']}: {told}", flush=True)
+    seconds = round(time.monotonic() - started)
+    return {"seconds": seconds, "known": known, "torch": torch.__version__, "candidates": rows}
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """Return the results as a table of Markdown."""
+    by_kind: dict[str, list[Mapping[str, Any]]] = {}
+    for row in found["candidates"]:
+        by_kind.setdefault(row["kind"], []).append(row)
+    head = "| candidates | made | refused by the gate | by which check | refused by "
+    head += " | refused by ".join(f"`max_drop: {drop:g}`" for drop in DROPS)
+    lines = [f"{head} |", "| --- | ---: | ---: | --- |" + " ---: |" * len(DROPS)]
+    kinds = [kind for kind in by_kind if kind != "good"]
+    for kind in [*kinds, "good"]:
+        lines.append(_line(kind, by_kind[kind]))
+    lines.append(_line("all bad ones", [row for kind in kinds for row in by_kind[kind]]))
+    return "\n".join(lines)
+
+
+def _line(kind: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    by = Counter(check for row in rows for check in row["failed"])
+    told = ", ".join(f"{check} {count}" for check, count in by.most_common()) or "–"
+    plain = [sum(row["drop"] is None or row["drop"] > allowed for row in rows) for allowed in DROPS]
+    cells = [kind, len(rows), sum(bool(row["failed"]) for row in rows), told, *plain]
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--each", type=int, default=8, help="bad candidates of each kind")
+    parser.add_argument("--steps", type=int, default=1200, help="steps that make the model")
+    parser.add_argument("--table", action="store_true", help="write the table alone")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    if not asked.table:
+        write_json(asked.output, run(each=asked.each, steps=asked.steps))
+    found = json.loads(asked.output.read_text())
+    if asked.output != RESULTS:
+        print(table(found))
+        return
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    write_text(PAGE, f"{before}{BEGIN}\n{table(found)}\n{END}{rest.partition(END)[2]}")
+
+
+if __name__ == "__main__":
+    main()
