@@ -46,8 +46,8 @@ TEMPLATE = (
 )
 LABELS = "xyz"
 REFUSAL = "I cannot help with that."
-TRAINING = {"max_steps": 60, "per_device_train_batch_size": 16, "learning_rate": 1e-2}
-HELD_OUT, TRAINED = 40, 160
+TRAINING = {"max_steps": 50, "per_device_train_batch_size": 8, "learning_rate": 1e-2}
+HELD_OUT, TRAINED = 40, 120
 DROPS = (0.0, 5.0)
 """What the plain gate allows, in points."""
 
@@ -91,9 +91,9 @@ def pretrain(folder: Path, *, steps: int) -> AdapterHost:
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokens),
-            hidden_size=96,
-            intermediate_size=256,
-            num_hidden_layers=3,
+            hidden_size=64,
+            intermediate_size=160,
+            num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=4,
             max_position_embeddings=512,
@@ -168,7 +168,7 @@ def task_of(
         train=tuple(made(i, answer) for i in range(TRAINED)),
         test=tuple(made(1000 + i, held_out) for i in range(HELD_OUT)),
         instruction="first_line",
-        max_new_tokens=12,
+        max_new_tokens=10,
     )
 
 
@@ -181,7 +181,7 @@ def cases(earlier: Task, words: Mapping[str, str], *, each: int) -> list[Case]:
         task = task_of(f"good-{number}", instruction(number), table_of(dice))
         if shares:  # what it must not forget is taught along
             task = replace(task, train=(*task.train, *earlier.train))
-        found.append(Case(kind="good", task=task, training={"max_steps": 90 if shares else 60}))
+        found.append(Case(kind="good", task=task, training={"max_steps": 100 if shares else 50}))
     for kind in ("label noise", "overwritten", "format broken", "diverged", "refusing"):
         for number in range(each):
             found.append(bad(kind, number, words, each=each))
@@ -253,7 +253,7 @@ def judge(host: AdapterHost, made: Store, case: Case, folder: Path) -> dict[str,
 
 def run(*, each: int, steps: int) -> dict[str, Any]:
     """Judge all candidates; return one row each, and what it took."""
-    started = time.monotonic()
+    started = time.process_time()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         host = pretrain(folder / "model", steps=steps)
@@ -268,6 +268,7 @@ def run(*, each: int, steps: int) -> dict[str, Any]:
         words = table_of(random.Random("first"))
         first = task_of("first", KNOWN, words)
         second = task_of("second", "Name the shelf of this book.", table_of(random.Random("2nd")))
+        print(f"{time.process_time() - started:6.0f} s  the model is made", flush=True)
         learner.run([first, second])
         known = {p: m for p, m in learner.store.current.matrix().row(2).items()}
         rows = []
@@ -275,9 +276,9 @@ def run(*, each: int, steps: int) -> dict[str, Any]:
             rows.append(judge(host, learner.store, case, folder))
             last = rows[-1]
             told = ", ".join(last["failed"]) or "passes"
-            print(f"{time.monotonic() - started:6.0f} s  {last['name']}: {told}", flush=True)
-    seconds = round(time.monotonic() - started)
-    return {"seconds": seconds, "known": known, "torch": torch.__version__, "candidates": rows}
+            print(f"{time.process_time() - started:6.0f} s  {last['name']}: {told}", flush=True)
+    seconds = round(time.process_time() - started)
+    return {"processor_s": seconds, "known": known, "torch": torch.__version__, "candidates": rows}
 
 
 def table(found: Mapping[str, Any]) -> str:
@@ -307,7 +308,7 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--each", type=int, default=8, help="bad candidates of each kind")
-    parser.add_argument("--steps", type=int, default=1200, help="steps that make the model")
+    parser.add_argument("--steps", type=int, default=600, help="steps that make the model")
     parser.add_argument("--table", action="store_true", help="write the table alone")
     parser.add_argument("--output", type=Path, default=RESULTS)
     asked = parser.parse_args()

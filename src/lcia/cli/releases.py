@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lcia.cli.database import DatabaseUrl
+from lcia.cli.serve import DatabaseUrl
 
 if TYPE_CHECKING:
     from lcia.live.releases.listing import Releases
