@@ -172,5 +172,8 @@ METHODS = Registry(
         "agem": "lcia.methods.agem:AGEM",
         "olora": "lcia.methods.olora:OLoRA",
         "moelora": "lcia.methods.moelora:MoELoRA",
+        "slao": "lcia.methods.slao:SLAO",
+        "inflora": "lcia.methods.inflora:InfLoRA",
+        "forever": "lcia.methods.forever:Forever",
     },
 )

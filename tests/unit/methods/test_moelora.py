@@ -222,5 +222,5 @@ def test_training_makes_the_new_lora_more_orthogonal(create, colours, shades):
 
 def test_variants_of_lora_that_do_not_add_up_are_refused(host):
     adapter = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "use_rslora": True}
-    with pytest.raises(ConfigError, match=r"adapter\.use_rslora is set; olora stacks"):
+    with pytest.raises(ConfigError, match=r"adapter\.use_rslora is set; the method stacks"):
         OLoRA().open(host, None, adapter)
