@@ -117,6 +117,7 @@ READERS = Registry(
         "llava": "lcia.data.readers.llava:LlavaReader",
         "llava_test": "lcia.data.readers.llava:LlavaTestReader",
         "preference": "lcia.data.readers.preference:PreferenceReader",
+        "cl_benchmark": "lcia.data.readers.cl_benchmark:ClBenchmarkReader",
     },
 )
 

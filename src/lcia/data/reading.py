@@ -109,7 +109,7 @@ def read_all(
         turns: which answers of a conversation are learned; None: as the format does.
 
     Raises:
-        DataError: the file cannot be read, or no reader fits.
+        DataError: the file or what belongs beside it cannot be read, or no reader fits.
         ConfigError: no such format, split or column, or a role is mapped to something else.
         MissingDependencyError: an optional package is needed.
     """
@@ -128,6 +128,7 @@ def read_all(
     reader: Reader = READERS.get(format)(roles=roles)
     if turns is not None:
         reader.turns = turns
+    reader.open(path)
     located = below(images or path.parent)
     unread_fields: Counter[str] = Counter()
     results = [

@@ -32,7 +32,8 @@ class TaskConfig(BaseModel):
 
     Attributes:
         name: letters, digits, '.', '_' and '-'.
-        train: a data file; its ``test`` is held out of it where no file is given.
+        train: a data file; its ``test`` is held out of it where no file is given. Or a folder with
+            ``train.json`` and ``test.json``, as benchmarks have them, for both.
         test: a data file that is only scored.
         superni: a Super-NaturalInstructions task file, instead of ``train`` and ``test``.
         scorer: a name of ``lcia.registry.SCORERS``; None: ``exact_match``, of ``superni``
@@ -133,6 +134,7 @@ def load_task(entry: TaskConfig, *, base: str | Path = ".", seed: int = 0) -> Ta
 
 
 def _read_task(entry: TaskConfig, *, base: Path, seed: int) -> Task:
+    entry = _of_folder(entry, base=base)
     kind = "superni" if entry.superni else "train"
     source = _path(entry, kind, base=base)
     format = "superni" if entry.superni else entry.format
@@ -148,6 +150,17 @@ def _read_task(entry: TaskConfig, *, base: Path, seed: int) -> Task:
         instruction=entry.instruction or ("field" if named else "infer"),
         max_new_tokens=entry.max_new_tokens,
     )
+
+
+def _of_folder(entry: TaskConfig, *, base: Path) -> TaskConfig:
+    """Return the entry with its files named, where it names a benchmark's folder of a task."""
+    if entry.train is None or entry.test or entry.split or entry.test_split:
+        return entry
+    folder = _path(entry, "train", base=base).absolute()
+    files = {kind: folder / f"{kind}.json" for kind in ("train", "test")}
+    if not all(path.is_file() for path in files.values()):
+        return entry
+    return entry.model_copy(update=files)
 
 
 def _read(entry: TaskConfig, source: Path, *, base: Path, **options: Any) -> list[Sample]:

@@ -162,7 +162,9 @@ def test_every_builtin_reader_has_an_example():
 
 @pytest.mark.parametrize("format", sorted(EXAMPLES))
 def test_examples_are_read(tmp_path, format):
-    path = tmp_path / "example"
+    path = tmp_path / "TC" / "agnews" / "example"
+    path.parent.mkdir(parents=True)
+    (path.parent / "labels.json").write_text('["World", "Sports"]')
     path.write_text(EXAMPLES[format], encoding="utf-8")
     reading = read_all(path)
     assert reading.format == format

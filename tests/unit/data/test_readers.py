@@ -28,6 +28,7 @@ GOOD = {
     },
     "llava_test": {"question_id": 1, "text": "Say hello.", "answer": "Hello!"},
     "preference": {"prompt": "Say hello.", "chosen": "Hello!", "rejected": "No."},
+    "cl_benchmark": {"sentence": "Say hello.", "label": "Hello!"},
 }
 
 
@@ -45,7 +46,10 @@ def problem(folder, value):
 
 @pytest.mark.parametrize("format", READERS.names())
 def test_every_reader_reads_and_recognises_its_format(tmp_path, format):
-    path = write(tmp_path, GOOD[format])
+    folder = tmp_path / "SC" / "greetings"
+    folder.mkdir(parents=True)
+    (folder / "labels.json").write_text('["Hello!", "Bye!"]')
+    path = write(folder, GOOD[format])
     samples = read(path)
     assert samples == read(path, format=format)
     assert [sample.answers for sample in samples] == [("Hello!",)]

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from lcia.data.sample import Sample
@@ -99,6 +100,17 @@ class Reader(ABC):
             roles: role in the file to ``system``, ``user`` or ``assistant``.
         """
         self.roles = dict(roles or {})
+
+    def open(self, path: Path) -> None:
+        """Read what stands beside a file, if the format has such; called before its records.
+
+        Args:
+            path: the file, or the folder or hub id that the records are of.
+
+        Raises:
+            DataError: it is missing or cannot be used.
+        """
+        return
 
     @abstractmethod
     def recognises(self, record: Mapping[str, Any]) -> bool:
