@@ -1,8 +1,12 @@
-"""All committed results as tables: ``python -m benchmarks.tables`` writes docs/benchmarks.md."""
+"""All committed results as tables: ``python -m benchmarks.tables``.
+
+Writes docs/benchmarks.md, docs/leaderboard.md and docs/frontier.png.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from benchmarks import leaderboard
 from lcia.experiments.comparison import Comparison, compare
 from lcia.experiments.finished import FinishedRun, find_runs
 from lcia.files import write_text
@@ -93,3 +97,4 @@ def page() -> str:
 
 if __name__ == "__main__":
     write_text(PAGE, page())
+    leaderboard.write(RECIPES)
