@@ -12,9 +12,10 @@ import pytest
 from matplotlib import rcParams
 from matplotlib.figure import Figure
 
-from benchmarks import tables
+from benchmarks import leaderboard, tables
 from lcia.errors import ConfigError
 from lcia.evaluation import METRICS, AccuracyMatrix
+from lcia.experiments.finished import find_runs
 from lcia.reports import ReportData, SampleAnswer, StepRecord
 from lcia.reports.html import render, write_report
 from lcia.reports.plots import (
@@ -243,6 +244,36 @@ def test_importing_the_reports_is_light():
 
 def test_benchmarks_page_is_regenerated_from_the_results_without_a_difference():
     assert tables.page() == tables.PAGE.read_text(encoding="utf-8")
+    assert leaderboard.page(tables.RECIPES) == leaderboard.PAGE.read_text(encoding="utf-8")
+
+
+def test_the_leaderboard_says_of_every_run_what_it_keeps_and_cost_the_best_first():
+    for name in tables.RECIPES:
+        runs, _ = find_runs([tables.RESULTS / name])
+        table = leaderboard.table(name, runs)
+        assert len(table.rows) == len({run.label for run in runs})
+        found = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+        scores = [float(row["Avg.ACC"].partition(" ")[0].replace("−", "-")) for row in found]
+        assert scores == sorted(scores, reverse=True)
+        for row in found:
+            own = [run for run in runs if run.label == row["label"]]
+            assert row["method"] == own[0].method
+            kept = {run.metrics["stored_samples"] for run in own}
+            assert (row["keeps"] == "0") == (kept == {0})
+            assert float(row["minutes"]) == pytest.approx(
+                sum(run.metrics["seconds"] for run in own) / len(own) / 60, abs=0.5
+            )
+
+
+def test_the_frontier_is_drawn_from_the_results(tmp_path):
+    points = leaderboard.frontier()
+    assert points["sequential"][2] == 0
+    shares = {label: share for label, (_, _, share) in points.items()}
+    assert shares["lcia-before"] == pytest.approx(12.5, abs=0.1)
+    leaderboard.draw(points, tmp_path / "a.png")
+    leaderboard.draw(points, tmp_path / "b.png")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert (tmp_path / "a.png").stat().st_size < 60_000
 
 
 def test_every_folder_of_results_is_on_the_page():
