@@ -7,7 +7,7 @@ import pytest
 
 from lcia.config.stream import load_stream_config
 from lcia.data import TaskConfig, load_task, read
-from lcia.errors import DataError
+from lcia.errors import ConfigError, DataError
 from lcia.experiments.results import read_result
 from lcia.learner import Store
 
@@ -145,7 +145,7 @@ def test_a_folder_whose_files_are_named_or_that_lacks_one_is_read_as_before(labe
     entry = TaskConfig(name="x", train=folder / "dev.json", test=folder / "train.json")
     assert (len(load_task(entry).train), len(load_task(entry).test)) == (2, 6)
     (folder / "test.json").unlink()
-    with pytest.raises(DataError):
+    with pytest.raises(ConfigError, match="has the splits train, validation"):
         load_task(TaskConfig(name="x", train=folder))
 
 
