@@ -4,16 +4,19 @@ docs/leaderboard.md has a table a stream, the frontier and what others published
 is accuracy over the share of samples that a method keeps.
 """
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from lcia.config import BEFORE, AssistantConfig
 from lcia.config.stream import load_stream_config
 from lcia.experiments.comparison import Spread
 from lcia.experiments.finished import FinishedRun, find_runs
 from lcia.files import write_text
+from lcia.registry import METHODS
 from lcia.reports.compare_files import markdown_table
 from lcia.reports.numbers import DASH, measured, number
 from lcia.reports.plots import MUTED, SERIES, style
@@ -44,7 +47,8 @@ matrices and differences are in [benchmarks.md](benchmarks.md), what follows fro
 One table a stream, best average accuracy first; mean ± standard deviation over seeds and orders,
 in percent and points. *Keeps* is how many training samples stay stored, *stored* how many
 parameters. A row without a commit is older than lcia's noting of it. Rows of one table differ in
-more than the method where label or *setting* say so; few have more than two runs, so most
+more than the method where label or *setting* say so (what is not the method's default, then
+learning rate × batch); few have more than two runs, so most
 differences are noise.
 """
 
@@ -157,12 +161,11 @@ def _frontier_table(
 
 def _row(label: str, runs: Sequence[FinishedRun]) -> tuple[str, ...]:
     first = runs[0]
-    setting = [f"{k} {_short(v)}" for k, v in first.record["method"].items() if k != "name"]
     minutes = _mean(runs, "seconds") / 60
     return (
         label,
         first.method,
-        ", ".join(setting) or "defaults",
+        ", ".join(_settings(first)),
         measured(_mean(runs, "stored_samples"), "count").strip() if not first.joint else "all",
         measured(_mean(runs, "stored_parameters"), "count").strip(),
         ", ".join(str(seed) for seed in sorted({run.seed for run in runs})),
@@ -172,6 +175,29 @@ def _row(label: str, runs: Sequence[FinishedRun]) -> tuple[str, ...]:
         spread_text(Spread.of(_scores(runs)), "percent"),
         spread_text(Spread.of(run.metrics["forgetting"] for run in runs), "points"),
     )
+
+
+def _settings(run: FinishedRun) -> Iterator[str]:
+    """Yield what differs from the method's defaults: its settings, rule, grouping, rate."""
+    plain = AssistantConfig(model="m", method=run.method).resolved()
+    defaults = {
+        **plain.method,
+        **{f"rule.{k}": v for k, v in plain.rule.items()},
+        **dataclasses.asdict(plain.resolve_grouping()),
+    }
+    chosen = {
+        **BEFORE.get(run.method, {}),  # settings that came after the run
+        **run.settings["method"],
+        **{f"rule.{k}": v for k, v in run.settings["rule"].items()},
+        **run.settings["grouping"],
+    }
+    if not METHODS.get(run.method).averages:
+        chosen = {k: v for k, v in chosen.items() if not k.startswith("rule.")}
+    for key, value in chosen.items():
+        if value != defaults.get(key):
+            yield f"{key} {_short(value)}"
+    training = run.settings["training"]
+    yield f"{training['learning_rate']:g} × {training['per_device_train_batch_size']}"
 
 
 def _by(runs: Sequence[FinishedRun]) -> Iterator[tuple[str, list[FinishedRun]]]:
