@@ -17,7 +17,7 @@ from lcia.experiments.comparison import Spread
 from lcia.experiments.finished import FinishedRun, find_runs
 from lcia.files import write_text
 from lcia.registry import METHODS
-from lcia.reports.compare_files import markdown_table
+from lcia.reports.compare_page import markdown_table
 from lcia.reports.numbers import DASH, measured, number
 from lcia.reports.plots import MUTED, SERIES, style
 from lcia.reports.tables import TextTable, spread_text
@@ -52,7 +52,7 @@ learning rate × batch); few have more than two runs, so most
 differences are noise.
 """
 
-FRONTIER_TEXT = """## Frontier: accuracy over memory
+FRONTIER_TEXT = """## Frontier: accuracy over what is remembered
 
 ![Average accuracy over the share of samples kept](frontier.png)
 

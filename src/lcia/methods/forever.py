@@ -17,21 +17,21 @@ from lcia.methods.base import Method, TaskContext
 from lcia.methods.replay import quota
 
 DAYS = (1, 2, 4, 7, 15, 30)
-"""When the memory is replayed, in days since the task began; after the last, every 30."""
+"""When remembered samples are replayed, in days since the task began; after the last, every 30."""
 
 
 class Forever(Method):
-    """Replays the memory when the parameters have drifted by 1, 2, 4, 7, 15, 30, ... days.
+    """Replays remembered samples when the parameters have drifted by 1, 2, 4, 7, 15, 30, ... days.
 
     Time is what the optimizer moved: tau_s = sum over steps up to s of |theta_s - theta_{s-1}|_2.
     A day is the tau of the task's first ``day`` steps, so that days grow longer in steps as the
     learning rate falls. When a replay is due, the steps that follow add strength * L(batch of
-    memory) to their loss until every remembered sample was seen once, in an order drawn by seed.
-    The memory holds ``per_task`` samples of every earlier task.
+    remembered samples) to their loss until each was seen once, in an order drawn by seed.
+    Remembered are ``per_task`` samples of every earlier task.
 
     Source: FOREVER, arXiv:2601.03938: model time from the size of the updates, and the intervals
     of the forgetting curve. Differs: its regularisation by the intensity of the updates is left
-    out, and how long a day is and how the memory is gone through are this project's.
+    out, and how long a day is and how the samples are gone through are this project's.
     """
 
     sharded: ClassVar[bool] = False
@@ -45,27 +45,27 @@ class Forever(Method):
     def attach(self, trainer: Any, context: TaskContext) -> None:
         """Start the clock, if anything is remembered."""
         self._clock, self._context = None, context
-        if context.memory:
+        if context.remembered:
             self._clock = Clock(context, day=self.config["day"], batch=self.config["batch_size"])
             trainer.add_callback(self._clock)
 
     def extra_loss(self, model: Any, inputs: Mapping[str, Any], outputs: Any) -> Any | None:
-        """Return the loss of the step's batch of memory, if a replay goes on."""
+        """Return the loss of the step's batch of remembered samples, if a replay goes on."""
         if self._clock is None or not self._clock.batch:
             return None
-        samples = [self._context.memory[i] for i in self._clock.batch]
+        samples = [self._context.remembered[i] for i in self._clock.batch]
         return self.config["strength"] * model(**self._context.encode(samples)).loss
 
     def remember(self, context: TaskContext) -> Sequence[Sample]:
-        """Keep the memory and a quota of the task."""
-        return [*context.memory, *quota(context, self.config["per_task"])]
+        """Keep what is remembered and a quota of the task."""
+        return [*context.remembered, *quota(context, self.config["per_task"])]
 
 
 class Clock(TrainerCallback):
     """Tells by the drift of the parameters which remembered samples a step replays.
 
     Args:
-        context: its parameters are watched, its memory replayed.
+        context: its parameters are watched, what it remembers is replayed.
         day: how many of the first steps make a day.
         batch: how many samples a step replays.
 
@@ -85,7 +85,7 @@ class Clock(TrainerCallback):
 
     @property
     def batch(self) -> list[int]:
-        """Places in the memory of the samples that the coming step replays."""
+        """Places of the remembered samples that the coming step replays."""
         return self._pending[: self._size]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -108,7 +108,7 @@ class Clock(TrainerCallback):
         replays = due(self.drift / self._day) if self._day > 0 else 0
         if replays > self.replays:
             self.replays = replays
-            self._pending = list(range(len(self._context.memory)))
+            self._pending = list(range(len(self._context.remembered)))
             random.Random(f"{self._context.seed}/{self.replays}").shuffle(self._pending)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -18,9 +18,9 @@ def test_replays_come_due_on_the_days_of_the_curve_and_every_thirty_after(days):
     assert due(float("inf")) == due(float("nan")) == 0
 
 
-def context(memory=5, seed=3):
+def context(count=5, seed=3):
     parameters = {"a": torch.zeros(2), "b": torch.zeros(1, 2)}
-    return SimpleNamespace(parameters=parameters, memory=list(range(memory)), seed=seed)
+    return SimpleNamespace(parameters=parameters, remembered=list(range(count)), seed=seed)
 
 
 def at(step, folder=None):
@@ -44,7 +44,7 @@ def walk(clock, seen, lengths):
     return replayed
 
 
-def test_the_memory_is_replayed_once_whenever_the_drift_says_so():
+def test_what_is_remembered_is_replayed_once_whenever_the_drift_says_so():
     seen = context()
     clock = Clock(seen, day=3, batch=2)
     clock.on_train_begin(*at(0))
@@ -79,8 +79,8 @@ def test_a_resumed_clock_goes_on_where_it_was(tmp_path):
     assert (again.drift, again.replays) == (whole.drift, whole.replays)
 
 
-def test_a_replay_adds_the_memory_s_own_loss(built, shades):
-    opened = built("forever", {"strength": 0.5, "batch_size": 3}, memory=shades.train[:7])
+def test_a_replay_adds_the_loss_of_remembered_samples(built, shades):
+    opened = built("forever", {"strength": 0.5, "batch_size": 3}, remembered=shades.train[:7])
     with torch.no_grad():
         for p in opened.context.parameters.values():
             p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
