@@ -94,5 +94,9 @@ class DivergenceError(TrainingError):
     """A loss, gradient or parameter is not finite; nothing of the training is kept."""
 
 
+class PushError(LciaError, OSError):
+    """The model hub refused an export or could not be reached; the export is whole."""
+
+
 class GateError(LciaError, RuntimeError):
     """The new version lost more than the gate allows; the store was left as it was."""

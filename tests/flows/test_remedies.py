@@ -19,6 +19,7 @@ COMMAND = get_command(app)
 FOREIGN = {
     "--cpu",  # accelerate launch
     "--delete",  # tar, find
+    "--jinja",  # llama-server
     "--enable-lora",
     "--lora-modules",
     "--max-lora-rank",

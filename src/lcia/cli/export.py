@@ -13,6 +13,8 @@ class Format(str, Enum):
     vllm = "vllm"
     peft = "peft"
     merged = "merged"
+    gguf = "gguf"
+    ollama = "ollama"
 
 
 def register(app: typer.Typer) -> None:
@@ -25,8 +27,19 @@ def export(
     output: Annotated[Path, typer.Argument(help="A new or empty folder.")],
     form: Annotated[
         Format,
-        typer.Option("--format", help="Adapters for vLLM or peft, or one merged model per group."),
+        typer.Option(
+            "--format",
+            help="Adapters for vLLM or peft; or one model per group: merged, gguf for llama.cpp, "
+            "ollama.",
+        ),
     ] = Format.vllm,
+    push: Annotated[
+        str | None,
+        typer.Option("--push", help="Upload it to the model hub.", metavar="USER/NAME"),
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="A repository that --push makes is for everybody.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """Write the groups for other tools, each with a model card.
@@ -37,43 +50,74 @@ def export(
 
       lcia export assistant exported --format vllm
 
-      lcia export assistant models --format merged
+      lcia export assistant models --format ollama
+
+      lcia export assistant adapters --format peft --push user/name
     """
     from lcia.cli.console import console, print_json
+    from lcia.exports.hub import check_push
+    from lcia.exports.hub import push as upload
     from lcia.learner import Store
 
-    about, told = _write(Store.open(store), output, form)
+    if push is not None:
+        check_push(push)
+    about, told = _write(Store.open(store), output, form, quiet=as_json)
+    if push is not None:
+        message = f"Version {about['version']} of {about['assistant']}"
+        about["pushed"] = upload(output, push, private=not public, message=message)
+        told += f"\nPushed: {about['pushed']}"
     if as_json:
         print_json({**about, "format": form.value})
         return
-    if form is Format.vllm:
-        told += f"\nRoute: lcia gateway --upstream http://127.0.0.1:8000 --store {store}"
     console.print(told, markup=False, soft_wrap=True)
 
 
-def _write(store: Any, output: Path, form: Format) -> tuple[dict[str, Any], str]:
+def _write(store: Any, output: Path, form: Format, *, quiet: bool) -> tuple[dict[str, Any], str]:
     """Write an export; return what it says of itself, and what to tell."""
     if form is Format.vllm:
+        from lcia.exports.vllm import export_vllm
         from lcia.serving.extra import check_installed
 
         check_installed()
-        from lcia.exports.vllm import export_vllm
-
         about = export_vllm(store, output)
         return about, (
             f"{output}: {len(about['ranks'])} adapters of version {about['version']}, for "
-            f"--max-lora-rank {about['max_lora_rank']}.\nServe: {output / 'serve.sh'}"
+            f"--max-lora-rank {about['max_lora_rank']}.\nServe: {output / 'serve.sh'}\n"
+            f"Route: lcia gateway --upstream http://127.0.0.1:8000 --store {store.root}"
         )
     if form is Format.peft:
         from lcia.exports.peft import export_peft
 
         about = export_peft(store, output)
         return about, f"{output}: {len(about['adapters'])} adapters of version {about['version']}."
+    return _write_models(store, output, form, quiet=quiet)
+
+
+def _write_models(
+    store: Any, output: Path, form: Format, *, quiet: bool
+) -> tuple[dict[str, Any], str]:
+    """Write one whole model per group, which takes a while."""
+    from lcia.cli.progress import Bar
+    from lcia.exports.gguf import FILE, export_gguf
     from lcia.exports.merged import export_merged
 
-    about = export_merged(store, output)
-    largest = max(about["difference"].values())
-    return about, (
+    with Bar(quiet=quiet) as bar:
+
+        def told(group: str, done: int, total: int) -> None:
+            bar.show("merging groups", done, total, note=group)
+
+        if form is Format.merged:
+            about = export_merged(store, output, told=told)
+        else:
+            about = export_gguf(store, output, ollama=form is Format.ollama, told=told)
+    group, largest = max(about["difference"].items(), key=lambda item: item[1])
+    lines = [
         f"{output}: {len(about['adapters'])} models of version {about['version']}; a logit differs "
         f"by at most {largest:.1e} of the largest."
-    )
+    ]
+    if form is Format.gguf:
+        lines.append(f"Serve: llama-server --jinja --model {output / group / FILE}")
+    if form is Format.ollama:
+        name = f"{about['assistant']}-{group}"
+        lines.append(f"Serve: ollama create {name} -f {output / group / 'Modelfile'}")
+    return about, "\n".join(lines)

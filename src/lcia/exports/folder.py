@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lcia.errors import StoreError
+from lcia.exports.card import write_card
 from lcia.files import discard, make_folders, settle, write_json
 from lcia.learner import Store, Version
 from lcia.models.experts import EXPERT_ROUTERS
@@ -16,15 +17,20 @@ ABOUT = "lcia.json"
 
 
 def write_export(
-    store: Store, folder: Path, write: Callable[[Version, Path], dict[str, Any]]
+    store: Store,
+    folder: Path,
+    write: Callable[[Version, Path], dict[str, Any]],
+    *,
+    relation: str = "adapter",
 ) -> dict[str, Any]:
-    """Write an export of the current version and what it says of itself, ``lcia.json``.
+    """Write an export of the current version, its card and what it says of itself, ``lcia.json``.
 
     Args:
         store: the assistant.
         folder: new or empty.
         write: writes the rest into the folder it is given, and returns what ``lcia.json`` says
             beyond assistant, version and adapters.
+        relation: ``adapter`` or ``merge``, what it is to its base model.
 
     Raises:
         StoreError: ``folder`` is not empty, or nothing is learned.
@@ -46,6 +52,7 @@ def write_export(
             "adapters": {group: key for group, (key, _) in version.adapters.items()},
         }
         about |= write(version, draft)
+        write_card(store, version, draft, groups=list(version.adapters), relation=relation)
         write_json(draft / ABOUT, about)
         settle(draft, target)
     finally:

@@ -1,5 +1,6 @@
 """A whole model per group: the base with the group's adapter merged into its weights."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from lcia.exports.folder import check_plain, write_export
 from lcia.learner import Store, Version
 from lcia.models.answering import NAMED
 from lcia.models.loading import BaseModel, load_model
-from lcia.models.lora import read_config
+from lcia.models.lora import load_adapter, read_config
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 5e-3}
 """Largest difference of a logit to the adapter's, as a share of the largest logit, by dtype."""
@@ -17,8 +18,11 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 5e-3}
 PROBE = 32
 """Tokens of the text on which both are compared."""
 
+Told = Callable[[str, int, int], None]
+"""Is told of every group: its name, how many are done, how many there are."""
 
-def export_merged(store: Store, folder: Path) -> dict[str, Any]:
+
+def export_merged(store: Store, folder: Path, *, told: Told | None = None) -> dict[str, Any]:
     """Write one model per group that answers without peft, with a model card.
 
     Weights are merged in float32 and rounded once, to the base model's dtype.
@@ -26,6 +30,7 @@ def export_merged(store: Store, folder: Path) -> dict[str, Any]:
     Args:
         store: the assistant.
         folder: new or empty; gets one folder per group, named like it.
+        told: is told how far it is.
 
     Returns:
         What ``lcia.json`` says; ``difference`` is group to the largest difference of a logit, as a
@@ -37,28 +42,54 @@ def export_merged(store: Store, folder: Path) -> dict[str, Any]:
     """
 
     def write(version: Version, draft: Path) -> dict[str, Any]:
-        for group, (_, adapter) in version.adapters.items():
-            check_plain(group, adapter, reader="a merged model")
+        import torch
+
         difference = {}
-        for group, (_, adapter) in version.adapters.items():
-            # Anew for each: to take a merged adapter off again would round a second time.
-            base = load_model(store.config.model, dtype=store.config.dtype)
-            difference[group] = _merge(base, adapter, draft / group, group=group)
+        for group, base, merged, share in merged_groups(store, version, told=told):
+            difference[group] = share
+            with torch.inference_mode():
+                merged.save_pretrained(draft / group)
             _write_tokenizer(store, base, draft / group)
             write_card(store, version, draft / group, groups=[group], relation="merge")
         return {"model": store.config.model, "difference": difference, "tolerance": TOLERANCE}
 
-    return write_export(store, folder, write)
+    return write_export(store, folder, write, relation="merge")
 
 
-def _merge(base: BaseModel, adapter: Path, target: Path, *, group: str) -> float:
-    """Write the base with an adapter merged in; return how much its logits differ."""
-    import torch
-    from peft import PeftModel
+def merged_groups(
+    store: Store,
+    version: Version,
+    *,
+    told: Told | None = None,
+    check: Callable[[BaseModel], object] = lambda base: None,
+) -> Iterator[tuple[str, BaseModel, Any, float]]:
+    """Yield every group with its base model, the merged one and how much its logits differ.
 
+    Args:
+        store: the assistant.
+        version: what is exported.
+        told: is told how far it is.
+        check: refuses a base model before anything is merged into it.
+
+    Raises:
+        StoreError: a group cannot be merged, or differs by more than ``TOLERANCE``.
+    """
+    for group, (_, adapter) in version.adapters.items():
+        check_plain(group, adapter, reader="a merged model")
+    for done, (group, (_, adapter)) in enumerate(version.adapters.items()):
+        if told is not None:
+            told(group, done, len(version.adapters))
+        # Anew for each: to take a merged adapter off again would round a second time.
+        base = load_model(store.config.model, dtype=store.config.dtype)
+        check(base)
+        yield group, base, *_merge(base, adapter, group=group)
+
+
+def _merge(base: BaseModel, adapter: Path, *, group: str) -> tuple[Any, float]:
+    """Return the base with an adapter merged in, and how much its logits differ."""
     dtype = base.model.dtype
     _check_untied(base.model, adapter, group=group)
-    peft: Any = PeftModel.from_pretrained(base.model, adapter).eval()
+    peft: Any = load_adapter(base.model, adapter).eval()
     expected = _logits(peft, base)
     merged = peft.float().merge_and_unload().to(dtype)
     found = _logits(merged, base)
@@ -69,9 +100,7 @@ def _merge(base: BaseModel, adapter: Path, target: Path, *, group: str) -> float
             f"group {group}: merged, its logits differ by {share:.1e} of the largest; expected at "
             f"most {allowed:.0e}. Export it with --format peft."
         )
-    with torch.inference_mode():
-        merged.save_pretrained(target)
-    return share
+    return merged, share
 
 
 def _logits(model: Any, base: BaseModel) -> Any:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from lcia.errors import StoreError
-from lcia.exports.card import write_card
 from lcia.exports.folder import check_plain, write_export
 from lcia.learner import Store, Version
 from lcia.models.answering import NAMED
@@ -56,7 +55,6 @@ def _write(store: Store, version: Version, draft: Path) -> dict[str, Any]:
         group: _write_adapter(adapter, draft / "adapters" / key)
         for group, (key, adapter) in version.adapters.items()
     }
-    write_card(store, version, draft, groups=list(ranks), relation="adapter")
     model = store.config.model
     if is_embedded(model):
         shutil.copytree(MODELS.get(model).prepare(), draft / "model")

@@ -17,6 +17,7 @@ from lcia.distributed.processes import everyone, is_main, on_main
 from lcia.errors import DivergenceError, ModelError, StoreError
 from lcia.evaluation.generate import (
     Prediction,
+    Progress,
     read_predictions,
     scores_percent,
 )
@@ -132,6 +133,7 @@ class ContinualLearner:
         task_given: bool | None = None,
         known: Sequence[Prediction] = (),
         keep: Keep | None = None,
+        progress: Progress = lambda done, total: None,
     ) -> list[Prediction]:
         """Answer the held-out samples of all tasks anew, and score the answers.
 
@@ -143,6 +145,7 @@ class ContinualLearner:
                 what routing costs is the difference. None: as the method does.
             known: predictions whose answers are taken where the same adapter answers.
             keep: where answers are kept as they come, to go on from after a stop.
+            progress: told how many are answered, and of how many.
         """
         version = version or self.store.current
         return score_tasks(
@@ -154,6 +157,7 @@ class ContinualLearner:
             task_given=task_given,
             known=known,
             keep=keep,
+            progress=progress,
         )
 
     def run(self, tasks: Iterable[Task]) -> list[Outcome]:
@@ -427,10 +431,15 @@ def load_host(config: AssistantConfig) -> AdapterHost:
         max_prompt_tokens=config.generation.max_prompt_tokens,
         projector=config.projector.mode != "frozen",
         pad_images=config.pad_images,
-        template=TemplateSettings(
-            kwargs=config.generation.chat_template_kwargs,
-            date=config.generation.date or TODAY,
-            fold_system=config.generation.fold_system,
-            named=config.generation.chat_template,
-        ),
+        template=template_settings(config),
+    )
+
+
+def template_settings(config: AssistantConfig) -> TemplateSettings:
+    """Return what the chat template is rendered with."""
+    return TemplateSettings(
+        kwargs=config.generation.chat_template_kwargs,
+        date=config.generation.date or TODAY,
+        fold_system=config.generation.fold_system,
+        named=config.generation.chat_template,
     )
