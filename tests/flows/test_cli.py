@@ -1,7 +1,11 @@
 """The command line end to end, in processes of its own."""
 
+import contextlib
 import json
+import os
+import pty
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -319,3 +323,46 @@ def test_the_example_of_methods_gives_the_folders_it_promises():
     assert "lcia-fixed99-t30" in labels
     for variant in config.variants().values():
         variant.check()
+
+
+def test_a_command_that_trains_says_nothing_of_its_libraries(tmp_path, tiny_model):
+    """DeepSpeed is installed, and not asked for; peft asks transformers by an older name."""
+    pytest.importorskip("deepspeed")
+    data = tmp_path / "data.jsonl"
+    records = ({"prompt": f"{i} red\n\nSay it.", "completion": "red"} for i in range(20))
+    data.write_text("".join(json.dumps(record) + "\n" for record in records))
+    settings = ["--set", "training.max_steps=2", "--set", "dtype=float32"]
+    command = [sys.executable, "-W", "always::FutureWarning", "-m", "lcia", "learn"]
+    command += [str(tmp_path / "a"), str(data), "--name", "red", "--model", str(tiny_model)]
+    done = subprocess.run([*command, *settings], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "accelerator" not in done.stdout
+    assert done.stdout.startswith("  red: opens group g1\n")
+
+
+def on_a_terminal(*command):
+    """Run a command on a terminal; return what it shows there."""
+    controller, terminal = pty.openpty()
+    env = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+    with subprocess.Popen(command, stdout=terminal, stderr=terminal, env=env) as process:
+        os.close(terminal)
+        shown = b""
+        with contextlib.suppress(OSError):  # how a terminal ends
+            while part := os.read(controller, 65536):
+                shown += part
+        os.close(controller)
+    assert process.returncode == 0, shown
+    return shown.decode()
+
+
+def test_long_work_shows_a_bar_with_its_rate_on_a_terminal_and_nothing_elsewhere(tmp_path):
+    zipped = Path(__file__).parents[1] / "fixtures" / "stores" / "schema-1.zip"
+    shutil.unpack_archive(zipped, tmp_path)
+    (root,) = [path.parent for path in tmp_path.rglob("assistant.json")]
+    command = [sys.executable, "-m", "lcia", "verify", str(root)]
+    shown = on_a_terminal(*command)
+    assert re.search(r"reading .*\d B of \d", shown)
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert " ".join(done.stdout.split()) == f"{root}: every file is as it was stored."
+    assert done.stderr == ""

@@ -1,19 +1,16 @@
-"""What the verbs print: progress while learning, tables, JSON."""
+"""What the verbs print: tables, JSON."""
 
 import json
 import sys
-import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console
-from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
 from lcia.errors import escaped, printable
-from lcia.reports.numbers import duration
 
 
 class _Terminal(Console):
@@ -27,9 +24,6 @@ class _Terminal(Console):
 console = _Terminal(highlight=False)
 _ESCAPES = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
 """Control characters that JSON leaves as they are."""
-
-QUIET_S = 5.0
-"""Where there is no terminal, a line at most this often."""
 
 
 def print_json(value: Any) -> None:
@@ -86,88 +80,3 @@ def _parts(widths: Sequence[int]) -> list[list[int]]:
         parts[-1].append(i)
         used += 2 + width
     return parts
-
-
-class LearningProgress:
-    """Shows the events of learning: one moving line on a terminal, lines elsewhere.
-
-    Args:
-        quiet: show nothing, for ``--json``.
-    """
-
-    def __init__(self, *, quiet: bool = False) -> None:
-        self.quiet = quiet
-        self._status: Status | None = None
-        self._last_line = 0.0
-        self._started: float | None = None
-        self._tasks_done = 0
-        self._tasks_total = 0
-
-    def __enter__(self) -> "LearningProgress":
-        if console.is_terminal and not self.quiet:
-            self._status = console.status("starting")
-            self._status.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._status is not None:
-            self._status.stop()
-
-    def __call__(self, event: Mapping[str, Any]) -> None:
-        """Show one event."""
-        if not self.quiet:
-            show = getattr(self, f"_on_{event['event']}", None)
-            if show is not None:
-                show(event)
-
-    def say(self, text: str) -> None:
-        """Print a line that stays."""
-        if not self.quiet:
-            console.print(text, markup=False)
-
-    def _on_started(self, event: Mapping[str, Any]) -> None:
-        if self._started is None:
-            self._started, self._tasks_total = time.monotonic(), event["tasks_left"]
-        self.say(f"\n{event['run']}: {', '.join(event['tasks'])}")
-
-    def _on_grouped(self, event: Mapping[str, Any]) -> None:
-        similarity = f", similarity {event['similarity']:.2f}"
-        how = {
-            "reuse": f"reuses group {event['group']}{similarity}",
-            "expand": f"opens group {event['group']}{similarity} to the nearest",
-            "first_group": f"opens group {event['group']}",
-        }[event["reason"]]
-        self.say(f"  {event['task']}: {how}")
-
-    def _on_answering(self, event: Mapping[str, Any]) -> None:
-        what = {
-            "base": "scoring the base model on it",
-            "current": "scoring the assistant before learning it",
-            "after": "scoring all tasks learned",
-        }[event["what"]]
-        self._move(f"{what}: {event['done']} of {event['total']}", last=False)
-
-    def _on_step(self, event: Mapping[str, Any]) -> None:
-        beta = event.get("ema/beta_mean")
-        shown = "" if beta is None else f"  β {beta:.3f}"
-        self._move(
-            f"{event['task']}: step {event['step']}/{event['steps']}  "
-            f"loss {event['loss']:.3f}{shown}  {duration(event['eta_s'])} left",
-            last=event["step"] == event["steps"],
-        )
-
-    def _on_learned(self, event: Mapping[str, Any]) -> None:
-        scores = "  ".join(f"{task} {score:.1f}" for task, score in event["scores"].items())
-        self.say(f"    scores: {scores}" if scores else "    kept until the last task comes")
-        self._tasks_done += 1
-        left = self._tasks_total - self._tasks_done
-        if self._started is not None and left > 0:
-            pace = (time.monotonic() - self._started) / self._tasks_done
-            self.say(f"    {left} tasks to go, about {duration(pace * left)}")
-
-    def _move(self, text: str, *, last: bool) -> None:
-        if self._status is not None:
-            self._status.update(text)
-        elif last or time.monotonic() - self._last_line >= QUIET_S:
-            self._last_line = time.monotonic()
-            self.say(f"    {text}")

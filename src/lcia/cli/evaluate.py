@@ -60,9 +60,9 @@ def evaluate(
         "metrics": {**summarise(matrix), "routing_accuracy": routing_accuracy_of(opened)},
     }
     if again:
-        result["scores_again"] = _answer_again(opened, task_given=None)
+        result["scores_again"] = _answer_again(opened, task_given=None, quiet=as_json)
     if task_given:
-        result["scores_task_given"] = _answer_again(opened, task_given=True)
+        result["scores_task_given"] = _answer_again(opened, task_given=True, quiet=as_json)
     if not is_main():
         return
     if as_json:
@@ -87,11 +87,17 @@ def evaluate(
             print_table(title, ["task", "recorded", "now"], rows)
 
 
-def _answer_again(store: "Store", *, task_given: bool | None) -> dict[str, float]:
+def _answer_again(store: "Store", *, task_given: bool | None, quiet: bool) -> dict[str, float]:
+    from lcia.cli.progress import Bar
     from lcia.evaluation.generate import scores_percent
     from lcia.learner import ContinualLearner
 
-    return scores_percent(ContinualLearner(store).evaluate(task_given=task_given))
+    with Bar(quiet=quiet) as bar:
+        found = ContinualLearner(store).evaluate(
+            task_given=task_given,
+            progress=lambda done, total: bar.show("held-out answers", done, total),
+        )
+    return scores_percent(found)
 
 
 def print_matrix(matrix: "AccuracyMatrix", *, title: str) -> None:

@@ -42,7 +42,8 @@ def run(
 
       lcia run stream.yaml --dry-run
     """
-    from lcia.cli.console import LearningProgress, console, print_json
+    from lcia.cli.console import console, print_json
+    from lcia.cli.progress import LearningProgress
     from lcia.cli.results import show_results
     from lcia.config import load_stream_config
     from lcia.distributed.output import join

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 Host = Annotated[str, typer.Option(help="Address to listen on; others than loopback need keys.")]
 Port = Annotated[int, typer.Option(help="Port to listen on; 0 chooses a free one.")]
 ApiKeyFile = Annotated[
-    Path | None, typer.Option(help="File of API keys, one a line; clients need one of them.")
+    Path | None, typer.Option(help="File of API keys, one per line; clients need one of them.")
 ]
 Megabytes = Annotated[float, typer.Option(help="Longest request body in megabytes.")]
 CorsOrigin = Annotated[

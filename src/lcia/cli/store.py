@@ -138,12 +138,18 @@ def verify(
       lcia verify assistant --no-weights
     """
     from lcia.cli.console import console, print_json
+    from lcia.cli.progress import Bar
     from lcia.errors import DamageError, StoreError
     from lcia.store.verify import verify as find
 
     if not any((store / name).exists() for name in ("assistant.json", "versions")):
         raise StoreError(f"{store}: is not an assistant (no assistant.json).")
-    findings = find(store, weights=not no_weights)
+    with Bar(quiet=as_json, sizes=True) as bar:
+        findings = find(
+            store,
+            weights=not no_weights,
+            progress=lambda done, total: bar.show("reading", done, total),
+        )
     if as_json:
         print_json({"findings": findings})
     if findings:

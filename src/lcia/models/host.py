@@ -15,7 +15,7 @@ from lcia.models.batches import behind_prefix, read_prefix, shares_prefixes
 from lcia.models.chat import ChatFormat, Seq2SeqFormat
 from lcia.models.experts import EXPERT_ROUTERS, load_expert_routers
 from lcia.models.loading import BaseModel
-from lcia.models.lora import add_lora, read_config
+from lcia.models.lora import add_lora, load_adapter, read_config
 from lcia.models.projector import Projector
 from lcia.models.visual import VisualFormat
 
@@ -325,11 +325,9 @@ class AdapterHost:
             self.clear()
 
     def _load(self, key: str, path: Path, *, trainable: bool) -> None:
-        from peft import PeftModel
-
         read_config(path)
         if self._peft is None:
-            self._peft = PeftModel.from_pretrained(
+            self._peft = load_adapter(
                 self.base.model, path, adapter_name=key, is_trainable=trainable
             )
         else:

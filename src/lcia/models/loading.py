@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,15 @@ from lcia.registry import MODELS
 
 QUANTIZATIONS = ("4bit", "8bit")
 """Bits of the base weights (QLoRA), through bitsandbytes."""
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether DeepSpeed says more than that there is no GPU."""
+    return "Setting accelerator to CPU" not in record.getMessage()
+
+
+# accelerate imports DeepSpeed wherever it is installed, even to save a model without it.
+logging.getLogger("DeepSpeed").addFilter(_is_news)
 
 
 @dataclass(frozen=True, kw_only=True)

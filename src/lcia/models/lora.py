@@ -7,7 +7,9 @@ merging, the mixing of adapters in a batch and serving know nothing else.
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +149,8 @@ def add_lora(model: Any, config: Any, *, name: str) -> Any:
     asked = config.target_modules
     try:
         _check_kinds(model, config)
-        peft = get_peft_model(model, config, adapter_name=name)
+        with quiet_peft():
+            peft = get_peft_model(model, config, adapter_name=name)
         _check_names(config, asked, adapted=peft.base_model.targeted_module_names)
     except (ValueError, re.error) as error:
         for path, module in list(model.named_modules()):
@@ -156,6 +159,30 @@ def add_lora(model: Any, config: Any, *, name: str) -> Any:
         reason = str(error).partition("Please check")[0].partition("Currently")[0].strip()
         raise ConfigError(f"adapter: {' '.join(reason.split())}") from error
     return peft
+
+
+def load_adapter(model: Any, folder: Path, **options: Any) -> Any:
+    """Put a stored adapter on a base model, and return the ``PeftModel``.
+
+    Args:
+        model: the base model.
+        folder: a peft adapter directory.
+        options: of ``PeftModel.from_pretrained``.
+    """
+    from peft import PeftModel
+
+    with quiet_peft():
+        return PeftModel.from_pretrained(model, folder, **options)
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Keep from users what is between peft and transformers: an attribute by its older name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "`is_gradient_checkpointing` is deprecated", category=FutureWarning
+        )
+        yield
 
 
 def _check_kinds(model: Any, config: Any) -> None:

@@ -1,6 +1,7 @@
 """Whether every file of an assistant is as it was stored."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,12 @@ from lcia.store.version import Version, version_path
 
 WEIGHTS = ".safetensors"
 
+Progress = Callable[[int, int], None]
 
-def verify(root: Path, *, weights: bool = True) -> list[str]:
+
+def verify(
+    root: Path, *, weights: bool = True, progress: Progress = lambda done, total: None
+) -> list[str]:
     """Compare every file of an assistant with its checksum.
 
     A run that is not finished is checked as far as it would be resumed from: its plan, what it
@@ -25,6 +30,7 @@ def verify(root: Path, *, weights: bool = True) -> list[str]:
     Args:
         root: the assistant's directory.
         weights: whether safetensors are read, too; without, a large store takes a second.
+        progress: told how many bytes of the versions are read, and of how many at most.
 
     Returns:
         One line a finding: file, version, what is wrong, what to do.
@@ -33,7 +39,7 @@ def verify(root: Path, *, weights: bool = True) -> list[str]:
         store = Store.open_unchecked(root)
     except StoreError as error:
         return [str(error)]
-    checker = _Checker(store, weights=weights)
+    checker = _Checker(store, weights=weights, progress=progress)
     findings = list(checker.links())
     versions: list[Version] = []
     for number in store.numbers():
@@ -54,10 +60,12 @@ def verify(root: Path, *, weights: bool = True) -> list[str]:
 class _Checker:
     """Hashes each file once, whatever number of versions refers to it."""
 
-    def __init__(self, store: Store, *, weights: bool) -> None:
+    def __init__(self, store: Store, *, weights: bool, progress: Progress) -> None:
         self.store = store
         self.root = store.root
         self.weights = weights
+        self._progress = progress
+        self._read, self._size = 0, 0
         self._known: dict[str, str | None] = {}
         self._places: dict[str, set[str]] = {}
         self._pruned = store.pruned
@@ -65,8 +73,9 @@ class _Checker:
     def links(self) -> Iterator[str]:
         """Yield what is neither file nor folder."""
         try:
-            for _ in files_below(self.root):
-                pass
+            for path in files_below(self.root):
+                with suppress(FileNotFoundError):  # somebody else tidies up
+                    self._size += path.stat().st_size
         except StoreError as error:
             yield str(error)
 
@@ -152,6 +161,8 @@ class _Checker:
             return f"has more than {LINES_LIMIT:,} bytes, which lcia never writes"
         if path not in self._known:
             self._known[path] = (wanted if unread else sha256_of(file)) if file.is_file() else None
+            self._read += file.stat().st_size if self._known[path] else 0
+            self._progress(self._read, self._size)
         found = self._known[path]
         if found == wanted or (unread and found is not None):
             return None
