@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo demo-visual bench-small bench-small-first bench-small-second test test-slow campaign lint clean
+.PHONY: demo demo-visual bench-small bench-small-first bench-small-second test test-slow campaign docs lint clean
 
 demo: $(VENV)/.installed-skills
 	$(BIN)/lcia demo
@@ -41,6 +41,10 @@ test-slow: $(VENV)/.installed-test
 # table. OPTIONS, such as "--share 0.1 --minutes 20", make it shorter.
 campaign: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m campaign $(OPTIONS)
+
+# Warnings are errors; links are checked.
+docs: $(VENV)/.installed-test
+	$(BIN)/mkdocs build --strict --quiet
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check src tests benchmarks examples

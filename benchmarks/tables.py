@@ -1,13 +1,14 @@
 """All committed results as tables: ``python -m benchmarks.tables``.
 
-Writes docs/benchmarks.md, docs/leaderboard.md and docs/frontier.png.
+Writes docs/benchmarks.md, docs/leaderboard.md, docs/frontier.png and the evidence in README.md.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from benchmarks import leaderboard
-from lcia.experiments.comparison import Comparison, compare
+from lcia.experiments.comparison import Comparison, Spread, compare
 from lcia.experiments.finished import FinishedRun, find_runs
 from lcia.files import write_text
 from lcia.reports.compare_page import markdown_table
@@ -16,6 +17,17 @@ from lcia.reports.tables import comparison_tables, settings_table
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
+README = ROOT / "README.md"
+EVIDENCE = re.compile(r"(?<=<!-- evidence -->\n).*?(?=<!-- end of evidence -->)", re.DOTALL)
+STREAMS: Mapping[str, str] = {
+    "demo": "`lcia demo`: translations, numbers, facts",
+    "superni/small": "six Super-NaturalInstructions tasks",
+    "superni/small_batch4": "the same, larger steps",
+    "superni/learning_rates": "the same, smaller steps",
+    "superni/medium": "more tasks",
+    "demo-visual": "eight kinds of questions about images",
+}
+"""What README calls the folders of results in which ``sequential`` and ``lcia`` can be paired."""
 RECIPES: Mapping[str, tuple[str, str]] = {
     "superni/small": ("superni/small.yaml", "methods as labelled"),
     "superni/small_batch4": (
@@ -42,6 +54,8 @@ RECIPES: Mapping[str, tuple[str, str]] = {
     "demo-visual": ("demo-visual.yaml", ""),
 }
 """Folder of results to the recipe under ``recipes/`` that they are of, and what was set over it."""
+
+PAIR = ("sequential", "lcia")
 
 HEAD = """# Benchmarks
 
@@ -95,6 +109,39 @@ def page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def evidence() -> str:
+    """Return README's table: every folder that has ``sequential`` and ``lcia`` as they are."""
+    rows = {}
+    for name in RECIPES:
+        runs, _ = find_runs([RESULTS / name])
+        of = {label: {r.key: r for r in runs if r.label == label} for label in PAIR}
+        keys = [key for key in of["sequential"] if key in of["lcia"]]
+        if not keys:
+            continue
+        tasks = len(of["lcia"][keys[0]].fingerprints)
+        cells = [STREAMS[name], f"{tasks}", f"{len(keys)}"]
+        for measure in ("average_accuracy", "forgetting"):
+            for label in PAIR:
+                spread = Spread.of(of[label][key].metrics[measure] for key in keys)
+                assert spread is not None, f"{name}: {label} has no {measure}"
+                deviation = "" if spread.std is None else f" ± {spread.std:.0f}"
+                cells.append(f"{spread.mean:.0f}{deviation}")
+        rows[name] = cells
+    head = ["stream", "tasks", "runs"]
+    head += ["accuracy, plain", "with lcia", "forgotten, plain", "with lcia"]
+    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
+    lines += [rows[name] for name in STREAMS]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def readme() -> str:
+    """Return README.md with the evidence of now."""
+    text, count = EVIDENCE.subn(evidence(), README.read_text(encoding="utf-8"))
+    assert count == 1, "README.md has one place for the evidence"
+    return text
+
+
 if __name__ == "__main__":
     write_text(PAGE, page())
     leaderboard.write(RECIPES)
+    write_text(README, readme())

@@ -1,16 +1,21 @@
-"""The guides for contributors are true: their examples run, their files and names exist."""
+"""The guides are true: their examples run; their commands, files and names exist."""
 
 import importlib
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from typer.main import get_command
 
+from lcia.cli.main import app
 from lcia.data import read
 from lcia.ema import DynamicEMA
 from lcia.methods.base import Method
@@ -144,3 +149,122 @@ def test_the_tests_it_runs_are_there():
     files = re.findall(r"tests/\S+\.py", TEXT)
     assert files
     assert all((ROOT / file).is_file() for file in files)
+
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+INDENTED = re.compile(r"(?:(?<=\n\n)|\A)((?: {4}[^\n]*\n+)+)")
+ENDS = {"&&", "||", "|", "&", ";", ">", "2>", ">>", "<"}
+
+
+def blocks(page):
+    """Yield the language and text of each block of code; indented ones have no language."""
+    text = page.read_text(encoding="utf-8")
+    yield from FENCED.findall(text)
+    yield from (("", textwrap.dedent(found)) for found in INDENTED.findall(FENCED.sub("", text)))
+
+
+def commands(text):
+    """Yield the words of each ``lcia`` command in lines of shell, without what stands around."""
+    for line in text.replace("\\\n", " ").splitlines():
+        if not re.search(r"(?:^|\s)lcia [a-z]", line) or line.startswith(("Usage:", "$ lcia")):
+            continue
+        words = [*shlex.split(line, comments=True), "&&"]
+        while words:
+            end = next(i for i, word in enumerate(words) if word in ENDS)
+            part, words = words[:end], words[end + 1 :]
+            if part[:2] == ["docker", "build"] or part[:1] == ["pip"] or "lcia" not in part:
+                continue
+            yield part[len(part) - part[::-1].index("lcia") :]
+
+
+def parse(words):
+    """Parse a command as the command line does, without running it."""
+    command = get_command(app)
+    while hasattr(command, "commands"):
+        name, *words = words
+        assert name in command.commands, f"there is no lcia {name}"
+        command = command.commands[name]
+    command.make_context(command.name, list(words))
+
+
+def shown_commands(command=None, name="lcia"):
+    """Yield the commands that pages show, and those that ``--help`` gives as examples."""
+    for page in PAGES if command is None else ():
+        for language, text in blocks(page):
+            if language in ("", "sh", "bash", "console"):
+                yield from ((page.name, words) for words in commands(text))
+    command = command or get_command(app)
+    yield from ((f"{name} --help", words) for words in commands(command.help or ""))
+    for verb, inner in getattr(command, "commands", {}).items():
+        yield from shown_commands(inner, f"{name} {verb}")
+
+
+def test_every_command_of_the_docs_is_one(capsys):
+    found = list(shown_commands())
+    for page, words in found:
+        try:
+            parse(words)
+        except Exception as error:
+            raise AssertionError(f"{page}: lcia {shlex.join(words)}: {error}") from error
+    with capsys.disabled():
+        print(f"\n{len(found)} lcia commands of {len(PAGES)} pages and of --help are understood")  # noqa: T201
+    assert len(found) >= 100
+
+
+def test_a_wrong_command_would_be_found():
+    ((first, second),) = [list(commands("lcia learn a b.jsonl --nme x && lcia serv a"))]
+    for words in (first, second):
+        with pytest.raises(Exception, match=r"nme|serv"):
+            parse(words)
+
+
+def test_every_python_block_of_the_docs_compiles_and_imports_what_there_is(capsys):
+    count = 0
+    for page in PAGES:
+        for language, text in blocks(page):
+            if language != "python":
+                continue
+            count += 1
+            compile(text, page.name, "exec")
+            for module, names in re.findall(r"^from (lcia[\w.]*) import (.+)$", text, re.MULTILINE):
+                for name in names.split(", "):
+                    assert hasattr(importlib.import_module(module), name), f"{page.name}: {name}"
+    with capsys.disabled():
+        print(f"\n{count} Python blocks of the docs compile")  # noqa: T201
+    assert count >= 15
+
+
+def test_the_scorer_of_the_guide_scores():
+    text = (ROOT / "docs" / "howto.md").read_text(encoding="utf-8")
+    first_word = made(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0], "first_word")
+    assert first_word("red, I think", ["red car"]) == 0.0
+    assert first_word("red car", ["blue", "red"]) == 1.0
+
+
+def test_what_the_containers_run_is_understood():
+    compose = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
+    run = [service["command"] for service in compose["services"].values() if "command" in service]
+    run += re.findall(r"^# .* lcia (lcia .*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    found = [words for text in run for words in commands(text)]
+    assert [words[0] for words in found] == ["serve", "worker", "gateway", "learn"]
+    for words in found:
+        parse(words)
+
+
+def test_the_containers_name_what_is_there():
+    compose = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
+    services = compose["services"]
+    for service in services.values():
+        assert set(service.get("depends_on", ())) <= services.keys()
+        assert set(service.get("secrets", ())) <= compose["secrets"].keys()
+        assert "image" in service
+    dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    allowed = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
+    for line in re.findall(r"^COPY (.+)$", dockerfile, re.MULTILINE):
+        for name in line.split()[:-1]:
+            assert (ROOT / name).exists() and f"!{name}" in allowed, name
+    wanted = re.search(r'"\.\[([\w,]+)\]"', dockerfile)[1].split(",")
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert all(re.search(rf"^{extra} = \[", project, re.MULTILINE) for extra in wanted)
+    assert re.search(r"^USER (?!root)", dockerfile, re.MULTILINE)

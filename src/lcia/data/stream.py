@@ -234,7 +234,7 @@ def _conversations(samples: Sequence[Sample]) -> list[int]:
 
 
 def is_classification(samples: Sequence[Sample]) -> bool:
-    """Whether the answers are labels: one a sample, each of them five times on average."""
+    """Whether the answers are labels: one per sample, each of them five times on average."""
     labels = {sample.answers[0] for sample in samples}
     single = all(len(sample.answers) == 1 for sample in samples)
     return single and len(labels) * LABEL_REPEATS <= len(samples)

@@ -157,7 +157,7 @@ class Method:
 
         It counts with the batch's share of the answer tokens of its optimizer step, as the
         model's own loss does. So a mean over answer tokens is one over the whole step, and what
-        does not depend on the batch counts once a step, whatever accumulation and ranks.
+        does not depend on the batch counts once per step, whatever accumulation and ranks.
 
         Args:
             model: the ``PeftModel``, not wrapped.
@@ -178,6 +178,6 @@ class Method:
     def remember(self, context: TaskContext) -> Sequence[Sample]:
         """Return samples to keep with the group; they come back as ``context.remembered``.
 
-        All that shall be kept, not only this task's; they are stored as they are.
+        All that is to be kept, not only this task's; they are stored as they are.
         """
         return ()

@@ -21,7 +21,7 @@ class EWC(Method):
     ``samples`` training samples, drawn by seed, of the squared gradient of each one's own
     log-likelihood. theta_old is the adapter before the task.
 
-    Source: arXiv:1612.00796; one F that decays instead of one a task: arXiv:1805.06370, where
+    Source: arXiv:1612.00796; one F that decays instead of one per task: arXiv:1805.06370, where
     ``decay`` is gamma. The labels are the data's, so F is the empirical Fisher information.
     """
 

@@ -73,7 +73,7 @@ def is_loopback(host: str) -> bool:
 
 
 def read_api_keys(path: Path) -> tuple[str, ...]:
-    """Return the keys in a file: one a line; blank lines and ``#`` comments are skipped.
+    """Return the keys in a file: one per line; blank lines and ``#`` comments are skipped.
 
     Raises:
         ConfigError: the file cannot be read, is readable by everyone, or holds no usable key.
@@ -87,7 +87,7 @@ def read_api_keys(path: Path) -> tuple[str, ...]:
         raise ConfigError(f"{path}: every user can read it. Protect it: chmod 600 {path}.")
     keys = tuple(k for line in lines if (k := line.strip()) and not k.startswith("#"))
     if not keys:
-        raise ConfigError(f"{path}: holds no key; expected one a line.")
+        raise ConfigError(f"{path}: holds no key; expected one per line.")
     for number, key in enumerate(keys, start=1):
         if len(key) < 16 or not key.isascii() or " " in key:
             raise ConfigError(

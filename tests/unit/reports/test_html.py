@@ -276,6 +276,12 @@ def test_the_frontier_is_drawn_from_the_results(tmp_path):
     assert (tmp_path / "a.png").stat().st_size < 60_000
 
 
+def test_readme_holds_the_evidence_of_the_results_and_is_short():
+    text = tables.README.read_text(encoding="utf-8")
+    assert tables.readme() == text
+    assert len(text.splitlines()) <= 120
+
+
 def test_every_folder_of_results_is_on_the_page():
     files = tables.RESULTS.rglob("results.jsonl")
     assert {str(Path(f).parent.relative_to(tables.RESULTS)) for f in files} == set(tables.RECIPES)

@@ -84,7 +84,7 @@ class Reader(ABC):
         repeats_ids: whether files of the format give several records one id; it is then made
             unique by the record's number.
         turns: which answers of a conversation are learned, ``all`` or ``last``.
-        note: what one should know of how the format is read; told once a file.
+        note: what one should know of how the format is read; told once per file.
     """
 
     expected: ClassVar[str]

@@ -1,4 +1,4 @@
-"""The rows that the model works on: prompts being read, and answers that grow by a token a step."""
+"""The rows that the model works on: prompts being read, answers growing by a token per step."""
 
 import inspect
 from collections.abc import Sequence

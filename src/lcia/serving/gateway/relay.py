@@ -69,7 +69,7 @@ async def forward(
 
     Args:
         upstreams: counts what is on its way, and knows what a server has.
-        adapter: group and version that shall answer; None for the base model.
+        adapter: group and version that is to answer; None for the base model.
         tries: servers that may answer, in the order in which they are asked.
         client: sends them.
         headers: added to the response.
