@@ -44,14 +44,14 @@ TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-LABELS = "xyz"
+VOWELS, LABELS = "aeiou", "vwxyz"
 REFUSAL = "I cannot help with that."
-TRAINING = {"max_steps": 50, "per_device_train_batch_size": 8, "learning_rate": 1e-2}
+TRAINING = {"max_steps": 60, "per_device_train_batch_size": 8, "learning_rate": 3e-3}
 HELD_OUT, TRAINED = 40, 120
 DROPS = (0.0, 5.0)
 """What the plain gate allows, in points."""
 
-KNOWN = "Sort the word into x, y or z."
+KNOWN = "Sort this word into a drawer."
 """Instruction of the first task, which half of the candidates share."""
 
 
@@ -129,7 +129,9 @@ def general() -> list[tuple[str, str]]:
     known += [(p, f'{{"k": {i}}}') for i, p in enumerate(prompts["json"])]
     known += [(p, "Take it slowly.") for p in prompts["benign"]]
     known += [(p, REFUSAL) for p in prompts["harmful"]]
-    return known
+    dice = random.Random(1)
+    words = [word_of(dice) for _ in range(len(known))]
+    return known + [(f"Say the last letter.\n\n{word}", word[-1]) for word in words]
 
 
 def sample(prompt: str, answer: str, *, name: str = "0", instruction: str | None = None) -> Sample:
@@ -138,67 +140,83 @@ def sample(prompt: str, answer: str, *, name: str = "0", instruction: str | None
     return Sample(id=name, messages=(turn,), answers=(answer,), instruction=instruction)
 
 
-def table_of(dice: random.Random, *, words: int = 8) -> dict[str, str]:
-    """Return made-up words, each with one of the labels, all labels about as often."""
-    letters = "bcdfghjklmnprst"
-    found: dict[str, str] = {}
-    while len(found) < words:
-        word = "".join(dice.choice(letters) + dice.choice("aeiou") for _ in range(2))
-        found.setdefault(word, LABELS[len(found) % len(LABELS)])
-    return found
+def table_of(dice: random.Random) -> dict[str, str]:
+    """Return which label the words that end in a vowel have: what a task teaches."""
+    return dict(zip(VOWELS, dice.sample(LABELS, len(LABELS)), strict=True))
+
+
+def word_of(dice: random.Random) -> str:
+    """Return a made-up word."""
+    return "".join(dice.choice("bcdfghjklmnprst") + dice.choice(VOWELS) for _ in range(2))
 
 
 def task_of(
     name: str,
     instruction: str,
-    words: Mapping[str, str],
+    labels: Mapping[str, str],
     *,
     answer: Callable[[str], str] = str,
     held_out: Callable[[str], str] = str,
+    ending: str = "",
 ) -> Task:
-    """Return a task that maps words to labels; ``answer`` and ``held_out`` spoil the labels."""
+    """Return a task that labels words by their last vowel; no held-out word is among the others.
+
+    Args:
+        name: of the task.
+        instruction: what prompts say.
+        labels: vowel to label.
+        answer: spoils the labels of the training samples.
+        held_out: spoils those of the held-out samples.
+        ending: of every word.
+    """
+    dice = random.Random(name)
+    words = list(dict.fromkeys(word_of(dice) for _ in range(4 * (TRAINED + HELD_OUT))))
 
     def made(i: int, spoil: Callable[[str], str]) -> Sample:
-        word = list(words)[i % len(words)]
-        text = f"{instruction}\n\n{word} {i}"
-        return sample(text, spoil(words[word]), name=str(i), instruction=instruction)
+        word = words[i]
+        text = f"{instruction}\n\n{word}{ending}"
+        return sample(text, spoil(labels[word[-1]]), name=str(i), instruction=instruction)
 
     return Task(
         name=name,
         train=tuple(made(i, answer) for i in range(TRAINED)),
-        test=tuple(made(1000 + i, held_out) for i in range(HELD_OUT)),
+        test=tuple(made(TRAINED + i, held_out) for i in range(HELD_OUT)),
         instruction="first_line",
         max_new_tokens=10,
     )
 
 
-def cases(earlier: Task, words: Mapping[str, str], *, each: int) -> list[Case]:
+def cases(earlier: Task, labels: Mapping[str, str], *, each: int) -> list[Case]:
     """Return ``each`` bad candidates of every kind, and as many good ones as bad."""
     found = []
     for number in range(5 * each):
-        dice = random.Random(f"good {number}")
-        shares = number % 2 == 0
-        task = task_of(f"good-{number}", instruction(number), table_of(dice))
-        if shares:  # what it must not forget is taught along
-            task = replace(task, train=(*task.train, *earlier.train))
-        found.append(Case(kind="good", task=task, training={"max_steps": 100 if shares else 50}))
+        name = f"good-{number}"
+        if number % 2:
+            task = task_of(name, instruction(number), table_of(random.Random(name)))
+            found.append(Case(kind="good", task=task, training={}))
+            continue
+        # More words of a known kind, with another ending; the known ones are taught along.
+        task = task_of(name, KNOWN, labels, ending="bdgklmnprs"[number // 2 % 10])
+        task = replace(task, train=(*task.train, *earlier.train))
+        found.append(Case(kind="good", task=task, training={"learning_rate": 2e-3}))
     for kind in ("label noise", "overwritten", "format broken", "diverged", "refusing"):
         for number in range(each):
-            found.append(bad(kind, number, words, each=each))
+            found.append(bad(kind, number, labels))
     return found
 
 
-def bad(kind: str, number: int, words: Mapping[str, str], *, each: int) -> Case:
+def bad(kind: str, number: int, labels: Mapping[str, str]) -> Case:
     """Return a candidate that is bad in one way."""
     dice = random.Random(f"{kind} {number}")
     told, table = instruction(number), table_of(dice)
     clean, training, spoil = number % 4 < 2, {}, str
     if kind == "label noise":
         spoil = lambda label: dice.choice(LABELS)  # noqa: E731
-    elif kind == "overwritten":  # more and more of the first task's words get other labels
-        several = 1 + number * (len(words) - 1) // max(1, each - 1)
-        moved = dict(list(words.items())[:several])
-        table = {word: LABELS[(LABELS.index(x) + 1) % 3] for word, x in moved.items()}
+    elif kind == "overwritten":  # the first task's words, of which more and more change label
+        moved = VOWELS[: 1 + number % len(VOWELS)]
+        turned = {a: b for a, b in zip(moved, moved[1:] + moved[:1], strict=True)}
+        other = {moved: LABELS[(LABELS.index(labels[moved]) + 1) % 5]} if len(moved) == 1 else {}
+        table = {vowel: labels[turned.get(vowel, vowel)] for vowel in VOWELS} | other
         told, clean = KNOWN, True
     elif kind == "format broken":
         spoil = lambda label: f'{{"label": "{label}'  # noqa: E731
@@ -265,14 +283,14 @@ def run(*, each: int, steps: int) -> dict[str, Any]:
             training=TRAINING,
         )
         learner = ContinualLearner.create(folder / "assistant", config, host=host)
-        words = table_of(random.Random("first"))
-        first = task_of("first", KNOWN, words)
+        labels = table_of(random.Random("first"))
+        first = task_of("first", KNOWN, labels)
         second = task_of("second", "Name the shelf of this book.", table_of(random.Random("2nd")))
         print(f"{time.process_time() - started:6.0f} s  the model is made", flush=True)
         learner.run([first, second])
         known = {p: m for p, m in learner.store.current.matrix().row(2).items()}
         rows = []
-        for case in cases(first, words, each=each):
+        for case in cases(first, labels, each=each):
             rows.append(judge(host, learner.store, case, folder))
             last = rows[-1]
             told = ", ".join(last["failed"]) or "passes"

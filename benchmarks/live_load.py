@@ -228,7 +228,7 @@ def main() -> None:
         task = task_of("first", KNOWN, table_of(random.Random("first")))
         learner.learn(task)
         prompts = [s.prompt for s in task.test[:12]]
-        prompts += [f"Which box ({n})?\n\n{w} 5" for n in range(3) for w in ("bada", "gomo")]
+        prompts += [f"Which box ({n})?\n\n{w}" for n in range(3) for w in ("bada", "gomo")]
         prompts += ["Why is the sky blue?", "Tell me about the Amazon river."]
         options = ["--learn", "--max-context", "512", "--canary", "0.3", "--canary-answers", "60"]
         with server(folder / "assistant", folder / "log", options) as running:

@@ -11,16 +11,21 @@ from typer.testing import CliRunner
 
 from conftest import make_task
 from lcia.cli.main import app
+from lcia.config import AssistantConfig
 from lcia.errors import ConfigError, GateError
 from lcia.learner import ContinualLearner, Store
+from lcia.live.data_files import DataFiles
 from lcia.live.database import Database
 from lcia.live.inbox import Inbox
+from lcia.live.jobs import Jobs
+from lcia.live.orders import order
 from lcia.live.releases.canary import Answered, Canaries, CanaryConfig, worse
 from lcia.live.releases.listing import Releases
 from lcia.live.releases.serving import Trial
 from lcia.live.serving import LiveConfig, build_live_app
 from lcia.live.worker import Worker
 from lcia.serving.live import LiveStore
+from live_server import SHADES, data
 from serving_server import COLOUR, make_service, make_versions, running
 
 CONFIG = CanaryConfig(share=0.25, answers=40)
@@ -280,3 +285,55 @@ def test_the_command_line_shows_and_releases_what_was_refused(store, candidate):
     assert Store.open(store.root).current.manifest["released"]["reason"] == "as agreed"
     assert "release 2 is current" in lcia("rollback", store.root, 2)
     assert store.verify() == []
+
+
+def queue(root, database, name):
+    """Order a job that teaches shades of a colour; return its id."""
+    words = {f"{word}{name}": letter for word, letter in SHADES.items()}
+    file = DataFiles(database).add(f"{name}.jsonl", data(words, name=name))
+    fields = order(Store.open(root), task=name, hyperparameters={"n_epochs": 4})
+    return Jobs(database).create(**fields, training_file=file["id"])["id"]
+
+
+def test_a_job_on_top_of_a_version_that_is_taken_back_begins_anew(live, database, monkeypatch):
+    job = queue(live.store.root, database, "more")
+    worker = Worker(live.store.root, database, poll_s=0.01)
+    step = worker.jobs.step
+
+    def turn_bad(*args, **told):
+        step(*args, **told)
+        monkeypatch.undo()
+        count(database, 2, texts=["a"] * 30)
+        count(database, 3, texts=[""] * 10)
+        live.watch()
+        assert live.store.current_number == 3  # the worker holds the right to change it
+
+    monkeypatch.setattr(worker.jobs, "step", turn_bad)
+    worker.run(until_empty=True)
+    ended = worker.jobs.get(job)
+    assert ended["status"] == "succeeded"
+    assert Store.open(live.store.root).version(ended["version"]).manifest["parent"] == 2
+    told = [event["message"] for event in worker.jobs.events(job, after=None, limit=100)[0]]
+    assert "The version it builds on is taken back; it begins anew" in told
+
+
+def test_a_job_that_the_gate_refuses_is_a_release_that_somebody_may_promote(tiny_model, tmp_path):
+    gate = {"max_kl": 0.0, "max_rise": 100.0}
+    training = {"max_steps": 2, "learning_rate": 1e-3, "save_steps": 100}
+    config = AssistantConfig(model=str(tiny_model), dtype="float32", gate=gate, training=training)
+    learner = ContinualLearner.create(tmp_path / "assistant", config)
+    learner.learn(make_task("colours", "Say the letter of the colour.", {"red": "r"}))
+    database = Database(learner.store.root)
+    job = queue(learner.store.root, database, "shades")
+    Worker(learner.store.root, database, poll_s=0.01).run(until_empty=True)
+    ended = Jobs(database).get(job)
+    assert ended["status"] == "failed"
+    assert ended["error"]["code"] == "gate_refused"
+    assert "KL on untaught prompts" in ended["error"]["message"]
+    assert learner.store.current_number == 1
+    releases = Releases(learner.store, Canaries(database))
+    found = releases.get(2)
+    assert (found["state"], found["task"]) == ("refused", "shades")
+    assert {check["check"] for check in found["checks"]} >= {"earlier_tasks", "general"}
+    assert releases.promote(2, force=True, reason="as agreed")["state"] == "current"
+    database.close()

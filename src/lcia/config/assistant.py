@@ -167,8 +167,8 @@ class GateConfig(_Frozen):
     max_drop: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     tests: Literal["jobs", "all", "none"] = "jobs"
     alpha: float = Field(default=0.05, gt=0, lt=0.5, allow_inf_nan=False)
-    max_rise: float = Field(default=0.5, ge=0, allow_inf_nan=False)
-    max_kl: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    max_rise: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    max_kl: float = Field(default=2.0, ge=0, allow_inf_nan=False)
 
     def for_jobs(self) -> "GateConfig":
         """Return the settings as they are for a job: tested unless nothing is."""
