@@ -1,6 +1,6 @@
 """What the gate catches: candidates made bad on purpose, and good ones, on a tiny model.
 
-    python -m benchmarks.gate            # writes benchmarks/results/gate.json, in minutes
+    python -m benchmarks.gate            # benchmarks/results/gate.json; stopped, it goes on
     python -m benchmarks.gate --table    # writes the table in docs/live.md from it
 
 A small Llama is first taught, in memory, what the gate's own prompts ask for, so that it has a
@@ -188,21 +188,24 @@ def task_of(
 
 def cases(earlier: Task, labels: Mapping[str, str], *, each: int) -> list[Case]:
     """Return ``each`` bad candidates of every kind, and as many good ones as bad."""
+    kinds = ("label noise", "overwritten", "format broken", "diverged", "refusing")
     found = []
-    for number in range(5 * each):
-        name = f"good-{number}"
-        if number % 2:
-            task = task_of(name, instruction(number), table_of(random.Random(name)))
-            found.append(Case(kind="good", task=task, training={}))
-            continue
-        # More words of a known kind, with another ending; the known ones are taught along.
-        task = task_of(name, KNOWN, labels, ending="bdgklmnprs"[number // 2 % 10])
-        task = replace(task, train=(*task.train, *earlier.train))
-        found.append(Case(kind="good", task=task, training={"learning_rate": 2e-3}))
-    for kind in ("label noise", "overwritten", "format broken", "diverged", "refusing"):
-        for number in range(each):
-            found.append(bad(kind, number, labels))
+    for number in range(each):  # so that a run that is stopped has some of every kind
+        for k, kind in enumerate(kinds):
+            found += [bad(kind, number, labels), good(5 * number + k, earlier, labels)]
     return found
+
+
+def good(number: int, earlier: Task, labels: Mapping[str, str]) -> Case:
+    """Return a good candidate: another task, or more words of the first one."""
+    name = f"good-{number}"
+    if number % 2:
+        task = task_of(name, instruction(number), table_of(random.Random(name)))
+        return Case(kind="good", task=task, training={})
+    # Words with another ending; the known ones are taught along.
+    task = task_of(name, KNOWN, labels, ending="bdgklmnprs"[number // 2 % 10])
+    task = replace(task, train=(*task.train, *earlier.train))
+    return Case(kind="good", task=task, training={"learning_rate": 2e-3})
 
 
 def bad(kind: str, number: int, labels: Mapping[str, str]) -> Case:
@@ -269,9 +272,11 @@ def judge(host: AdapterHost, made: Store, case: Case, folder: Path) -> dict[str,
     }
 
 
-def run(*, each: int, steps: int) -> dict[str, Any]:
-    """Judge all candidates; return one row each, and what it took."""
+def run(output: Path, *, each: int, steps: int) -> None:
+    """Judge all candidates and write one row each; those that are there are not made again."""
     started = time.process_time()
+    rows = json.loads(output.read_text())["candidates"] if output.is_file() else []
+    done = {row["name"] for row in rows}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         host = pretrain(folder / "model", steps=steps)
@@ -286,17 +291,15 @@ def run(*, each: int, steps: int) -> dict[str, Any]:
         labels = table_of(random.Random("first"))
         first = task_of("first", KNOWN, labels)
         second = task_of("second", "Name the shelf of this book.", table_of(random.Random("2nd")))
-        print(f"{time.process_time() - started:6.0f} s  the model is made", flush=True)
         learner.run([first, second])
-        known = {p: m for p, m in learner.store.current.matrix().row(2).items()}
-        rows = []
+        known = dict(learner.store.current.matrix().row(2))
         for case in cases(first, labels, each=each):
+            if case.task.name in done:
+                continue
             rows.append(judge(host, learner.store, case, folder))
-            last = rows[-1]
-            told = ", ".join(last["failed"]) or "passes"
-            print(f"{time.process_time() - started:6.0f} s  {last['name']}: {told}", flush=True)
-    seconds = round(time.process_time() - started)
-    return {"processor_s": seconds, "known": known, "torch": torch.__version__, "candidates": rows}
+            write_json(output, {"known": known, "torch": torch.__version__, "candidates": rows})
+            told = ", ".join(rows[-1]["failed"]) or "passes"
+            print(f"{time.process_time() - started:5.0f} s  {case.task.name}: {told}", flush=True)
 
 
 def table(found: Mapping[str, Any]) -> str:
@@ -326,13 +329,13 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--each", type=int, default=8, help="bad candidates of each kind")
-    parser.add_argument("--steps", type=int, default=600, help="steps that make the model")
+    parser.add_argument("--steps", type=int, default=400, help="steps that make the model")
     parser.add_argument("--table", action="store_true", help="write the table alone")
     parser.add_argument("--output", type=Path, default=RESULTS)
     asked = parser.parse_args()
     torch.set_num_threads(1)
     if not asked.table:
-        write_json(asked.output, run(each=asked.each, steps=asked.steps))
+        run(asked.output, each=asked.each, steps=asked.steps)
     found = json.loads(asked.output.read_text())
     if asked.output != RESULTS:
         print(table(found))
