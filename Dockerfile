@@ -13,6 +13,6 @@ RUN pip install --no-cache-dir --index-url "${TORCH_INDEX}" -c constraints.txt t
 COPY src src
 RUN pip install --no-cache-dir -c constraints.txt ".[data,skills,live,postgres]" \
     && useradd --uid 1000 lcia && mkdir /data && chown lcia /data
-USER lcia
+USER 1000
 WORKDIR /data
 CMD ["lcia", "--help"]
