@@ -288,7 +288,8 @@ def verbs(command, path=()):
     for name, inner in getattr(command, "commands", {}).items():
         yield from verbs(inner, (*path, name))
     if path and (not hasattr(command, "commands") or command.invoke_without_command):
-        yield " ".join(path), [parameter.opts for parameter in command.params]
+        shown = (p for p in command.params if not getattr(p, "hidden", False))
+        yield " ".join(path), [parameter.opts for parameter in shown]
 
 
 DOCUMENTED = [
