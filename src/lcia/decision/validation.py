@@ -7,9 +7,9 @@ from dataclasses import replace
 from lcia.data.sample import Sample
 from lcia.data.task import Task
 
-MOST, AIM, FEWEST = 64, 16, 8
-"""How many samples of a task are held back: at most, at least if that is no more than a fifth of
-the task, and so few that nothing can be measured by them."""
+MOST, LEAST, PART = 64, 8, 5
+"""How many samples of a task are held back at most and at least; a task of which the least would be
+more than one in ``PART`` holds none back."""
 
 
 def hold_back(task: Task, share: float, *, seed: int) -> tuple[Task, tuple[Sample, ...]]:
@@ -17,17 +17,16 @@ def hold_back(task: Task, share: float, *, seed: int) -> tuple[Task, tuple[Sampl
 
     Args:
         task: the task.
-        share: of its training samples, in [0, 1], rounded up. More where that is fewer than
-            ``AIM``: up to a fifth of the samples. At most ``MOST``.
+        share: of its training samples, in [0, 1], rounded up; at least ``LEAST``, at most ``MOST``.
         seed: draws them.
 
     Returns:
-        The task itself and nothing if ``share`` is 0, if fewer than ``FEWEST`` would be held back,
-        or if they would be more than half of the task.
+        The task itself and nothing if ``share`` is 0, if the task is too small to hold back
+        ``LEAST``, or if more than half of it would be held back.
     """
     samples = len(task.train)
-    count = min(MOST, max(math.ceil(share * samples), min(AIM, samples // 5)))
-    if share <= 0 or count < FEWEST or 2 * count > samples:
+    count = min(MOST, max(LEAST, math.ceil(share * samples)))
+    if share <= 0 or samples < PART * LEAST or 2 * count > samples:
         return task, ()
     drawn = set(random.Random(f"validation {seed}").sample(range(len(task.train)), count))
     kept = tuple(sample for i, sample in enumerate(task.train) if i not in drawn)

@@ -5,7 +5,9 @@ import math
 import numpy as np
 import pytest
 
+from conftest import make_task
 from lcia.decision.choice import Candidate, Measured, choose, quadratic_scale, standard_error
+from lcia.decision.validation import hold_back
 
 
 def measured(quality) -> Measured:
@@ -124,3 +126,15 @@ def test_the_scale_of_the_estimate_is_fitted_through_zero():
     assert quadratic_scale(np.array([2.0, 5.0]), np.array([1.0, 2.0])) == pytest.approx(2.4)
     assert quadratic_scale(np.array([-1.0]), np.array([1.0])) == 0
     assert quadratic_scale(np.array([1.0]), np.array([0.0])) == 0
+
+
+@pytest.mark.parametrize(
+    ("samples", "share", "held"),
+    [(39, 0.1, 0), (40, 0.1, 8), (112, 0.1, 12), (1000, 0.1, 64), (112, 0, 0), (48, 0.25, 12)],
+)
+def test_a_tenth_is_held_back_but_not_of_small_tasks(samples, share, held):
+    task = make_task("letters", "Say the letter.", {"horse": "a"}, train=samples)
+    lesson, kept = hold_back(task, share, seed=0)
+    assert len(kept) == held
+    assert sorted(map(id, (*lesson.train, *kept))) == sorted(map(id, task.train))
+    assert lesson.test == task.test
