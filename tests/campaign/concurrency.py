@@ -6,7 +6,7 @@ import threading
 import urllib.error
 import urllib.request
 
-from campaign.states import verified
+from campaign.driver import verified
 
 
 def together(stores, seed):

@@ -7,8 +7,7 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from campaign.driver import FAIL, KILL, KILL_AFTER
-from campaign.states import difference, end_state, verified
+from campaign.driver import FAIL, KILL, KILL_AFTER, difference, end_state, verified
 
 
 def points(scenario):

@@ -5,8 +5,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from campaign.driver import COUNT, KILL, Driver
-from campaign.states import end_state
+from campaign.driver import COUNT, KILL, Driver, end_state
 
 SETTINGS = (
     *("--set", "training.max_steps=4", "--set", "training.save_steps=2"),

@@ -5,7 +5,7 @@ import shutil
 import zipfile
 from pathlib import Path
 
-from campaign.states import verified
+from campaign.driver import verified
 
 STORES = Path(__file__).parents[1] / "fixtures" / "stores"
 
