@@ -1,4 +1,4 @@
-"""Commands that are killed or fail at a chosen call to the file system, and what a store came to."""
+"""Commands that are killed or fail at a chosen call to the file system; what a store came to."""
 
 import hashlib
 import json

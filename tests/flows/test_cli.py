@@ -209,11 +209,15 @@ def test_groups_are_shown_matched_and_changed_as_versions(lcia, fails, stream, t
     assert len(json.loads(lcia("groups", "show", store, "--json").stdout)) == 2
 
 
-def test_plan_decides_as_learning_would_without_a_model(lcia, stream, tmp_path):
+def test_plan_decides_as_learning_would_without_a_model(lcia, stream, tmp_path, caplog):
     edit(stream, model="never/loaded")
     plot = tmp_path / "similarities.png"
     (plan,) = json.loads(lcia("plan", stream, "--plot", plot, "--json").stdout)["plans"]
     assert plot.read_bytes().startswith(b"\x89PNG")
+    plot.unlink()
+    lcia("plan", stream, "--picture", plot)
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert "--picture is now called --plot" in caplog.text
     assert plan["similarities"]["colours"] == {"colours": 1, "shades": 1, "numbers": 0}
     assert plan["levels"][0]["groups"] == {"colours": "g1", "shades": "g1", "numbers": "g2"}
     assert [(d["task"], d["group"]) for d in plan["decisions"]] == [
