@@ -39,7 +39,7 @@ COLUMNS = (
 
 HEAD = """# Leaderboard
 
-Written by `python -m benchmarks.tables` from `benchmarks/results/**/results.jsonl`. Settings,
+Written by `python -m benchmarks.tables` from `benchmarks/results/**/results.jsonl.gz`. Settings,
 matrices and differences are in [benchmarks.md](benchmarks.md), what follows from them in
 [study.md](study.md), and how to run any of it again in
 [REPRODUCIBILITY.md](../REPRODUCIBILITY.md).

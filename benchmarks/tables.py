@@ -60,7 +60,7 @@ PAIR = ("sequential", "lcia")
 HEAD = """# Benchmarks
 
 Every table is what the command above it makes, written here by `python -m benchmarks.tables`.
-`results.jsonl` in that folder of `benchmarks/results` holds each run's matrix, metrics and settings
+`results.jsonl.gz` in that folder of `benchmarks/results` has each run's matrix, metrics, settings
 (`lcia compare RUNS --results FILE` wrote it); with `--output FOLDER` the command also writes the
 settings that differ and a page with matrices and scores over time. [study.md](study.md) says what
 follows from them. A result without a revision is older than lcia's noting of it.

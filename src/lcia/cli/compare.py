@@ -28,7 +28,7 @@ def compare(
     ] = None,
     results: Annotated[
         Path | None,
-        typer.Option("--results", help="File results.jsonl: what this command reads of each run."),
+        typer.Option("--results", help="File results.jsonl (or .gz): what is read of each run."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

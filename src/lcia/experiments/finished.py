@@ -5,9 +5,11 @@ comparisons read of many runs without their journals and predictions.
 """
 
 import dataclasses
+import gzip
 import itertools
 import json
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from lcia.config import AssistantConfig, parse_config, todays_names
 from lcia.errors import ConfigError
 from lcia.evaluation.matrix import AccuracyMatrix
 from lcia.evaluation.metrics import MEASURES
-from lcia.files import read_json, read_jsonl, write_jsonl
+from lcia.files import json_bytes, parse_json, read_bytes, read_json, read_jsonl, write_bytes
 from lcia.learner import read_journal
 from lcia.registry import METHODS
 from lcia.reports.collect import step_records
@@ -27,8 +29,8 @@ from lcia.reports.data import StepRecord
 Key = tuple[int, str]
 """Seed and order: what runs of two labels are paired by."""
 
-RESULTS = "results.jsonl"
-"""A study's runs, a line each, as ``write_results`` writes them."""
+RESULTS = ("results.jsonl", "results.jsonl.gz")
+"""A study's runs, a line each, as ``write_results`` writes them: plain or compressed."""
 
 KEPT = ("label", "method", "seed", "order", "matrix", "metrics", "environment")
 """What a line of ``results.jsonl`` has of ``metrics.json``."""
@@ -94,7 +96,7 @@ def find_runs(folders: Sequence[Path]) -> tuple[list[FinishedRun], list[str]]:
     found: dict[Path, FinishedRun] = {}
     unfinished = []
     for place in itertools.chain.from_iterable(map(_places, folders)):
-        if place.name == RESULTS:
+        if place.name in RESULTS:
             found |= {run.folder.resolve(): run for run in _read_results(place)}
         elif (place / "metrics.json").is_file():
             found[place.resolve()] = _run(place, _read(place))
@@ -111,17 +113,22 @@ def find_runs(folders: Sequence[Path]) -> tuple[list[FinishedRun], list[str]]:
 
 
 def write_results(path: Path, runs: Iterable[FinishedRun]) -> None:
-    """Write what comparisons read of some runs, a line each; `find_runs` reads it back."""
-    write_jsonl(path, (run.record for run in runs))
+    """Write what comparisons read of some runs, a line each; `find_runs` reads it back.
+
+    Args:
+        path: ends in ``.gz`` to be compressed, to a tenth.
+        runs: the runs.
+    """
+    content = b"".join(json_bytes(run.record) + b"\n" for run in runs)
+    write_bytes(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
 
 
 def _places(folder: Path) -> Iterator[Path]:
     """Yield ``results.jsonl`` files and folders of sub-runs, without going into stores."""
-    if folder.name == RESULTS:
+    if folder.name in RESULTS:
         yield folder
     for path, children, files in os.walk(folder):
-        if RESULTS in files:
-            yield Path(path) / RESULTS
+        yield from (Path(path) / name for name in RESULTS if name in files)
         if "resolved.yaml" in files:
             children.clear()
             yield Path(path)
@@ -144,13 +151,23 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def _read_results(path: Path) -> Iterator[FinishedRun]:
-    for number, record in enumerate(read_jsonl(path), start=1):
+    for number, record in enumerate(_records(path), start=1):
         try:
             yield _run(path.parent / record["run"], record)
         except KeyError as error:
             raise ConfigError(
                 f"{path}:{number}: has no {error}; expected a line of 'lcia compare --results'."
             ) from error
+
+
+def _records(path: Path) -> list[Any]:
+    if path.suffix != ".gz":
+        return read_jsonl(path)
+    try:
+        lines = gzip.decompress(read_bytes(path)).splitlines()
+    except (OSError, EOFError, zlib.error) as error:
+        raise ConfigError(f"{path}: expected what gzip writes: {error}.") from error
+    return [parse_json(line, where=f"{path}:{n}") for n, line in enumerate(lines, start=1)]
 
 
 def _run(folder: Path, record: Mapping[str, Any]) -> FinishedRun:

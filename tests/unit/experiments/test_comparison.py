@@ -251,14 +251,15 @@ def test_no_finished_run_is_one_line(tmp_path):
         find_runs([tmp_path, tmp_path / "nowhere"])
 
 
-def test_a_results_file_compares_like_the_runs_it_was_written_from(tmp_path):
+@pytest.mark.parametrize("name", ["results.jsonl", "results.jsonl.gz"])
+def test_a_results_file_compares_like_the_runs_it_was_written_from(tmp_path, name):
     for label in ("lcia", "sequential"):
         for seed in (0, 1):
             write_run(tmp_path / "runs", label, seed=seed, beta=0.9, begun=seed)
     runs, _ = find_runs([tmp_path / "runs"])
     (tmp_path / "study").mkdir()
-    write_results(tmp_path / "study" / "results.jsonl", runs)
-    for place in (tmp_path / "study", tmp_path / "study" / "results.jsonl"):
+    write_results(tmp_path / "study" / name, runs)
+    for place in (tmp_path / "study", tmp_path / "study" / name):
         again, warnings = find_runs([place])
         assert warnings == []
         assert as_json(compare(again)) == as_json(compare(runs))
@@ -269,4 +270,7 @@ def test_a_results_file_compares_like_the_runs_it_was_written_from(tmp_path):
 def test_a_line_that_is_no_result_is_named(tmp_path):
     (tmp_path / "results.jsonl").write_text('{"label": "lcia"}\n')
     with pytest.raises(ConfigError, match=r"results.jsonl:1: has no 'run'; expected a line of"):
+        find_runs([tmp_path])
+    (tmp_path / "results.jsonl").rename(tmp_path / "results.jsonl.gz")
+    with pytest.raises(ConfigError, match=r"results.jsonl.gz: expected what gzip writes"):
         find_runs([tmp_path])
