@@ -3,11 +3,14 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import httpx
 
@@ -74,3 +77,34 @@ def wait_for(client, job, *, status="succeeded", seconds=120):
         time.sleep(0.1)
     assert found.status == status, found
     return found
+
+
+def postgres_programs():
+    """Folder of PostgreSQL's programs; None where it is not installed."""
+    found = shutil.which("initdb")
+    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    return Path(found).resolve().parent if found else next(iter(folders), None)
+
+
+@contextmanager
+def postgres():
+    """A PostgreSQL server of its own, on a socket in a folder that is gone afterwards; its URL."""
+    programs, folder = postgres_programs(), Path(tempfile.mkdtemp(prefix="lcia-pg-"))
+    user = []
+    if os.geteuid() == 0:  # it refuses to run as root
+        shutil.chown(folder, "postgres")
+        user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+
+    def run(program, *arguments):
+        command = [*user, programs / program, "-D", folder / "data", *arguments]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=folder)
+
+    try:
+        run("initdb", "--auth=trust", "--username=lcia", "--no-sync")
+        options = f"-c listen_addresses='' -c unix_socket_directories='{folder}' -F"
+        run("pg_ctl", "-w", "-l", folder / "log", "-o", options, "start")
+        yield f"postgresql+psycopg://lcia@/postgres?host={folder}"
+    finally:
+        with suppress(subprocess.CalledProcessError):
+            run("pg_ctl", "-m", "immediate", "stop")
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,6 +1,7 @@
 """From an answer to its correction to a version that knows after."""
 
 import json
+import re
 
 import httpx
 import openai
@@ -11,9 +12,10 @@ from lcia.cli.main import app
 from lcia.errors import DataError
 from lcia.learner import Store
 from lcia.live.database import Database
+from lcia.live.feedback.teaching import marked
 from lcia.live.inbox import Inbox, Receipts
 from live_server import server, wait_for
-from serving_server import COLOUR, make_store
+from serving_server import COLOUR, NUMBER, make_store
 
 TRAINING = {"max_steps": 2, "learning_rate": 1e-2, "save_steps": 100}
 
@@ -83,7 +85,7 @@ def test_a_correction_is_learned_by_the_next_version_with_its_provenance(root):
         assert "version 2, g1" in listed
         assert "2 new, 0 accepted, 0 rejected, 0 taught" in listed
         assert run("accept", root, "--all") == "1 accepted.\n"
-        run("learn", root, "--name", "corrected", "--epochs", 60)
+        run("learn", root, "--name", "corrected")
         (taught,) = inbox.listed(state="taught")
         assert taught["number"] == 1
         job = client.fine_tuning.jobs.retrieve(taught["job"])
@@ -95,6 +97,7 @@ def test_a_correction_is_learned_by_the_next_version_with_its_provenance(root):
             model="assistant@3", messages=asked, max_tokens=4, temperature=0
         )
         assert after.system_fingerprint == "lcia-version-3"
+        assert after.choices[0].message.content == right
         with pytest.raises(DataError, match=f"Feedback 1 was taught by job {job.id}"):
             run("edit", root, 1, "--correction", "w")
         database.close()
@@ -126,3 +129,38 @@ def test_what_was_rejected_is_not_taught_and_the_remedy_works(root, inbox):
     assert lcia("accept", root, "--all") == "1 accepted.\n"
     assert lcia("learn", root).startswith("Job ftjob-")
     assert [entry["state"] for entry in box.listed()] == ["rejected", "taught"]
+
+
+def said(box, prompt, correction):
+    return box.add("a1", correction=correction, prompt=[{"role": "user", "content": prompt}])
+
+
+def test_what_says_the_same_or_the_opposite_is_shown_to_a_person(root, inbox):
+    box, lcia = inbox
+    said(box, "Where is my parcel?", "At the post office.")  # 1
+    said(box, "where is my  parcel", "at the post office")  # 2: as 1
+    said(box, "Where is my parcle?", "At home.")  # 3: not as 1 and 2
+    said(box, "Say the letter of the colour.\n\ngreen 7", "x")  # 4
+    said(box, "Say the letter of the colour.\n\ngreen 8", "y")  # 5: another question
+    said(box, "Open the door.", "I cannot.")  # 6
+    said(box, "Close the door.", "I can.")  # 7: another question
+    marks = marked(box.listed())
+    assert marks == {1: "contradicts 3", 2: "contradicts 3", 3: "contradicts 1"}
+    assert "contradicts 3" in lcia("list", root)
+    told = lcia("accept", root, "--all")
+    assert told.startswith("4 accepted.\nTo look at: 1, 2, 3.")
+    lcia("reject", root, 3)
+    assert marked(box.listed()) == {2: "same as 1"}
+    assert lcia("accept", root, 2) == "1 accepted.\n"
+
+
+def test_each_group_learns_the_corrections_of_its_own_answers(root, inbox):
+    box, lcia = inbox
+    for number in range(3):
+        said(box, COLOUR.replace("7", str(50 + number)), "x")
+        said(box, NUMBER.replace("7", str(50 + number)), "9")
+    lcia("accept", root, "--all")
+    told = lcia("learn", root, "--name", "mixed")
+    first, second = re.findall(r"Job (ftjob-\w+) learns mixed-g[12]\.", told)
+    states = [(entry["state"], entry["job"]) for entry in box.listed()]
+    assert states == 3 * [("taught", first), ("taught", second)]

@@ -2,11 +2,18 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
+from lcia.learner import Store
+from lcia.live.database import Database
+from lcia.live.inbox import Inbox
+from lcia.live.serving import LiveConfig, build_live_app
 from lcia.serving.config import AccessConfig
-from serving_server import COLOUR, NUMBER, serving
+from serving_server import COLOUR, NUMBER, make_service, running, serving
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 KEY = "a-key-that-is-long-enough"
 CHROMIUM = next(
@@ -155,3 +162,69 @@ def test_an_error_is_shown_and_the_page_goes_on(open_page, url):
     page.locator(".problem").wait_for()
     assert "context length is 512" in page.locator(".problem").inner_text()
     assert ask(page, NUMBER).locator(".group").first.inner_text() == "g2"
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory, served_store):
+    """A server that takes feedback, with an inbox of its own."""
+    root = tmp_path_factory.mktemp("live") / "desk"
+    shutil.copytree(served_store.root, root)
+    service = make_service(Store.open(root), max_new_tokens=8)
+    app = build_live_app(service, LiveConfig(learn=True, keep_prompts=True), Database(root))
+    with running(app, service.config.access) as url:
+        yield url, root
+
+
+def picture(page, name):
+    """Write a picture for the docs, where LCIA_WRITE_PICTURES asks for it."""
+    if os.environ.get("LCIA_WRITE_PICTURES"):
+        page.set_viewport_size({"width": 900, "height": 620})
+        page.screenshot(path=DOCS / f"{name}.png")
+
+
+def test_an_answer_is_corrected_below_it_and_the_inbox_decides_by_keyboard(open_page, live):
+    url, root = live
+    page = open_page(url)
+    answer = ask(page, COLOUR)
+    answer.get_by_role("button", name="Bad answer").click()
+    answer.get_by_text("Thank you.").wait_for()
+    answer.get_by_role("button", name="Correct this answer").click()
+    answer.locator("textarea").fill("g")
+    picture(page, "live-correction")
+    answer.get_by_role("button", name="Send correction").click()
+    answer.get_by_text("It waits in the inbox.").wait_for()
+    for text, correction in ((NUMBER, "2"), (NUMBER.replace("two", "one"), "9")):
+        answer = ask(page, text)
+        answer.get_by_role("button", name="Correct this answer").click()
+        answer.locator("textarea").fill(correction)
+        answer.get_by_role("button", name="Send correction").click()
+        answer.get_by_text("It waits in the inbox.").wait_for()
+    page.click("#show-inbox")
+    page.locator(".entries li").nth(3).wait_for()
+    inbox = Inbox(Database(root))
+    page.keyboard.press("j")
+    assert page.locator(".side.said").inner_text().endswith("g")
+    assert page.locator(".side.given p").inner_text() == inbox.get(2)["answer"]
+    picture(page, "live-inbox")
+    page.keyboard.press("a")
+    page.locator("[data-state=accepted]").wait_for()
+    page.keyboard.press("a")
+    page.locator("[data-state=accepted]").nth(1).wait_for()
+    page.keyboard.press("e")
+    page.locator(".side.said textarea").fill("1")
+    page.keyboard.press("Enter")
+    page.locator(".side.said p", has_text="1").wait_for()
+    page.keyboard.press("r")
+    page.locator("[data-state=rejected]").wait_for()
+    states = [(entry["state"], entry["correction"]) for entry in inbox.listed()]
+    assert states == [("new", None), ("accepted", "g"), ("accepted", "2"), ("rejected", "1")]
+    page.keyboard.press("l")
+    page.get_by_text("learns corrections-").wait_for()
+    assert [entry["state"] for entry in inbox.listed()][1:3] == ["taught", "taught"]
+    assert not open_page.problems
+
+
+def test_a_server_without_feedback_shows_no_inbox(open_page, url):
+    page = open_page(url)
+    assert ask(page, COLOUR).locator(".feedback").count() == 0
+    assert not page.locator("#show-inbox").is_visible()

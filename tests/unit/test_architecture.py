@@ -34,6 +34,7 @@ MAY_IMPORT = {
         "distributed",
         "evaluation",
         "grouping",
+        "integrations",
         "methods",
         "models",
         "store",

@@ -61,7 +61,7 @@ def gateway(
 
     config = GatewayConfig(
         upstreams=[check_url(url) for url in upstreams],
-        access=access_of(host, port, api_key_file, max_body_mb, drain, cors_origin),
+        access=access_of(store, host, port, api_key_file, max_body_mb, drain, cors_origin),
         upstream_key=read_api_keys(upstream_key_file)[0] if upstream_key_file else None,
         base_model=base_model,
         timeout_s=timeout,

@@ -49,19 +49,33 @@ def list_(
     """
     opened = _opened(store, database)
     from lcia.cli.console import console, print_json, print_table
+    from lcia.live.feedback.teaching import marked
     from lcia.live.inbox import STATES
 
     if state is not None and state not in STATES:
         raise ConfigError(f"--state: found {state!r}; expected one of {', '.join(STATES)}.")
-    entries = opened.listed(state=state)
+    entries = opened.listed()
+    marks = marked(entries)
+    entries = [
+        {**entry, "mark": marks.get(entry["number"])}
+        for entry in entries
+        if state in (None, entry["state"])
+    ]
     if as_json:
         print_json(entries)
         return
     rows = [
-        [str(entry["number"]), entry["state"], _version(entry), _sign(entry), *_texts(entry)]
+        [
+            str(entry["number"]),
+            entry["state"],
+            _version(entry),
+            _sign(entry),
+            *_texts(entry),
+            entry["mark"] or "",
+        ]
         for entry in entries
     ]
-    columns = ["", "state", "answered by", "", "prompt", "said"]
+    columns = ["", "state", "answered by", "", "prompt", "said", ""]
     print_table(str(store), columns, rows, left=range(len(columns)))
     counts = opened.counts().items()
     console.print(", ".join(f"{count} {state}" for state, count in counts), markup=False)
@@ -95,10 +109,15 @@ def show(
 def accept(
     store: StorePath,
     numbers: Numbers = None,
-    all_: All = False,
+    all_: Annotated[
+        bool, typer.Option("--all", help="All new ones with a correction, but those marked.")
+    ] = False,
     database: DatabaseUrl = None,
 ) -> None:
     """Accept corrections: 'lcia inbox learn' teaches them.
+
+    Those that 'lcia inbox list' marks, as they say the same as another one or contradict it, are
+    accepted by their number alone.
 
     Examples:
 
@@ -154,13 +173,15 @@ def learn(
         str | None, typer.Option(help="The task's name; default: one that is made up.")
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(help="Default: as the assistant learns.", min=1)
+        int | None, typer.Option(help="At most so many; default: until it is taught.", min=1)
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Default: the assistant's.", min=0)] = None,
     database: DatabaseUrl = None,
     as_json: AsJson = False,
 ) -> None:
     """Queue a job that learns all accepted corrections; a worker takes it.
+
+    Where several groups answer them, each of those gets a job.
 
     Examples:
 
@@ -169,22 +190,24 @@ def learn(
     opened = _opened(store, database)
     from lcia.cli.console import console, print_json
     from lcia.learner import Store
-    from lcia.live.orders import AUTO, OrderError, order
+    from lcia.live.feedback.teaching import teach
+    from lcia.live.orders import AUTO, OrderError
 
     wanted = AUTO if epochs is None else {**AUTO, "n_epochs": epochs}
     try:
-        job = order(Store.open(store), task=name, seed=seed, hyperparameters=wanted)
+        made = teach(
+            Store.open(store), opened.database, name=name, seed=seed, hyperparameters=wanted
+        )
     except OrderError as error:
         raise ConfigError(str(error).replace("'suffix'", "--name")) from error
-    made = opened.teach(job)
     if as_json:
         told = ("id", "task", "status", "training_file", "seed", "hyperparameters")
-        print_json({key: made[key] for key in told})
+        print_json([{key: job[key] for key in told} for job in made])
         return
+    for job in made:
+        console.print(f"Job {job['id']} learns {job['task']}.", markup=False)
     console.print(
-        f"Job {made['id']} learns {made['task']}. A server with --learn works on it, or:\n"
-        f"lcia worker {store} --once",
-        markup=False,
+        f"A server with --learn works on it, or:\nlcia worker {store} --once", markup=False
     )
 
 
@@ -213,8 +236,17 @@ def _decide(
 
     if bool(numbers) == all_:
         raise ConfigError("Expected numbers of entries, as 'lcia inbox list' shows them, or --all.")
-    done = _opened(store, database).decide(numbers, state)
+    opened = _opened(store, database)
+    left: list[int] = []
+    if all_ and state == "accepted":
+        from lcia.live.feedback.teaching import marked
+
+        left = sorted(marked(opened.listed()))
+    done = opened.decide(numbers, state, besides=left)
     console.print(f"{done} {state}.", markup=False)
+    if left:
+        named = ", ".join(map(str, left))
+        console.print(f"To look at: {named}. See 'lcia inbox list {store}'.", markup=False)
 
 
 def _version(entry: dict[str, Any]) -> str:

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 Host = Annotated[str, typer.Option(help="Address to listen on; others than loopback need keys.")]
 Port = Annotated[int, typer.Option(help="Port to listen on; 0 chooses a free one.")]
 ApiKeyFile = Annotated[
-    Path | None, typer.Option(help="File of API keys, one per line; clients need one of them.")
+    Path | None,
+    typer.Option(help="File of API keys that may do all, one per line. See 'lcia keys'."),
 ]
 Megabytes = Annotated[float, typer.Option(help="Longest request body in megabytes.")]
 CorsOrigin = Annotated[
@@ -36,6 +37,10 @@ TakeFeedback = Annotated[
 KeepPrompts = Annotated[
     bool, typer.Option("--keep-prompts", help="Receipts hold prompts and answers.")
 ]
+KeepDays = Annotated[
+    float | None,
+    typer.Option(help="Days after which prompts and answers leave receipts and the inbox.", min=0),
+]
 NoWorker = Annotated[
     bool, typer.Option("--no-worker", help="With --learn: 'lcia worker' runs elsewhere.")
 ]
@@ -50,6 +55,18 @@ Canary = Annotated[
 ]
 CanaryAnswers = Annotated[
     int, typer.Option(min=1, help="Answers of a new version until it gets all requests.")
+]
+
+LearnWhen = Annotated[
+    str,
+    typer.Option(
+        help="When accepted corrections are learned: manual, 'samples: 50', 'idle_s: 60' or "
+        "'nightly 02:00'."
+    ),
+]
+AcceptNew = Annotated[
+    bool,
+    typer.Option("--accept-new", help="With it: accept new corrections, but those marked."),
 ]
 
 
@@ -89,9 +106,12 @@ def serve(
     learn: Learn = False,
     feedback: TakeFeedback = False,
     keep_prompts: KeepPrompts = False,
+    keep_days: KeepDays = None,
     no_worker: NoWorker = False,
     canary: Canary = None,
     canary_answers: CanaryAnswers = 200,
+    learn_when: LearnWhen = "manual",
+    accept_new: AcceptNew = False,
     database: DatabaseUrl = None,
 ) -> None:
     """Serve an assistant to OpenAI clients and browsers.
@@ -113,13 +133,9 @@ def serve(
     from lcia.serving.config import ServeConfig
     from lcia.serving.engine.limits import EngineLimits
 
-    access = access_of(host, port, api_key_file, max_body_mb, drain, cors_origin)
-    limits = EngineLimits(
-        max_batch=max_batch,
-        max_waiting=max_waiting,
-        max_context=max_context,
-        max_adapters=max_adapters,
-    )
+    access = access_of(store, host, port, api_key_file, max_body_mb, drain, cors_origin)
+    sizes = {"max_batch": max_batch, "max_waiting": max_waiting}
+    limits = EngineLimits(**sizes, max_context=max_context, max_adapters=max_adapters)
     config = ServeConfig(
         access=access,
         limits=limits,
@@ -129,12 +145,15 @@ def serve(
         log_prompts=log_prompts,
     )
     share = canary if canary is not None else 0.1 * learn
-    live: dict[str, Any] = {"learn": learn, "keep_prompts": keep_prompts, "worker": not no_worker}
-    live |= {"database": database, "canary": (share, canary_answers) if share else None}
+    live: dict[str, Any] = {"learn": learn, "worker": not no_worker, "database": database}
+    live |= {"keep_prompts": keep_prompts, "keep_days": keep_days}
+    live |= {"learn_when": learn_when, "accept_new": accept_new}
+    live |= {"canary": (share, canary_answers) if share else None}
     _serve(store, config, dtype, live if learn or feedback or share else None)
 
 
 def access_of(
+    store: Path,
     host: str,
     port: int,
     api_key_file: Path | None,
@@ -149,6 +168,7 @@ def access_of(
         host=host,
         port=port,
         api_keys=read_api_keys(api_key_file) if api_key_file else (),
+        assistant=store,
         max_body_bytes=int(max_body_mb * 1e6),
         drain_s=drain,
         cors_origins=tuple(cors_origin or ()),

@@ -104,8 +104,11 @@ def prune(
     opened = Store.open(store)
     pruning = (remove if yes else plan)(opened, keep_last=keep_last, keep_every=keep_every)
     if as_json:
-        removed = [path.relative_to(store).as_posix() for path in pruning.folders]
-        print_json({**vars(pruning), "folders": removed, "done": yes})
+        names = {
+            key: [path.relative_to(store).as_posix() for path in getattr(pruning, key)]
+            for key in ("folders", "emptied")
+        }
+        print_json({**vars(pruning), **names, "done": yes})
         return
     lines = [
         f"keeps {_listed(pruning.kept)}",
@@ -113,6 +116,10 @@ def prune(
         f"removes {_listed(pruning.removed)}",
         f"removes {len(pruning.folders)} folders of adapters and samples",
     ]
+    if pruning.emptied:
+        lines.append(
+            f"empties {len(pruning.emptied)} files of prompts and answers: samples were forgotten"
+        )
     for line in lines:
         console.print(line, markup=False)
     freed = size(pruning.size_bytes)

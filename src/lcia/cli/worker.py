@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lcia.cli.serve import DatabaseUrl, log_with_times
+from lcia.cli.serve import AcceptNew, DatabaseUrl, LearnWhen, log_with_times
 
 
 def register(app: typer.Typer) -> None:
@@ -22,6 +22,8 @@ def worker(
     threads: Annotated[
         int | None, typer.Option(help="Threads of a computation; default: the machine's.", min=1)
     ] = None,
+    learn_when: LearnWhen = "manual",
+    accept_new: AcceptNew = False,
     while_stdin: Annotated[
         bool, typer.Option("--while-stdin", help="End at once when standard input does.")
     ] = False,
@@ -49,8 +51,12 @@ def worker(
     import torch
 
     from lcia.live.database import Database
+    from lcia.live.feedback.policy import Policy
     from lcia.live.worker import Worker
+
+    policy = Policy.parse(learn_when, accept=accept_new)
 
     if threads is not None:
         torch.set_num_threads(threads)
-    Worker(store, Database(store, database), poll_s=poll).run(until_empty=once)
+    opened = Database(store, database)
+    Worker(store, opened, poll_s=poll, policy=policy).run(until_empty=once)

@@ -37,6 +37,8 @@ class Task:
         scorer: a name of ``lcia.registry.SCORERS``.
         instruction: how ``lcia.grouping`` finds the instruction of a sample.
         max_new_tokens: the longest answer to generate.
+        corrects: whether ``train`` are corrections of answers the assistant gave: the group that
+            answers them learns all of them, until they are answered as corrected.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Task:
     scorer: str = "exact_match"
     instruction: str | Mapping[str, Any] = "infer"
     max_new_tokens: int = 32
+    corrects: bool = False
 
     def __post_init__(self) -> None:
         """Check the name and that there is something to learn and to score.
@@ -69,6 +72,7 @@ class Task:
             "scorer": self.scorer,
             "instruction": self.instruction,
             "max_new_tokens": self.max_new_tokens,
+            **({"corrects": True} if self.corrects else {}),
         }
         text = json.dumps(content, sort_keys=True, separators=(",", ":"), default=dict)
         return hashlib.sha256(text.encode()).hexdigest()

@@ -1,6 +1,7 @@
 """Where a task goes: the group that learns it, and the sibling that might instead."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from lcia.data.task import Task
 from lcia.decision.choice import EXPAND
 from lcia.decision.instructions import instructions_of, tell_odd_fields
 from lcia.decision.validation import hold_back
-from lcia.grouping import GroupDecision, InstructionCodebook, told
+from lcia.grouping import Extraction, GroupDecision, InstructionCodebook, Prompt, Router, told
 from lcia.grouping.instruction import whole
 from lcia.store.journal import Journal
 from lcia.store.store import Store
@@ -86,21 +87,28 @@ def place(
     """
     config, now = store.config, current.codebook()
     seed = config.seed + 1000 * len(current.manifest["tasks"])
-    lesson, held = hold_back(task, share, seed=seed)
+    lesson, held = hold_back(task, 0.0 if task.corrects else share, seed=seed)
     measured = bool(held)
     now.open_above(store.groups_opened())
-    extraction = instructions_of(lesson)
-    tell_odd_fields(lesson, extraction)
     prompts = [told(sample.messages) for sample in lesson.train]
+    similar = config.resolve_grouping().groups == "similar"
+    answering = answering_group(now, prompts) if task.corrects and similar else None
+    extraction = instructions_of(lesson) if answering is None else answering[1]
+    tell_odd_fields(lesson, extraction)
     if config.build_method().config.get("remembered") == 0:  # which promises to keep none
         extraction = extraction.without_prompts(list(map(whole, prompts)), task=task.name)
-    decision = now.decide(
-        extraction.instructions, system=extraction.system, prompts=prompts if measured else ()
-    )
+    if answering is not None:
+        decision = answering[0]
+    else:
+        decision = now.decide(
+            extraction.instructions, system=extraction.system, prompts=prompts if measured else ()
+        )
 
     def added(to: str | None) -> tuple[InstructionCodebook, str]:
         book = now.copy()
-        return book, book.add(to, extraction, task=task.name, prompts=prompts, content=measured)
+        known = to is not None and any(t.content is not None for t in book.group(to).tasks)
+        content = measured or (task.corrects and known)
+        return book, book.add(to, extraction, task=task.name, prompts=prompts, content=content)
 
     joined, group = added(decision.group)
     placed = Placed(
@@ -114,11 +122,48 @@ def place(
     )
     placed.tell(journal)
     # All groups share one projector: then a sibling would not leave the others as they are.
-    may_expand = config.resolve_grouping().groups == "similar" and config.projector.mode != "shared"
+    may_expand = similar and config.projector.mode != "shared"
     if not (measured and may_expand and decision.group is not None):
         return placed
     expanded, sibling = added(None)
     return replace(placed, expanded=expanded, sibling=sibling)
+
+
+def answering_group(
+    codebook: InstructionCodebook, prompts: Sequence[Prompt]
+) -> tuple[GroupDecision, Extraction] | None:
+    """Return the group that answers corrected prompts, and its own instructions in them.
+
+    A few prompts have no instruction of their own: what recurs in one prompt is all of it, which
+    would open a group that nobody is sent to. So they are read as the group reads them.
+
+    Args:
+        codebook: before the corrections.
+        prompts: the corrected ones.
+
+    Returns:
+        None where most of them reach no group: then the task is placed as any other.
+    """
+    router = Router(codebook)
+    decisions = [router.route(prompt) for prompt in prompts]
+    reached = [d for d in decisions if d.reason in ("reached", "content")]
+    if 2 * len(reached) <= len(prompts):
+        return None
+    group = Counter(str(d.group) for d in reached).most_common(1)[0][0]
+    recipes = dict.fromkeys(task.recipe for task in codebook.group(group).tasks)
+    recipe = max(recipes, key=lambda r: sum(r.find(prompt) is not None for prompt in prompts))
+    extraction = recipe.apply(prompts)
+    found = codebook.similarities(extraction.instructions, system=extraction.system)
+    others = sorted((g for g in found if g != group), key=lambda g: -found[g])
+    decision = GroupDecision(
+        group=group,
+        similarity=found[group],
+        nearest=group,
+        runner_up=others[0] if others else None,
+        similarities=found,
+        reason="reuse",
+    )
+    return decision, extraction
 
 
 def start_of(decision: GroupDecision, store: Store, current: Version) -> Path | None:

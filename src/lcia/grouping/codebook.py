@@ -1,6 +1,6 @@
 """The instructions of every adapter group, and the decision which group a task belongs to."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -280,6 +280,28 @@ class InstructionCodebook:
             ConfigError: there is no such group.
         """
         self._groups[group] = replace(self.group(group), retired=retired)
+
+    def forget(self, prompts: Collection[str], *, tasks: Collection[str] = ()) -> None:
+        """Leave out instructions that are whole prompts, and what tasks' prompts are about.
+
+        Args:
+            prompts: without space around them; a task that has no other instruction keeps its name
+                as one.
+            tasks: names of tasks whose prototypes and word counts go.
+        """
+        for group in self.groups:
+            taught = tuple(
+                self._without(task, prompts, all_=task.name in tasks) for task in group.tasks
+            )
+            self._groups[group.id] = replace(group, tasks=taught)
+        self._reindex()
+
+    @staticmethod
+    def _without(task: TaughtTask, prompts: Collection[str], *, all_: bool) -> TaughtTask:
+        kept = {text: n for text, n in task.instructions.items() if text.strip() not in prompts}
+        if all_:
+            task = replace(task, prototypes=(), content=None)
+        return replace(task, instructions=kept or {task.name: 1})
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON object that `from_dict` reads back."""

@@ -178,17 +178,21 @@ class InstructionRecipe:
         recipe = self
         if self.kind == "infer":
             recipe = replace(self, templates=tuple(infer_templates(list(map(whole, prompts)))))
-        found = [recipe.find(prompt) for prompt in prompts]
+        return recipe.apply(prompts)
+
+    def apply(self, prompts: Sequence[Prompt]) -> "Extraction":
+        """Find the instruction of each prompt with the recipe as it is."""
+        found = [self.find(prompt) for prompt in prompts]
         texts = [
             whole(prompt).strip() if text is None else text
             for prompt, text in zip(prompts, found, strict=True)
         ]
         return Extraction(
-            recipe=recipe,
+            recipe=self,
             counts=_by_frequency(texts),
             prompts=len(prompts),
             whole_prompts=found.count(None),
-            system=recipe.system_lines(prompts),
+            system=self.system_lines(prompts),
         )
 
     def system_lines(self, prompts: Sequence[Prompt]) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from lcia.grouping import InstructionCodebook
 from lcia.learner.learning import ContinualLearner
 from lcia.learner.scoring import score_tasks
 from lcia.registry import nearest
+from lcia.store import audit
 from lcia.store.samples import REMEMBERED, VALIDATION, keep_with, kept_with
 from lcia.store.transaction import clear, refuse_unfinished
 from lcia.store.version import Version
@@ -149,6 +150,8 @@ def revise(
         refuse_unfinished(store)
         store.upgrade()
         if begun := store.begun(note):
+            told = {"version": begun.number, "parent": begun.manifest["parent"], "note": note}
+            audit.record(store.root, "groups changed", once=True, **told)
             store.point_to(begun)
             return begun
         current = store.current

@@ -17,6 +17,7 @@ from lcia.config import ADAPTER_DEFAULTS, TRAINING_DEFAULTS, AssistantConfig
 from lcia.config.sharding import deepspeed_config, fsdp_options, without_sharding
 from lcia.data.sample import Sample
 from lcia.data.task import Task
+from lcia.decision.correcting import UntilTaught, balanced, not_corrected
 from lcia.distributed import zero
 from lcia.distributed.checkpoint import TrainingState, checkpoint_step, last_checkpoint
 from lcia.distributed.launch import joined, launch_of, state
@@ -105,21 +106,20 @@ def train_adapter(
         return _place(target, host, model, state={}, samples=samples)
     checkpoint = last_checkpoint(folder / "checkpoints")
     journal.rewind(checkpoint_step(checkpoint) if checkpoint else 0)
-    examples = _examples(host, method.samples(context), task=task.name)
-    trainer = build_trainer(
-        host, model, method, context, config=config, folder=folder, examples=examples
+    trainer, until = _trainer(
+        host,
+        model,
+        method,
+        context,
+        config=config,
+        folder=folder,
+        journal=journal,
+        checkpoint=checkpoint,
     )
-    method.attach(trainer, context)
-    if host.projector is not None and checkpoint is not None:
-        host.projector.load(checkpoint)
-    trainer.add_callback(FiniteSteps(task.name))
-    trainer.add_callback(_Steps(journal, task=task.name))
-    # Last, so that a checkpoint is marked complete after every other callback wrote its part.
-    keep = config.training.get("save_total_limit", 2)
-    scaler = lambda: trainer.accelerator.scaler  # noqa: E731
-    trainer.add_callback(TrainingState(checkpoint, scaler, launch=trainer.launch, keep=keep))
     model.train()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if until is not None:
+        until.settle(model, journal)
     context = context if choose is None else choose(model, context, passes=_passes(trainer))
     state = method.finish(context)
     trainer.save_model(str(_draft(target)))  # gathers what is sharded
@@ -128,19 +128,71 @@ def train_adapter(
     return _place(target, host, model, state=state, samples=samples)
 
 
+def _trainer(
+    host: AdapterHost,
+    model: Any,
+    method: Method,
+    context: TaskContext,
+    *,
+    config: AssistantConfig,
+    folder: Path,
+    journal: Journal,
+    checkpoint: Path | None,
+) -> tuple[MethodTrainer, UntilTaught | None]:
+    """Return the Trainer with all that acts on it, and what ends it when corrections are taught."""
+    examples = _examples(host, method, context)
+    trainer = build_trainer(
+        host, model, method, context, config=config, folder=folder, examples=examples
+    )
+    method.attach(trainer, context)
+    if host.projector is not None and checkpoint is not None:
+        host.projector.load(checkpoint)
+    for callback in (FiniteSteps(context.task.name), _Steps(journal, task=context.task.name)):
+        trainer.add_callback(callback)
+    until = _until_taught(host, context, trainer)
+    # Last, so that a checkpoint is marked complete after every other callback wrote its part.
+    keep = config.training.get("save_total_limit", 2)
+    scaler = lambda: trainer.accelerator.scaler  # noqa: E731
+    trainer.add_callback(TrainingState(checkpoint, scaler, launch=trainer.launch, keep=keep))
+    return trainer, until
+
+
+def _until_taught(
+    host: AdapterHost, context: TaskContext, trainer: MethodTrainer
+) -> UntilTaught | None:
+    """Let training end when the task's corrections are taught, where it teaches any."""
+    if not context.task.corrects:
+        return None
+    if trainer.launch.spreads:
+        logger.warning(
+            "task '%s': parameters are spread over processes, so whether its corrections are "
+            "taught is not looked at: all steps are trained.",
+            context.task.name,
+        )
+        return None
+    until = UntilTaught(host, context)
+    trainer.add_callback(until)
+    return until
+
+
 def _kept(
     method: Method, context: TaskContext, *, own: Path | None, held: Sequence[Sample]
 ) -> dict[str, Kept]:
     """Return the samples that stay with the group, by the file they are stored in."""
     name, own = context.task.name, own if context.reused else None
     # The objects themselves: a task may have the same sample as another.
-    tasks = [task for _, task in kept_with(own, REMEMBERED)] if own else []
+    tasks = [task for _, task in _stored(own, REMEMBERED, context.task)]
     earlier = dict(zip(map(id, context.remembered), tasks, strict=True))
     remembered = [(sample, earlier.get(id(sample), name)) for sample in method.remember(context)]
     if not method.keeps_held_back:
         return {REMEMBERED: remembered}
-    before = kept_with(own, VALIDATION) if own else []
+    before = _stored(own, VALIDATION, context.task)
     return {REMEMBERED: remembered, VALIDATION: [*before, *((sample, name) for sample in held)]}
+
+
+def _stored(own: Path | None, name: str, task: Task) -> Kept:
+    """Return what a group keeps in a file, as far as the task does not correct it."""
+    return not_corrected(kept_with(own, name), task) if own else []
 
 
 def context_of(
@@ -165,7 +217,7 @@ def context_of(
             host.base.model.device,
         ),
         carried=load_file(own / CARRIED) if own and (own / CARRIED).is_file() else {},
-        remembered=[sample for sample, _ in kept_with(own, REMEMBERED)] if own else (),
+        remembered=[sample for sample, _ in _stored(own, REMEMBERED, task)],
         seed=seed,
     )
 
@@ -211,12 +263,15 @@ def build_trainer(
     return trainer
 
 
-def _examples(host: AdapterHost, samples: Sequence[Sample], *, task: str) -> list[Any]:
+def _examples(host: AdapterHost, method: Method, context: TaskContext) -> list[Any]:
+    samples, task = method.samples(context), context.task
+    if task.corrects:
+        samples = balanced(samples, task)
     examples = [host.chat.encode_example(sample) for sample in samples]
     if cut := sum(example.truncated for example in examples):
         logger.warning(
             "task '%s': %d of %d prompts are longer than %d tokens and lose their middle.",
-            task,
+            task.name,
             cut,
             len(examples),
             host.chat.max_prompt_tokens,

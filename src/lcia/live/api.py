@@ -1,4 +1,4 @@
-"""Endpoints: files and fine-tuning jobs as OpenAI describes them, receipts and feedback.
+"""Endpoints: files and fine-tuning jobs as OpenAI describes them.
 
 Handlers read and answer; what touches the database runs on a thread.
 """
@@ -18,10 +18,10 @@ from lcia.errors import DataError
 from lcia.learner import Store
 from lcia.live.data_files import FINE_TUNE, DataFiles, NoFileError
 from lcia.live.database import Database
-from lcia.live.inbox import Inbox, NoReceiptError, Receipts
+from lcia.live.inbox import NoFeedbackError, NoReceiptError
 from lcia.live.jobs import Job, Jobs, NoJobError
 from lcia.live.orders import OrderError, order
-from lcia.live.schemas import FeedbackRequest, JobRequest, parse
+from lcia.live.schemas import JobRequest, parse
 from lcia.serving.config import AccessConfig
 from lcia.serving.http.api_error import ApiError
 from lcia.serving.http.body import read_raw, read_tree
@@ -38,16 +38,16 @@ def add_files(app: FastAPI, access: AccessConfig, files: DataFiles) -> None:
 
     @app.post("/v1/files")
     async def upload(request: Request) -> Response:
-        _check_origin(request, access)
+        check_origin(request, access)
         body = await read_raw(request, limit=UPLOAD_BYTES, timeout_s=access.body_timeout_s)
-        return await _answered(lambda: _keep(files, request.headers.get("content-type", ""), body))
+        return await answered(lambda: _keep(files, request.headers.get("content-type", ""), body))
 
     @app.get("/v1/files")
     async def listed(request: Request) -> Response:
-        limit, query = _limit(request, default=10_000), request.query_params
+        limit, query = limit_of(request, default=10_000), request.query_params
         newest = query.get("order", "desc") != "asc"
-        return await _answered(
-            lambda: _page(
+        return await answered(
+            lambda: page_of(
                 *files.listed(
                     purpose=query.get("purpose"),
                     after=query.get("after"),
@@ -59,16 +59,16 @@ def add_files(app: FastAPI, access: AccessConfig, files: DataFiles) -> None:
 
     @app.get("/v1/files/{file}")
     async def retrieve(file: str) -> Response:
-        return await _answered(lambda: files.get(file))
+        return await answered(lambda: files.get(file))
 
     @app.get("/v1/files/{file}/content")
     async def content(file: str) -> Response:
-        found = await _on_thread(lambda: files.content(file))
+        found = await on_thread(lambda: files.content(file))
         return Response(found, media_type="application/octet-stream")
 
     @app.delete("/v1/files/{file}")
     async def delete(file: str) -> Response:
-        await _on_thread(lambda: files.delete(file))
+        await on_thread(lambda: files.delete(file))
         return JSONResponse({"id": file, "object": "file", "deleted": True})
 
 
@@ -79,12 +79,12 @@ def add_jobs(app: FastAPI, access: AccessConfig, store: Store, database: Databas
 
     @app.post(base)
     async def create(request: Request) -> Response:
-        asked = parse(JobRequest, await _tree(request, access))
-        return await _answered(lambda: job_record(_order(store, files, jobs, asked)))
+        asked = parse(JobRequest, await tree(request, access))
+        return await answered(lambda: job_record(_order(store, files, jobs, asked)))
 
     @app.get(base)
     async def listed(request: Request) -> Response:
-        limit, query = _limit(request, default=20), request.query_params
+        limit, query = limit_of(request, default=20), request.query_params
         wanted = {
             name[len("metadata[") : -1]: value
             for name, value in query.items()
@@ -93,67 +93,32 @@ def add_jobs(app: FastAPI, access: AccessConfig, store: Store, database: Databas
 
         def page() -> dict[str, Any]:
             found, more = jobs.listed(after=query.get("after"), limit=limit, metadata=wanted)
-            return _page([job_record(job) for job in found], more)
+            return page_of([job_record(job) for job in found], more)
 
-        return await _answered(page)
+        return await answered(page)
 
     @app.get(base + "/{job}")
     async def retrieve(job: str) -> Response:
-        return await _answered(lambda: job_record(jobs.get(job)))
+        return await answered(lambda: job_record(jobs.get(job)))
 
     def add_action(name: str, act: Callable[[str], Job]) -> None:
         @app.post(base + "/{job}/" + name)
         async def action(job: str, request: Request) -> Response:
-            _check_origin(request, access)
-            return await _answered(lambda: job_record(act(job)))
+            check_origin(request, access)
+            return await answered(lambda: job_record(act(job)))
 
     for name, act in (("cancel", jobs.cancel), ("pause", jobs.pause), ("resume", jobs.resume)):
         add_action(name, act)
 
     @app.get(base + "/{job}/events")
     async def events(job: str, request: Request) -> Response:
-        limit, after = _limit(request, default=20), request.query_params.get("after")
+        limit, after = limit_of(request, default=20), request.query_params.get("after")
 
         def page() -> dict[str, Any]:
             found, more = jobs.events(job, after=after, limit=limit)
-            return _page([event_record(event) for event in found], more)
+            return page_of([event_record(event) for event in found], more)
 
-        return await _answered(page)
-
-
-def add_feedback(app: FastAPI, access: AccessConfig, database: Database) -> None:
-    """Show receipts and take feedback."""
-    receipts, inbox = Receipts(database), Inbox(database)
-
-    @app.get("/v1/lcia/receipts/{answer:path}")
-    async def receipt(answer: str) -> Response:
-        return await _answered(lambda: {"object": "lcia.receipt", **receipts.get(answer)})
-
-    @app.post("/v1/feedback")
-    async def feedback(request: Request) -> Response:
-        asked = parse(FeedbackRequest, await _tree(request, access))
-        if asked.rating is None and asked.correction is None and asked.comment is None:
-            raise ApiError(
-                400, "Expected a rating, a correction or a comment.", code="invalid_value"
-            )
-
-        def add() -> dict[str, Any]:
-            entry = inbox.add(
-                asked.id,
-                rating=asked.rating,
-                correction=asked.correction,
-                comment=asked.comment,
-                prompt=asked.turns,
-            )
-            return {
-                "id": entry["number"],
-                "object": "lcia.feedback",
-                "answer": asked.id,
-                "state": entry["state"],
-                "created_at": entry["created_at"],
-            }
-
-        return await _answered(add)
+        return await answered(page)
 
 
 def job_record(job: Job) -> dict[str, Any]:
@@ -263,15 +228,17 @@ def _keep(files: DataFiles, kind: str, body: bytes) -> dict[str, Any]:
         raise ApiError(400, str(error), code="invalid_file", param="file") from error
 
 
-async def _tree(request: Request, access: AccessConfig) -> dict[str, Any]:
+async def tree(request: Request, access: AccessConfig) -> dict[str, Any]:
+    """Return the JSON object that a client sent."""
     return await read_tree(request, limit=access.max_body_bytes, timeout_s=access.body_timeout_s)
 
 
-async def _answered(work: Callable[[], dict[str, Any]]) -> Response:
-    return JSONResponse(await _on_thread(work))
+async def answered(work: Callable[[], dict[str, Any]]) -> Response:
+    """Answer with what ``work`` returns, done on a thread."""
+    return JSONResponse(await on_thread(work))
 
 
-async def _on_thread(work: Callable[[], T]) -> T:
+async def on_thread(work: Callable[[], T]) -> T:
     """Return what ``work`` returns; what it refuses is told as OpenAI tells it."""
     try:
         return await asyncio.to_thread(work)
@@ -280,7 +247,7 @@ async def _on_thread(work: Callable[[], T]) -> T:
     except NoJobError as error:
         param = "fine_tuning_job_id"
         raise ApiError(404, str(error), code="fine_tune_not_found", param=param) from error
-    except NoReceiptError as error:
+    except (NoReceiptError, NoFeedbackError) as error:
         raise ApiError(404, str(error), code="not_found", param="id") from error
     except OrderError as error:
         code = "model_not_found" if error.param == "model" else "invalid_value"
@@ -289,13 +256,19 @@ async def _on_thread(work: Callable[[], T]) -> T:
         raise ApiError(400, str(error), code="invalid_value") from error
 
 
-def _page(rows: Sequence[Mapping[str, Any]], more: bool) -> dict[str, Any]:
+def page_of(rows: Sequence[Mapping[str, Any]], more: bool) -> dict[str, Any]:
+    """Return a page of a list as OpenAI writes it."""
     ends = {"first_id": rows[0]["id"], "last_id": rows[-1]["id"]} if rows else {}
     nobody = {"first_id": None, "last_id": None}
     return {"object": "list", "data": list(rows), "has_more": more, **(ends or nobody)}
 
 
-def _limit(request: Request, *, default: int) -> int:
+def limit_of(request: Request, *, default: int) -> int:
+    """Return how many rows a client wants.
+
+    Raises:
+        ApiError: 400, it is no number from 1 to 10000.
+    """
     found = request.query_params.get("limit", str(default))
     if not (found.isascii() and found.isdigit() and 1 <= int(found[:6]) <= 10_000):
         raise ApiError(
@@ -304,7 +277,7 @@ def _limit(request: Request, *, default: int) -> int:
     return int(found)
 
 
-def _check_origin(request: Request, access: AccessConfig) -> None:
+def check_origin(request: Request, access: AccessConfig) -> None:
     """Refuse what a web page of another site sends: a browser asks nobody before such a request.
 
     Raises:

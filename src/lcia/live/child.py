@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -20,9 +20,9 @@ URL = "LCIA_DATABASE"
 
 
 @contextlib.contextmanager
-def working(root: Path, *, url: str) -> Iterator[None]:
-    """Keep a worker of the assistant at ``root`` running."""
-    keeper = _Keeper(root, url=url)
+def working(root: Path, *, url: str, options: Sequence[str] = ()) -> Iterator[None]:
+    """Keep a worker of the assistant at ``root`` running, with further options of its command."""
+    keeper = _Keeper(root, url=url, options=options)
     thread = threading.Thread(target=keeper.keep, name="worker", daemon=True)
     thread.start()
     try:
@@ -33,9 +33,10 @@ def working(root: Path, *, url: str) -> Iterator[None]:
 
 
 class _Keeper:
-    def __init__(self, root: Path, *, url: str) -> None:
+    def __init__(self, root: Path, *, url: str, options: Sequence[str]) -> None:
         self._command = [sys.executable, "-m", "lcia", "worker", str(root)]
         self._command += ["--nice", str(NICE), "--threads", "1", "--while-stdin"]
+        self._command += options
         self._environment = {**os.environ, URL: url, "OMP_NUM_THREADS": "1"}
         self._over = threading.Event()
         self._lock = threading.Lock()

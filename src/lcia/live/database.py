@@ -5,6 +5,7 @@ URL says otherwise.
 """
 
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,20 +26,36 @@ from sqlalchemy import (
     Table,
     Text,
     create_engine,
+    delete,
     event,
+    insert,
+    inspect,
+    select,
 )
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
-from sqlalchemy.schema import CreateIndex, CreateTable
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.schema import CreateIndex, CreateTable, DDLElement
 
 from lcia.errors import ConfigError, LciaError
 
 NAME = "assistant.db"
+TRIES, PAUSE_S = 3, 0.5
+"""How often, and after which pause, the tables are prepared."""
 BUSY_S = 30
 """How long one process waits for another's transaction; each takes milliseconds."""
+
+SCHEMA = 2
+"""Of the tables. 1, which was not written down: without the columns of ``_ADDED``."""
 
 metadata = MetaData()
 _Number = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts only INTEGER up by itself
 
+about = Table(
+    "about",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("value", BigInteger, nullable=False),
+)
 files = Table(
     "files",
     metadata,
@@ -75,6 +92,7 @@ jobs = Table(
     Column("version", Integer),
     Column("error", JSON),
     Column("result_file", Text),
+    Column("key", Text),
     Index("jobs_by_status", "status"),
 )
 events = Table(
@@ -105,6 +123,7 @@ receipts = Table(
     Column("finish_reason", Text),
     Column("prompt", JSON),
     Column("answer", Text),
+    Column("key", Text),
 )
 feedback = Table(
     "feedback",
@@ -118,6 +137,7 @@ feedback = Table(
     Column("comment", Text),
     Column("prompt", JSON),
     Column("job", Text),
+    Column("key", Text),
 )
 canaries = Table(
     "canaries",
@@ -143,10 +163,31 @@ canary_answers = Table(
     Column("failed", Boolean, nullable=False),
     Column("refused", Boolean, nullable=False),
 )
+_ADDED = {2: (jobs.c.key, receipts.c.key, feedback.c.key)}
+"""Schema to the columns that came with it."""
 
 
 class DatabaseError(LciaError, RuntimeError):
     """The database of jobs, receipts and feedback cannot be used."""
+
+
+class DatabaseSchemaError(LciaError, RuntimeError):
+    """The database was written by a later lcia."""
+
+
+class _AddColumn(DDLElement):
+    """``ALTER TABLE ... ADD COLUMN ...``, for every database."""
+
+    inherit_cache = False
+
+    def __init__(self, column: "Column[Any]") -> None:
+        self.column = column
+
+
+@compiles(_AddColumn)
+def _add_column(element: _AddColumn, compiler: Any, **options: Any) -> str:
+    table = compiler.preparer.format_table(element.column.table)
+    return f"ALTER TABLE {table} ADD COLUMN {compiler.get_column_specification(element.column)}"
 
 
 class Database:
@@ -158,10 +199,11 @@ class Database:
 
     Raises:
         ConfigError: the URL is none, or its driver is not installed.
-        DatabaseError: the database cannot be reached.
+        DatabaseError: the database cannot be reached, or is of a later lcia.
     """
 
     def __init__(self, root: Path, url: str | None = None) -> None:
+        self.root = root
         self.url = url or f"sqlite:///{root.absolute() / NAME}"
         try:
             self._engine = _engine(self.url)
@@ -170,11 +212,55 @@ class Database:
                 f"--database: cannot be used: {error}. Expected a URL such as sqlite:////path/to.db"
                 " or postgresql+psycopg://user@host/name, and its driver installed."
             ) from error
-        with self.begin() as connection:
-            for table in metadata.sorted_tables:  # two processes may make them at once
-                connection.execute(CreateTable(table, if_not_exists=True))
-                for index in table.indexes:
-                    connection.execute(CreateIndex(index, if_not_exists=True))
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Make the tables, or bring those of an earlier lcia to this schema.
+
+        Two processes may do so at once: then one fails in the middle, and finds all done.
+        """
+        for attempt in range(TRIES):
+            try:
+                with self.begin() as connection:
+                    self._upgrade(connection)
+                return
+            except DatabaseError:
+                if attempt == TRIES - 1:
+                    raise
+                time.sleep(PAUSE_S)
+
+    def _upgrade(self, connection: Connection) -> None:
+        looked = inspect(connection)
+        there = set(looked.get_table_names())
+        if about.name in there:
+            asked = select(about.c.value).where(about.c.name == "schema")
+            found = connection.execute(asked).scalar() or 1
+        else:
+            found = 1 if jobs.name in there else SCHEMA
+        if found > SCHEMA:
+            raise DatabaseSchemaError(
+                f"{self.place}: has schema {found}; this lcia reads up to {SCHEMA}. Use the lcia "
+                "that wrote it, or a later one."
+            )
+        for table in metadata.sorted_tables:
+            connection.execute(CreateTable(table, if_not_exists=True))
+        for schema in range(found + 1, SCHEMA + 1):
+            for column in (c for c in _ADDED[schema] if c.table.name in there):
+                # SQLite commits each by itself, so a killed process may have added some.
+                known = {one["name"] for one in looked.get_columns(column.table.name)}
+                if column.name not in known:
+                    connection.execute(_AddColumn(column))
+        for table in metadata.sorted_tables:
+            for index in table.indexes:
+                connection.execute(CreateIndex(index, if_not_exists=True))
+        if about.name not in there or found < SCHEMA:
+            connection.execute(delete(about).where(about.c.name == "schema"))
+            connection.execute(insert(about).values(name="schema", value=SCHEMA))
+
+    @property
+    def place(self) -> str:
+        """The database's URL without its password."""
+        return self._engine.url.render_as_string(hide_password=True)
 
     @contextmanager
     def begin(self) -> Iterator[Connection]:
@@ -195,9 +281,8 @@ class Database:
         try:
             yield
         except SQLAlchemyError as error:
-            place = self._engine.url.render_as_string(hide_password=True)
             said = str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
-            raise DatabaseError(f"{place}: cannot be used: {said}.") from error
+            raise DatabaseError(f"{self.place}: cannot be used: {said}.") from error
 
 
 def new_id(kind: str) -> str:
@@ -213,7 +298,7 @@ def _engine(url: str) -> Engine:
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, record: Any) -> None:
         cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=NORMAL"):
+        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "secure_delete=ON"):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 

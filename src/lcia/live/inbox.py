@@ -1,23 +1,26 @@
 """Receipts of answers, and the inbox of what people said about them."""
 
-import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, func, insert, null, select, update
 
 from lcia.errors import DataError
 from lcia.files import json_bytes
 from lcia.live.data_files import DataFiles
 from lcia.live.database import Database, feedback, receipts
 from lcia.live.jobs import Job, enqueue
+from lcia.store import audit
 
 NEW, ACCEPTED, REJECTED, TAUGHT = "new", "accepted", "rejected", "taught"
 STATES = (NEW, ACCEPTED, REJECTED, TAUGHT)
 
 Turns = Sequence[Mapping[str, str]]
 """A conversation: role and content of each turn."""
+
+Entry = Mapping[str, Any]
+"""What somebody said about an answer, with version and group of its receipt."""
 
 
 class NoReceiptError(DataError):
@@ -44,6 +47,20 @@ class Receipts:
         with self._database.begin() as connection:
             connection.execute(insert(receipts), [{**row, "created_at": now} for row in rows])
 
+    def drop_texts(self, *, older_than_s: float) -> None:
+        """Remove prompts and answers of old receipts, and prompts of feedback not yet decided on.
+
+        What was accepted is on its way to be taught; ``lcia forget`` removes that, too.
+        """
+        before = int(time.time() - older_than_s)
+        old = feedback.c.state.in_([NEW, REJECTED]) & (feedback.c.created_at < before)
+        with self._database.begin() as connection:
+            gone = {"prompt": null(), "answer": null()}
+            connection.execute(
+                update(receipts).where(receipts.c.created_at < before).values(**gone)
+            )
+            connection.execute(update(feedback).where(old).values(prompt=null(), correction=null()))
+
     def get(self, answer: str) -> dict[str, Any]:
         """Return the receipt of an answer.
 
@@ -62,7 +79,7 @@ class Inbox:
     """
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        self.database = database
 
     def add(
         self,
@@ -86,7 +103,7 @@ class Inbox:
             NoReceiptError: there is no such answer.
             DataError: a correction without the prompt it belongs to.
         """
-        with self._database.begin() as connection:
+        with self.database.begin() as connection:
             receipt = _receipt(connection, answer)
             turns = receipt["prompt"] or prompt
             if correction is not None and turns is None:
@@ -102,6 +119,7 @@ class Inbox:
                 "correction": correction,
                 "comment": comment,
                 "prompt": turns,
+                "key": audit.acting_key(),
             }
             number = connection.execute(insert(feedback).values(row)).inserted_primary_key
             assert number is not None
@@ -113,7 +131,7 @@ class Inbox:
         Raises:
             NoFeedbackError: there is none of that number.
         """
-        with self._database.begin() as connection:
+        with self.database.begin() as connection:
             return _entry(connection, number)
 
     def listed(self, *, state: str | None = None) -> list[dict[str, Any]]:
@@ -121,15 +139,18 @@ class Inbox:
         asked = _entries().order_by(feedback.c.number)
         if state is not None:
             asked = asked.where(feedback.c.state == state)
-        with self._database.begin() as connection:
+        with self.database.begin() as connection:
             return [dict(row) for row in connection.execute(asked).mappings()]
 
-    def decide(self, numbers: Sequence[int] | None, state: str) -> int:
+    def decide(
+        self, numbers: Sequence[int] | None, state: str, *, besides: Iterable[int] = ()
+    ) -> int:
         """Accept or reject entries; return how many.
 
         Args:
             numbers: which; None: all that are new and, to be accepted, have a correction.
             state: ``accepted`` or ``rejected``.
+            besides: where ``numbers`` is None: those that stay as they are all the same.
 
         Raises:
             NoFeedbackError: an entry is not there, was taught, or has no correction to accept.
@@ -138,7 +159,9 @@ class Inbox:
         where = open_ & feedback.c.number.in_(numbers) if numbers else feedback.c.state == NEW
         if state == ACCEPTED:
             where &= feedback.c.correction.is_not(None)
-        with self._database.begin() as connection:
+        if besides and not numbers:
+            where &= feedback.c.number.not_in(list(besides))
+        with self.database.begin() as connection:
             asked = update(feedback).where(where).values(state=state)
             done = int(connection.execute(asked).rowcount)
             if numbers and done != len(set(numbers)):
@@ -160,7 +183,7 @@ class Inbox:
         """
         if not correction.strip():
             raise DataError("--correction: is empty; expected what should have been answered.")
-        with self._database.begin() as connection:
+        with self.database.begin() as connection:
             entry = _entry(connection, number)
             turns = entry["prompt"] or (prompt and [{"role": "user", "content": prompt}])
             if not turns:
@@ -170,49 +193,55 @@ class Inbox:
             if not connection.execute(asked).rowcount:
                 raise _taught(_entry(connection, number))
 
-    def teach(self, job: Mapping[str, Any]) -> Job:
-        """Make a file of the accepted corrections, and a job that learns all of them.
+    def teach(
+        self, batches: Sequence[tuple[Mapping[str, Any], Sequence[Entry], Sequence[Entry]]]
+    ) -> list[Job]:
+        """Queue jobs that learn corrections, all of them or none.
 
-        Of several accepted corrections of one conversation the latest counts. The file is also
-        what the task is scored on: the score says how many are now answered as corrected. An
-        entry is taught once: what a process that was killed in here leaves is an unused file.
+        The file of a job is also what the task is scored on: the score says how many are now
+        answered as corrected. An entry is taught once: what a process that was killed in here
+        leaves is an unused file.
 
         Args:
-            job: the job's columns, as ``order`` returns them.
+            batches: the columns of a job, as ``order`` returns them; the entries it learns; and
+                all that are then taught.
 
         Raises:
-            NoFeedbackError: nothing is accepted.
+            NoFeedbackError: the inbox changed meanwhile.
             DataError: a correction cannot be learned from.
             JobStateError: a job that has not ended teaches a task of this name.
         """
-        accepted = self.listed(state=ACCEPTED)
-        if not accepted:
-            raise NoFeedbackError(
-                "No correction is accepted. Accept some: lcia inbox accept STORE --all."
-            )
-        latest = {json.dumps(entry["prompt"], sort_keys=True): entry for entry in accepted}
-        lines = [json_bytes(_sample(entry)) for entry in latest.values()]
-        content = b"".join(line + b"\n" for line in lines)
-        file = DataFiles(self._database).add(f"{job['task']}.jsonl", content)["id"]
-        with self._database.begin() as connection:
-            made = enqueue(connection, **job, training_file=file, validation_file=file)
-            for entry in accepted:
-                same = feedback.c.correction == entry["correction"]
-                still = (feedback.c.number == entry["number"]) & (feedback.c.state == ACCEPTED)
-                asked = update(feedback).where(still & same).values(state=TAUGHT, job=made["id"])
-                if not connection.execute(asked).rowcount:
-                    raise NoFeedbackError("The inbox changed meanwhile. Try again.")
+        files, made = DataFiles(self.database), []
+        ids = [
+            files.add(f"{job['task']}.jsonl", _lines(learned))["id"] for job, learned, _ in batches
+        ]
+        with self.database.begin() as connection:
+            for (job, _, taught), file in zip(batches, ids, strict=True):
+                made.append(enqueue(connection, **job, training_file=file, validation_file=file))
+                for entry in taught:
+                    same = feedback.c.correction == entry["correction"]
+                    still = (feedback.c.number == entry["number"]) & (feedback.c.state == ACCEPTED)
+                    values = {"state": TAUGHT, "job": made[-1]["id"]}
+                    asked = update(feedback).where(still & same).values(values)
+                    if not connection.execute(asked).rowcount:
+                        raise NoFeedbackError("The inbox changed meanwhile. Try again.")
+        for job in made:
+            audit.record(self.database.root, "job queued", job=job["id"], task=job["task"])
         return made
 
     def counts(self) -> dict[str, int]:
         """Return how many entries are in each state."""
         asked = select(feedback.c.state, func.count()).group_by(feedback.c.state)
-        with self._database.begin() as connection:
+        with self.database.begin() as connection:
             found = {row[0]: int(row[1]) for row in connection.execute(asked)}
         return {state: found.get(state, 0) for state in STATES}
 
 
-def _sample(entry: Mapping[str, Any]) -> dict[str, Any]:
+def _lines(entries: Sequence[Entry]) -> bytes:
+    return b"".join(json_bytes(_sample(entry)) + b"\n" for entry in entries)
+
+
+def _sample(entry: Entry) -> dict[str, Any]:
     """Return a correction as a training sample; its id tells where it comes from."""
     answer = {"role": "assistant", "content": entry["correction"]}
     return {

@@ -5,13 +5,15 @@ statuses it may come.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, insert, select, update
 
 from lcia.errors import DataError
 from lcia.live.database import Database, events, files, jobs, new_id
+from lcia.store import audit
 
 QUEUED, RUNNING, PAUSED = "queued", "running", "paused"
 SUCCEEDED, FAILED, CANCELLED = "succeeded", "failed", "cancelled"
@@ -43,7 +45,9 @@ class Jobs:
     def create(self, **fields: Any) -> Job:
         """Put a job into the queue; see ``enqueue``."""
         with self._database.begin() as connection:
-            return enqueue(connection, **fields)
+            made = enqueue(connection, **fields)
+        audit.record(self._database.root, "job queued", job=made["id"], task=made["task"])
+        return made
 
     def get(self, job: str) -> Job:
         """Return a job.
@@ -104,7 +108,7 @@ class Jobs:
             NoJobError: there is no such job.
             JobStateError: it has ended.
         """
-        with self._database.begin() as connection:
+        with self._changing(job, "job cancelled") as connection:
             ended = {"status": CANCELLED, "finished_at": _now(), "wanted": None}
             if _move(connection, job, (QUEUED, PAUSED), **ended):
                 _tell(connection, job, "The job was cancelled")
@@ -119,7 +123,7 @@ class Jobs:
             NoJobError: there is no such job.
             JobStateError: it has ended.
         """
-        with self._database.begin() as connection:
+        with self._changing(job, "job paused") as connection:
             if _move(connection, job, (QUEUED,), status=PAUSED):
                 _tell(connection, job, "The job was paused")
             elif not _move(connection, job, (RUNNING,), _UNWANTED, wanted=PAUSED):
@@ -135,7 +139,7 @@ class Jobs:
             NoJobError: there is no such job.
             JobStateError: it is not paused.
         """
-        with self._database.begin() as connection:
+        with self._changing(job, "job resumed") as connection:
             if _move(connection, job, (PAUSED,), status=QUEUED, wanted=None):
                 _tell(connection, job, "The job was resumed")
             elif not _move(connection, job, (RUNNING,), jobs.c.wanted == PAUSED, wanted=None):
@@ -227,7 +231,16 @@ class Jobs:
                 connection.execute(insert(files).values({**row, **kind}))
             for message in told:
                 _tell(connection, job, message, level="error" if status == FAILED else "info")
+            made = {"job": job, "version": fields.get("version")}
+            audit.record(self._database.root, f"job {status}", once=True, **made)
         return True
+
+    @contextmanager
+    def _changing(self, job: str, what: str) -> Iterator[Connection]:
+        """Open a transaction in which somebody changes a job; recorded if it succeeds."""
+        with self._database.begin() as connection:
+            yield connection
+            audit.record(self._database.root, what, job=job)
 
     def knows(self, task: str, *, besides: str) -> bool:
         """Tell whether another job than ``besides`` teaches or taught a task of this name."""
@@ -247,6 +260,7 @@ def enqueue(connection: Connection, **fields: Any) -> Job:
         JobStateError: a job that has not ended teaches a task of this name.
     """
     row = {"id": new_id("ftjob"), "created_at": _now(), "status": QUEUED, **fields}
+    row["key"] = audit.acting_key()
     task = fields["task"]
     same = select(jobs.c.id).where(jobs.c.task == task, jobs.c.status.not_in(ENDED))
     if other := connection.execute(same).scalar():

@@ -62,7 +62,7 @@ def order(
         check_name(task)
     except ConfigError as error:
         raise OrderError(f"'suffix': {error}", param="suffix") from error
-    if task in store.current.manifest["tasks"]:
+    if task in store.current.matrix().tasks:
         raise OrderError(
             f"'suffix': the assistant already knows a task {task!r}; give the new one another "
             "name.",

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import math
+import time
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -13,8 +15,12 @@ from lcia.live.releases.serving import Trial
 from lcia.serving.engine.job import Delta
 from lcia.serving.http.service import Prepared
 from lcia.serving.live import BASE
+from lcia.store.audit import acting_key
 
 logger = logging.getLogger(__name__)
+
+LOOK_S = 600.0
+"""Seconds between two looks for texts that have been kept for long enough."""
 
 Given = tuple[str, Prepared, str, Delta]
 """The id of an answer, what it answers, its text and its last piece of news."""
@@ -29,18 +35,28 @@ class Recorder:
         receipts: where they go.
         texts: whether prompts and answers are kept, too.
         trial: counts answers while a new version is tried; None: none is.
+        keep_days: how long texts are kept; None: until they are forgotten.
     """
 
-    def __init__(self, receipts: Receipts, *, texts: bool, trial: Trial | None = None) -> None:
+    def __init__(
+        self,
+        receipts: Receipts,
+        *,
+        texts: bool,
+        trial: Trial | None = None,
+        keep_days: float | None = None,
+    ) -> None:
         self._receipts = receipts
         self._texts = texts
         self._trial = trial
+        self._keep_s = None if keep_days is None else keep_days * 86_400
+        self._looked = -math.inf
 
     async def __call__(self, given: Sequence[Given]) -> None:
         """Keep the receipts of answers."""
         rows = [self._row(*one) for one in given]
         try:
-            await asyncio.to_thread(self._receipts.keep, rows)
+            await asyncio.to_thread(self._keep, rows)
         except DatabaseError as error:
             logger.error("no receipt of %s: %s", given[0][0], error)
         await self._count(
@@ -65,6 +81,12 @@ class Recorder:
     async def _count(self, answered: Sequence[Answered]) -> None:
         if self._trial is not None and answered:
             await asyncio.to_thread(self._trial.count, answered)
+
+    def _keep(self, rows: Sequence[dict[str, Any]]) -> None:
+        self._receipts.keep(rows)
+        if self._keep_s is not None and time.monotonic() - self._looked > LOOK_S:
+            self._looked = time.monotonic()
+            self._receipts.drop_texts(older_than_s=self._keep_s)
 
     def _row(self, answer: str, prepared: Prepared, text: str, last: Delta) -> dict[str, Any]:
         choice, asked = prepared.choice, prepared.asked
@@ -93,6 +115,7 @@ class Recorder:
             "finish_reason": last.finish_reason,
             "prompt": turns if self._texts and not seen else None,
             "answer": text if self._texts else None,
+            "key": acting_key(),
         }
 
 

@@ -102,6 +102,21 @@ class ReleaseRequest(_Strict):
     force: bool = False
 
 
+class EditRequest(_Strict):
+    """``POST /v1/lcia/inbox/{id}/edit``."""
+
+    correction: Text
+    prompt: Text | None = None
+
+
+class LearnRequest(_Strict):
+    """``POST /v1/lcia/inbox/learn``."""
+
+    suffix: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    n_epochs: Auto | Annotated[int, Field(ge=1, le=1000)] = "auto"
+
+
 def parse(kind: type[Asked], tree: Mapping[str, Any]) -> Asked:
     """Read a request; a field that is null is absent.
 

@@ -30,9 +30,11 @@ from lcia.errors import (
 from lcia.learner import ContinualLearner, Store
 from lcia.live.data_files import DataFiles
 from lcia.live.database import Database, DatabaseError
+from lcia.live.feedback.policy import Follower, Policy
 from lcia.live.jobs import CANCELLED, FAILED, PAUSED, SUCCEEDED, Job, Jobs
 from lcia.live.releases.canary import WORSE, Canaries, settle
 from lcia.models.host import AdapterHost
+from lcia.store.audit import acting
 from lcia.store.fingerprint import fingerprint
 from lcia.store.transaction import abandon, unfinished
 
@@ -43,6 +45,9 @@ ATTEMPTS = 10
 
 ANSWER_TOKENS = (32, 512)
 """Least and most tokens of a held-out answer; in between, a few more than the longest taught."""
+
+CORRECTION_STEPS = 200
+"""Steps after which corrections are given up that are not taught; most need a tenth of it."""
 
 CODES: tuple[tuple[type[LciaError], str, str | None], ...] = (
     (GateError, "gate_refused", None),
@@ -72,10 +77,20 @@ class Worker:
         root: the assistant's folder.
         database: where its jobs are.
         poll_s: seconds between two looks into an empty queue.
+        policy: when it learns accepted corrections by itself; None: never.
     """
 
-    def __init__(self, root: Path, database: Database, *, poll_s: float = 1.0) -> None:
+    def __init__(
+        self,
+        root: Path,
+        database: Database,
+        *,
+        poll_s: float = 1.0,
+        policy: Policy | None = None,
+    ) -> None:
         self.root = root
+        self._database = database
+        self._policy = policy
         self.jobs = Jobs(database)
         self.files = DataFiles(database)
         self.canaries = Canaries(database)
@@ -89,16 +104,29 @@ class Worker:
             StoreError: there is no assistant.
             DatabaseError: the database cannot be used.
         """
-        Store.open_unchecked(self.root)
+        store = Store.open_unchecked(self.root)
+        follower = Follower(self._policy, store, self._database) if self._policy else None
         with _only_one(self.root):
             while True:
                 self._take_back()
                 if job := self.jobs.take():
-                    self.work(job)
+                    with acting(f"job {job['id']}"):
+                        self.work(job)
                 elif until_empty:
                     return
-                else:
+                elif follower is None or not self._follow(follower):
                     time.sleep(self.poll_s)
+
+    def _follow(self, follower: Follower) -> bool:
+        """Queue what the policy says is due; tell whether it was anything."""
+        try:
+            with acting("policy"):
+                return bool(follower.look())
+        except DatabaseError:
+            raise
+        except LciaError as error:
+            logger.error("corrections cannot be learned: %s", error)
+            return False
 
     def work(self, job: Job) -> None:
         """Bring one job to its end, or put it aside if somebody wants that."""
@@ -160,6 +188,7 @@ class Worker:
             results=("step_metrics.csv", ("\n".join(lines) + "\n").encode()),
             told=[
                 *(f"Gate: {check['why']}" for check in checks),
+                *(_told_taught(event) for event in version.journal() if event["event"] == "taught"),
                 f"New fine-tuned model created: assistant@{number}",
                 "The job has successfully completed",
             ],
@@ -169,6 +198,7 @@ class Worker:
     def _task(self, job: Job, host: AdapterHost) -> Task:
         """Return what the job's files teach."""
         settings = dict(job["settings"])
+        corrects = settings.pop("corrects", False)
         with ExitStack() as stack:
             train = stack.enter_context(self.files.on_disk(job["training_file"]))
             test = job["validation_file"]
@@ -178,7 +208,7 @@ class Worker:
                 "test": stack.enter_context(self.files.on_disk(test)) if test else None,
                 **settings,
             }
-            task = load_task(TaskConfig(**tree))
+            task = replace(load_task(TaskConfig(**tree)), corrects=corrects)
         if "max_new_tokens" in settings:
             return task
         examples = map(host.chat.encode_example, (*task.train, *task.test))
@@ -262,6 +292,8 @@ def configured(config: AssistantConfig, job: Job) -> AssistantConfig:
     """
     asked = {k: v for k, v in job["hyperparameters"].items() if v != "auto"}
     training = dict(config.training)
+    if job["settings"].get("corrects") and "n_epochs" not in asked:
+        training["max_steps"] = CORRECTION_STEPS
     if "n_epochs" in asked:
         training |= {"num_train_epochs": asked["n_epochs"]}
         training.pop("max_steps", None)
@@ -273,6 +305,13 @@ def configured(config: AssistantConfig, job: Job) -> AssistantConfig:
         )
     changed = {"training": training, "seed": job["seed"], "gate": config.gate.for_jobs()}
     return config.model_copy(update=changed)
+
+
+def _told_taught(event: Mapping[str, Any]) -> str:
+    return (
+        f"{event['held']} of {event['corrections']} corrections are learned word for word after "
+        f"{event['step']} steps"
+    )
 
 
 @contextmanager

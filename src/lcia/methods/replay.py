@@ -32,6 +32,11 @@ def with_remembered(context: TaskContext) -> list[Sample]:
 
 
 def quota(context: TaskContext, count: int) -> list[Sample]:
-    """Return ``count`` training samples of the task, or all if it has fewer; drawn by its seed."""
+    """Return ``count`` training samples of the task, or all if it has fewer; drawn by its seed.
+
+    Of corrections all stay, unless none may: the next one is not to undo them.
+    """
     train = context.task.train
+    if count and context.task.corrects:
+        return list(train)
     return random.Random(context.seed).sample(train, min(count, len(train)))

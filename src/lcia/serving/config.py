@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lcia.errors import ConfigError
 from lcia.serving.engine.limits import EngineLimits
+from lcia.serving.keys import KeyRing, Keys
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +16,9 @@ class AccessConfig:
     Attributes:
         host: address the server listens on.
         port: its port; 0 chooses a free one.
-        api_keys: any of them opens the server; without one it listens on loopback only.
+        api_keys: any of them opens the server for everything.
+        assistant: folder of the assistant whose own keys open it, too, each for what it is made
+            for. Without any key the server listens on loopback only.
         max_body_bytes: longest request body; an image is a third longer in a data URL.
         body_timeout_s: longest time a body may take to arrive, in seconds.
         drain_s: how long running answers may go on after SIGTERM, in seconds.
@@ -26,17 +29,24 @@ class AccessConfig:
     host: str = "127.0.0.1"
     port: int = 8000
     api_keys: tuple[str, ...] = ()
+    assistant: Path | None = None
     max_body_bytes: int = 8 << 20
     body_timeout_s: float = 30.0
     drain_s: float = 60.0
     cors_origins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.api_keys and not is_loopback(self.host):
+        if not is_loopback(self.host) and not self.keys().needed:
             raise ConfigError(
-                f"--host {self.host}: reaches beyond this machine, which needs a key. Write one "
-                "per line to a file and say --api-key-file FILE, or listen on 127.0.0.1."
+                f"--host {self.host}: reaches beyond this machine, which needs a key. Make one: "
+                "lcia keys add STORE NAME --scope chat. Or write one per line to a file and say "
+                "--api-key-file FILE, or listen on 127.0.0.1."
             )
+
+    def keys(self) -> Keys:
+        """Return what opens the server."""
+        ring = KeyRing(self.assistant) if self.assistant is not None else None
+        return Keys(self.api_keys, ring)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,10 +4,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lcia.files import discard, files_below, sync_folder
+from lcia.files import discard, files_below, sync_folder, write_bytes
+from lcia.grouping import InstructionCodebook
 from lcia.store.store import Store
 from lcia.store.transaction import refused, unfinished
 from lcia.store.version import version_path
+
+TOLD = ("predictions.jsonl", "base.jsonl", "current.jsonl", "codebook.json")
+"""A version's files that hold prompts, answers and instructions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +22,7 @@ class Pruning:
         kept: versions that can be gone back to.
         told: versions that led to one of those. Only what they tell stays: scores, answers,
             journal.
+        emptied: files of those that hold prompts: samples were forgotten since.
         removed: all others, of which nothing stays.
         folders: of adapters and held-out samples that no kept version has.
         size_bytes: of everything that is removed.
@@ -26,6 +31,7 @@ class Pruning:
     kept: list[int]
     told: list[int]
     removed: list[int]
+    emptied: list[Path]
     folders: list[Path]
     size_bytes: int
 
@@ -50,7 +56,9 @@ def plan(store: Store, *, keep_last: int, keep_every: int | None = None) -> Prun
     kept = {0, current.number, *versions[-keep_last:]}
     kept |= {n for n in versions if keep_every is not None and n % keep_every == 0}
     runs = [unfinished(store), *(run for run, _ in refused(store).values())]
-    kept |= {current.manifest["parent"], *(run.parent for run in runs if run)} & set(versions)
+    # A version that forgets samples is not gone back from: the one before has them still.
+    before = () if current.manifest.get("forgets") else (current.manifest["parent"],)
+    kept |= {*before, *(run.parent for run in runs if run)} & set(versions)
     led = _ancestors(store, kept) - kept
     removed = [n for n in store.numbers() if n not in kept | led]
     manifests = [store.version(number).manifest for number in kept]
@@ -62,11 +70,18 @@ def plan(store: Store, *, keep_last: int, keep_every: int | None = None) -> Prun
         for folder in sorted(store.root.glob(f"{kind}/*/[!.]*"))
         if folder.relative_to(store.root).as_posix() not in needed
     ]
+    emptied = [
+        path
+        for number in sorted(led)
+        for path in (version_path(store.root, number) / name for name in TOLD)
+        if number < last_forgetting(store) and path.is_file() and not is_emptied(path)
+    ]
     gone = [*folders, *(version_path(store.root, number) for number in removed)]
     return Pruning(
         kept=sorted(kept),
         told=sorted(led),
         removed=removed,
+        emptied=emptied,
         folders=folders,
         size_bytes=sum(path.stat().st_size for folder in gone for path in files_below(folder)),
     )
@@ -89,6 +104,8 @@ def prune(store: Store, *, keep_last: int, keep_every: int | None = None) -> Pru
         store.give_up([*pruning.told, *pruning.removed])
         for number in reversed(pruning.removed):
             discard(version_path(store.root, number))
+        for path in pruning.emptied:
+            _empty(path)
         for folder in pruning.folders:
             discard(folder)
         for empty in [*store.root.glob("groups/*"), *store.root.glob("tasks/*")]:
@@ -96,6 +113,28 @@ def prune(store: Store, *, keep_last: int, keep_every: int | None = None) -> Pru
                 empty.rmdir()
                 sync_folder(empty.parent)
     return pruning
+
+
+def is_emptied(path: Path) -> bool:
+    """Tell whether pruning removed what a file told, since samples were forgotten."""
+    if path.name not in TOLD or not path.is_file():
+        return False
+    if path.name != "codebook.json":
+        return path.stat().st_size == 0
+    return not InstructionCodebook.load(path).groups
+
+
+def _empty(path: Path) -> None:
+    if path.name == "codebook.json":
+        InstructionCodebook(InstructionCodebook.load(path).config).save(path)
+    else:
+        write_bytes(path, b"")
+
+
+def last_forgetting(store: Store) -> int:
+    """Return the last version that forgot samples; 0 if there is none."""
+    numbers = (n for n in reversed(store.numbers()) if store.past(n).manifest.get("forgets"))
+    return next(numbers, 0)
 
 
 def _ancestors(store: Store, numbers: Iterable[int]) -> set[int]:

@@ -31,6 +31,7 @@ from lcia.files import (
     write_sealed,
 )
 from lcia.grouping import InstructionCodebook
+from lcia.store import audit
 from lcia.store.manifest import (
     SCHEMA,
     check_manifest,
@@ -207,6 +208,7 @@ class Store:
             version.check()
             for committed in (self.root / "runs").glob(f"{self.current.number:04d}-*"):
                 discard(committed)  # killed before it was cleared away
+            audit.record(self.root, "rolled back", version=number, left=self.current_number)
             self.point_to(version)
         return version
 
@@ -272,6 +274,7 @@ class Store:
         adapters: Mapping[str, Path],
         scored: tuple[AccuracyMatrix, Sequence[Prediction]],
         note: str,
+        more: Mapping[str, Any] | None = None,
     ) -> Version:
         """Commit a version in which groups changed but no task was learned, and make it current.
 
@@ -281,11 +284,12 @@ class Store:
             adapters: group to folder of adapters that are new.
             scored: the matrix with its last row measured again, and the predictions behind it.
             note: what was done, for the history.
+            more: what the manifest says otherwise than its parent's.
         """
         parent, number = self.current, self.next_number()
         matrix, predictions = scored
         manifest = {
-            **parent.manifest,
+            **{key: value for key, value in parent.manifest.items() if key != "forgets"},
             "version": number,
             "parent": parent.number,
             "task": None,
@@ -294,6 +298,7 @@ class Store:
             "groups": groups,
             "metrics": summarise(matrix),
             "seconds": 0.0,
+            **(more or {}),
         }
         with tempfile.TemporaryDirectory() as scratch:
             draft = Path(scratch)
@@ -305,6 +310,7 @@ class Store:
             self.place_adapters(adapters, number)
             place_copy(draft, version_path(self.root, number))
         version = self.version(number)
+        audit.record(self.root, "groups changed", version=number, parent=parent.number, note=note)
         self.point_to(version)
         return version
 

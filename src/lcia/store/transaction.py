@@ -26,6 +26,7 @@ from lcia.files import (
     write_json,
     write_sealed,
 )
+from lcia.store import audit
 from lcia.store.manifest import SCHEMA, check_proposal, refuse_links
 from lcia.store.samples import write_samples
 from lcia.store.store import Store
@@ -263,6 +264,10 @@ def commit(store: Store, run: Run) -> Version:
         place_copy(run.folder / TASK, store.root / proposal["task"])
         place_copy(run.folder / DRAFT, target)
     version = store.version(run.number)
+    forced = (run.folder / REPORT).is_file()
+    what = "accepted although refused" if forced else "released"
+    told = {"version": run.number, "parent": run.parent, "task": run.task}
+    audit.record(store.root, what, once=True, **told)
     store.point_to(version)
     discard(run.folder)
     return version
@@ -276,6 +281,7 @@ def refuse(store: Store, run: Run, report: Mapping[str, Any]) -> Path:
     make_folders(target.parent)
     settle(run.folder, target)
     sync_folder(run.folder.parent)
+    audit.record(store.root, "refused", version=run.number, parent=run.parent, task=run.task)
     return target
 
 

@@ -8,8 +8,10 @@ from typing import Any
 from lcia.distributed.plan import COMPLETE
 from lcia.errors import StoreError
 from lcia.files import LINES_LIMIT, checksums, files_below, is_leftover, read_sealed, sha256_of
+from lcia.store import audit
 from lcia.store.journal import check_journal
 from lcia.store.manifest import check_proposal
+from lcia.store.prune import is_emptied
 from lcia.store.store import Store
 from lcia.store.transaction import PLAN, PROPOSAL, REPORT, abandoning
 from lcia.store.version import Version, version_path
@@ -50,6 +52,7 @@ def verify(
     if findings:
         return findings
     return [
+        *audit.check(store.root),
         *checker.lineage(versions),
         *checker.versions(versions),
         *checker.refused(),
@@ -69,6 +72,7 @@ class _Checker:
         self._known: dict[str, str | None] = {}
         self._places: dict[str, set[str]] = {}
         self._pruned = store.pruned
+        self._forgot = 0
 
     def links(self) -> Iterator[str]:
         """Yield what is neither file nor folder."""
@@ -92,6 +96,7 @@ class _Checker:
         """Yield what differs in the files of versions, once each."""
         wrong: dict[str, tuple[str, list[int]]] = {}
         whole = []
+        self._forgot = max((v.number for v in versions if v.manifest.get("forgets")), default=0)
         for version in versions:
             found = dict(self._version(version))
             for path, problem in found.items():
@@ -144,15 +149,22 @@ class _Checker:
             }
         if version.number in self._pruned:
             places, groups = [folder], []
-            wanted = {path: s for path, s in wanted.items() if path.startswith(f"{folder}/")}
+            wanted = {
+                path: s
+                for path, s in wanted.items()
+                if path.startswith(f"{folder}/") and not self._emptied(version.number, path)
+            }
         for path, value in wanted.items():
             if problem := self._problem(path, value):
                 yield path, problem
         if "files" in version.manifest:
             for place in [*places, *(entry["adapter"] for entry in groups)]:
-                for name in self._names(place) - wanted.keys():
+                for name in self._names(place) - version.manifest["files"].keys():
                     if name != f"{folder}/manifest.json":
                         yield name, "is not one of the version's files"
+
+    def _emptied(self, number: int, path: str) -> bool:
+        return number < self._forgot and is_emptied(self.root / path)
 
     def _problem(self, path: str, wanted: str) -> str | None:
         unread = path.endswith(WEIGHTS) and not self.weights

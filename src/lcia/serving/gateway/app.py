@@ -23,7 +23,7 @@ from lcia.serving.http.app import READ, add_errors, add_guard, add_models
 from lcia.serving.http.body import read_tree
 from lcia.serving.http.monitoring import Monitoring
 from lcia.serving.http.respond import CLIENT_GONE, ClientGoneError, while_connected
-from lcia.serving.http.routing import choose_adapter, explain
+from lcia.serving.http.routing import choose_named, explain
 from lcia.serving.http.schemas import RouteRequest, parse, said_in
 from lcia.serving.live import ASSISTANT, BASE, LiveStore
 
@@ -99,12 +99,15 @@ class Gateway:
         model = asked.get("model")
         if not isinstance(model, str):
             raise ApiError(400, "'model' is missing.", code="missing_parameter", param="model")
-        said = _said(asked) if model == ASSISTANT else Said()
+        routed = model.partition("@")[0] == ASSISTANT
+        said = _said(asked) if routed else Said()
         started = time.perf_counter()
-        choice = await self.in_thread(choose_adapter, self.live.current, model, said)
+        choice = await self.in_thread(choose_named, self.live, model, said)
         self.monitoring.routing_seconds.observe(time.perf_counter() - started)
         adapter = choice.adapter[0] if choice.adapter else None
         choices = self.upstreams.serving(adapter)
+        if not choices and choice.version != self.live.current.number:
+            choices = self.upstreams.with_past(f"{choice.group or BASE}@{choice.version}")
         if not choices:
             raise self._nowhere(adapter)
         self.monitoring.routed.labels(choice.group or BASE, choice.reason).inc()
@@ -158,8 +161,8 @@ class Gateway:
             text = "No server behind this gateway is well; try again later."
         else:
             text = (
-                f"No server behind this gateway has '{adapter or BASE}', which version "
-                f"{self.live.current.number} wants; export that version and load it there."
+                f"No server behind this gateway has '{adapter or BASE}'; the current version is "
+                f"{self.live.current.number}. Export the version that has it and load it there."
             )
         return ApiError(503, text, code="no_upstream", headers={"Retry-After": "5"})
 
@@ -206,7 +209,7 @@ def build_gateway(gateway: Gateway) -> FastAPI:
             for name in gateway.model_names()
         ]
 
-    add_models(app, records)
+    add_models(app, gateway.live, records)
 
     @app.api_route("/healthz", methods=READ)
     async def healthz() -> Response:

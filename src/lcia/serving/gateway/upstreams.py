@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 
 from lcia.errors import ConfigError
-from lcia.serving.live import BASE
+from lcia.serving.live import BASE, PINNED
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +120,21 @@ class Upstreams:
         ]
         return sorted(found, key=lambda pair: (pair[0].failures, pair[0].running))
 
+    def with_past(self, name: str) -> list[tuple[Upstream, str]]:
+        """Return the healthy servers of lcia's, which have past versions, the least busy first.
+
+        Args:
+            name: of a group as of a version, ``g1@7``.
+        """
+        found = [
+            upstream
+            for upstream in self.all
+            if upstream.healthy
+            and any(record.get("owned_by") == "lcia" for record in upstream.models.values())
+        ]
+        found.sort(key=lambda upstream: (upstream.failures, upstream.running))
+        return [(upstream, name) for upstream in found]
+
     @contextlib.contextmanager
     def busy(self, upstream: Upstream) -> Iterator[None]:
         """Count a request while it is on its way."""
@@ -149,7 +164,7 @@ class Upstreams:
         Raises:
             httpx.ReadError: it cannot be looked at.
         """
-        if adapter is None or name == adapter:
+        if adapter is None or name == adapter or PINNED.fullmatch(name):
             return True
         if not await self.check(upstream):
             raise httpx.ReadError("it does not say any more which models it has")

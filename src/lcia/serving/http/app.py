@@ -13,7 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from lcia.errors import LciaError
+from lcia.errors import LciaError, StoreError
 from lcia.serving.config import AccessConfig
 from lcia.serving.http.api_error import ApiError, api_error
 from lcia.serving.http.body import read_tree
@@ -31,7 +31,7 @@ from lcia.serving.http.schemas import (
 )
 from lcia.serving.http.service import Service
 from lcia.serving.http.shapes import ChatShape, CompletionShape, Shape
-from lcia.serving.live import ASSISTANT, BASE
+from lcia.serving.live import ASSISTANT, BASE, LiveStore, Snapshot
 from lcia.serving.page.endpoints import add_page
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def build_app(service: Service, more: Callable[[FastAPI], None] | None = None) -
     add_errors(app)
     _add_openai(app, service)
     _add_operations(app, service)
-    add_page(app, service.live)
+    add_page(app, service.live, feedback=service.keep_receipts is not None)
     if more is not None:
         more(app)
     add_guard(app, service.config.access, service.monitoring)
@@ -78,7 +78,7 @@ def add_guard(app: FastAPI, access: AccessConfig, monitoring: Monitoring) -> Non
         monitoring.requests.labels(label, str(status)).inc()
         monitoring.request_seconds.labels(label).observe(seconds)
 
-    app.add_middleware(Guard, api_keys=access.api_keys, observe=observe)
+    app.add_middleware(Guard, keys=access.keys(), observe=observe)
     if access.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -158,20 +158,38 @@ def _add_openai(app: FastAPI, service: Service) -> None:
         asked = parse(RouteRequest, await tree(request))
         return JSONResponse(await service.explain(said_in(asked.messages)))
 
-    def model_record(name: str) -> dict[str, Any]:
+    def records() -> list[dict[str, Any]]:
         current = service.live.current
-        record = {"id": name, "object": "model", "created": current.created, "owned_by": "lcia"}
-        group = current.names.get(name)
-        return {**record, "root": current.adapters[group][0]} if group else record
+        names = [ASSISTANT, *current.names, BASE]
+        return [model_record(name, current, name) for name in names]
 
-    def model_names() -> list[str]:
-        return [ASSISTANT, *service.live.current.names, BASE]
-
-    add_models(app, lambda: [model_record(name) for name in model_names()])
+    add_models(app, service.live, records)
 
 
-def add_models(app: FastAPI, records: Callable[[], list[dict[str, Any]]]) -> None:
-    """List models, and show each of them by its name, which may hold slashes."""
+def model_record(name: str, snapshot: Snapshot, plain: str) -> dict[str, Any]:
+    """Return what is told of a model.
+
+    Args:
+        name: as clients write it.
+        snapshot: the version that answers.
+        plain: the name without a version.
+    """
+    record = {"id": name, "object": "model", "created": snapshot.created, "owned_by": "lcia"}
+    group = snapshot.names.get(plain) or snapshot.pinned.get(plain)
+    return {**record, "root": snapshot.adapters[group][0]} if group else record
+
+
+def add_models(app: FastAPI, live: LiveStore, records: Callable[[], list[dict[str, Any]]]) -> None:
+    """List models, and show each of them by its name, which may hold slashes or a version."""
+
+    def pinned(name: str) -> list[dict[str, Any]]:
+        try:
+            snapshot, plain = live.named(name)
+        except StoreError:
+            return []
+        known = plain in (ASSISTANT, BASE) or plain in snapshot.names or plain in snapshot.pinned
+        with_version = plain != name or plain in snapshot.pinned
+        return [model_record(name, snapshot, plain)] if known and with_version else []
 
     @app.api_route("/v1/models", methods=READ)
     async def models() -> Response:
@@ -180,6 +198,7 @@ def add_models(app: FastAPI, records: Callable[[], list[dict[str, Any]]]) -> Non
     @app.api_route("/v1/models/{name:path}", methods=READ)
     async def model(name: str) -> Response:
         found = [record for record in records() if record["id"] == name]
+        found = found or await asyncio.to_thread(pinned, name)
         if not found:
             raise ApiError(
                 404,

@@ -1,22 +1,20 @@
 """Keys, hosts, headers and the access log: what every response passes."""
 
-import hashlib
-import hmac
 import ipaddress
 import logging
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 
+from lcia.errors import StoreError
 from lcia.serving.http.api_error import ApiError
+from lcia.serving.keys import Caller, Keys, is_open, scope_of
+from lcia.store.audit import acting
 
 logger = logging.getLogger(__name__)
-
-OPEN = ("/", "/page/", "/healthz", "/readyz")
-"""What needs no key: the page, which holds no data, and the probes."""
 
 HEADERS: Mapping[str, str] = {
     "Content-Security-Policy": (
@@ -39,14 +37,14 @@ class Guard:
 
     Args:
         app: what is guarded.
-        api_keys: any of them is accepted; none: only this machine may ask, by a name of it, so
-            that no web page reaches the server under a name of its own.
+        keys: who may ask for what; while none is needed, only this machine may ask, by a name of
+            it, so that no web page reaches the server under a name of its own.
         observe: told path, status and seconds of every request.
     """
 
-    def __init__(self, app: Any, *, api_keys: Sequence[str], observe: Observe) -> None:
+    def __init__(self, app: Any, *, keys: Keys, observe: Observe) -> None:
         self.app = app
-        self._digests = [hashlib.sha256(key.encode()).digest() for key in api_keys]
+        self._keys = keys
         self._observe = observe
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -68,11 +66,13 @@ class Guard:
             await send(message)
 
         try:
-            self._check(scope["path"], Headers(scope=scope))
+            caller = self._check(scope["method"], scope["path"], Headers(scope=scope))
         except ApiError as error:
             await error.response()(scope, receive, complete)
         else:
-            await self.app(scope, receive, complete)
+            scope.setdefault("state", {})["caller"] = caller
+            with acting(f"key {caller.name}" if caller.name else "server"):
+                await self.app(scope, receive, complete)
         finally:
             seconds = time.perf_counter() - started
             self._observe(scope["path"], status, seconds)
@@ -81,24 +81,35 @@ class Guard:
                 "%s %r %d %.3fs %s", scope["method"], scope["path"], status, seconds, request
             )
 
-    def _check(self, path: str, headers: Headers) -> None:
-        if not self._digests:
-            self._check_host(headers.get("host", ""))
-        elif not (path in OPEN or path.startswith("/page/")):
-            self._check_key(headers.get("authorization", ""))
-
-    def _check_key(self, authorization: str) -> None:
-        scheme, _, key = authorization.partition(" ")
-        digest = hashlib.sha256(key.strip().encode()).digest()
-        # Every key is compared, each in constant time: neither tells how close a guess was.
-        matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        if scheme.lower() != "bearer" or not any(matches):
+    def _check(self, method: str, path: str, headers: Headers) -> Caller:
+        try:
+            if not self._keys.needed:
+                self._check_host(headers.get("host", ""))
+                return Caller()
+            if is_open(path):
+                return Caller()
+            caller = self._keys.caller(headers.get("authorization", ""))
+        except StoreError as error:
+            logger.error("no key can be checked: %s", error)
+            raise ApiError(
+                500, "The keys cannot be read; the log says why.", code="keys"
+            ) from error
+        if caller is None:
             raise ApiError(
                 401,
                 "The API key is missing or wrong; send 'Authorization: Bearer KEY'.",
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )
+        if not caller.may(method, path):
+            needed = scope_of(method, path)
+            raise ApiError(
+                403,
+                f"The key '{caller.name}' may {', '.join(caller.scopes)}; {method} {path[:200]} "
+                + (f"needs the scope '{needed}'." if needed else "is for keys without scopes."),
+                code="insufficient_scope",
+            )
+        return caller
 
     def _check_host(self, host: str) -> None:
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
@@ -111,6 +122,6 @@ class Guard:
             raise ApiError(
                 403,
                 f"Host is {host[:100]!r}; without API keys only this machine may ask, by "
-                "localhost or a loopback address. Start the server with --api-key-file.",
+                "localhost or a loopback address. Make a key: lcia keys add.",
                 code="host_not_allowed",
             )

@@ -1,6 +1,7 @@
 // The conversation: questions, streamed answers, and why each group answered.
 
 import { getJson, stream } from "./api.js";
+import { feedbackOn } from "./feedback.js";
 import { element, groupTag, number, tone } from "./dom.js";
 
 const $ = (id) => document.getElementById(id);
@@ -20,6 +21,7 @@ let turns = [];
 let running = null;
 let names = {};
 let known = null;
+let takesFeedback = false;
 
 // Questions wait for the store's groups, and tell if they cannot be had.
 export const waitFor = (loading) => {
@@ -27,6 +29,7 @@ export const waitFor = (loading) => {
 };
 
 export function showModels(store) {
+  takesFeedback = store.takes_feedback;
   names = Object.fromEntries(store.groups.map((group) => [group.id, group.name]));
   const chosen = model.value;
   const groups = store.groups.map((group) => [
@@ -75,7 +78,9 @@ async function ask(text) {
 
 async function receive(body, answer, why) {
   const started = performance.now();
+  let id = null;
   for await (const piece of stream(body, running.signal)) {
+    id = piece.id;
     if (piece.lcia) explain(piece.lcia, body.messages, why);
     const text = piece.choices[0]?.delta.content;
     if (text) answer.append(text);
@@ -87,6 +92,7 @@ async function receive(body, answer, why) {
     scroll();
   }
   if (!answer.textContent) answer.append(element("span", { className: "muted" }, "(no text)"));
+  if (takesFeedback && id) why.after(feedbackOn(id, body.messages, answer.textContent));
 }
 
 function explain(told, messages, why) {

@@ -19,8 +19,8 @@ TYPES = {
 }
 
 
-def add_page(app: FastAPI, live: LiveStore) -> None:
-    """Serve the page and what it shows of the store.
+def add_page(app: FastAPI, live: LiveStore, *, feedback: bool) -> None:
+    """Serve the page and what it shows of the store; with ``feedback``, people say what is wrong.
 
     The files are read once: no path of a request ever reaches the file system.
     """
@@ -52,4 +52,4 @@ def add_page(app: FastAPI, live: LiveStore) -> None:
         if number not in shown:
             shown.clear()
             shown[number] = await asyncio.to_thread(overview, live.store)
-        return JSONResponse(shown[number])
+        return JSONResponse({**shown[number], "takes_feedback": feedback})

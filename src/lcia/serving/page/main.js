@@ -1,9 +1,10 @@
 import { getJson } from "./api.js";
 import { showModels, waitFor } from "./chat.js";
+import { showInbox } from "./inbox.js";
 import { showStore } from "./store.js";
 
 const $ = (id) => document.getElementById(id);
-const views = ["chat", "store"];
+const views = ["chat", "store", "inbox"];
 
 function show(view) {
   for (const name of views) {
@@ -11,6 +12,7 @@ function show(view) {
     $(`show-${name}`).ariaPressed = String(name === view);
   }
   if (view === "chat") $("prompt").focus();
+  else if (view === "inbox") showInbox($("inbox"));
   else load();
 }
 
@@ -21,6 +23,7 @@ async function showAll() {
   document.title = store.name;
   $("name").textContent = store.name;
   $("version").textContent = `version ${store.version}`;
+  $("show-inbox").hidden = !store.takes_feedback;
   showModels(store);
   showStore(store, $("store"));
 }

@@ -1,0 +1,1 @@
+"""What people said about answers, and how it is learned or forgotten."""
