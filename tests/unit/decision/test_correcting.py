@@ -109,7 +109,7 @@ def test_what_is_remembered_of_a_corrected_conversation_is_the_correction(store)
 
 
 def test_corrections_of_prompts_that_reach_no_group_are_placed_as_any_task(store):
-    words = {f"Weigh this fruit, please: fruit {i}": "heavy" for i in range(6)}
+    words = {f"Weigh this fruit, please: fruit {i}": "h" for i in range(6)}
     assert teach(store, corrections(words)).group == "g3"
 
 
