@@ -3,6 +3,7 @@
 import socket
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 from fastapi import FastAPI
 
@@ -51,7 +52,7 @@ def build_live_app(service: Service, config: LiveConfig, database: Database) -> 
     """Return the ASGI application of an assistant that takes feedback, and jobs if it learns."""
     canaries = Canaries(database, config.canary)
     trial = Trial(service.live, canaries) if config.canary else None
-    kept = {"texts": config.keep_prompts, "keep_days": config.keep_days}
+    kept: dict[str, Any] = {"texts": config.keep_prompts, "keep_days": config.keep_days}
     recorder = Recorder(Receipts(database), **kept, trial=trial)
     service.keep_receipts, service.count_failure = recorder, recorder.failed
     access = service.config.access

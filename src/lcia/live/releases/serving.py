@@ -10,7 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 
 from lcia.errors import ConfigError, StoreError
-from lcia.live.api import _check_origin
+from lcia.live.api import check_origin
 from lcia.live.database import DatabaseError
 from lcia.live.releases.canary import (
     PROMOTED,
@@ -126,7 +126,7 @@ def add_releases(app: FastAPI, access: AccessConfig, releases: Releases) -> None
     def add_action(name: str, act: Callable[[int, ReleaseRequest], Any]) -> None:
         @app.post(base + "/{number}/" + name)
         async def action(number: str, request: Request) -> Response:
-            _check_origin(request, access)
+            check_origin(request, access)
             asked = parse(ReleaseRequest, await _tree(request, access))
             return JSONResponse(_told(await _on_thread(lambda: act(_number(number), asked))))
 
