@@ -3,9 +3,9 @@
     python examples/live.py runs/live                       # everything on this machine
     python examples/live.py --url http://127.0.0.1:8000/v1  # 'lcia serve assistant --learn' runs
 
-A help desk learns two tasks. Refunds then move to another desk: twenty answers are corrected, a
-job learns the corrections, and the next version answers as corrected. About eight minutes on two
-CPU cores.
+A help desk learns two tasks, neither of which says who answers refunds. Twenty answers are
+corrected, a job learns the corrections, and the next version answers as corrected: other refunds,
+too.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import openai
 
 DESK = "Which desk answers this? Say one word."
 CODE = "Write the code of this country."
-DESKS = {"invoice": "billing", "refund": "billing", "parcel": "shipping", "password": "accounts"}
+DESKS = {"invoice": "billing", "parcel": "shipping", "password": "accounts"}
 CODES = {"Norway": "NO", "Peru": "PE", "Kenya": "KE", "Japan": "JP"}
 TRAINING = {"num_train_epochs": 3, "learning_rate": 1e-3, "per_device_train_batch_size": 8}
 ADAPTER = {  # the upper third of 30 layers
@@ -94,7 +94,7 @@ def story(client: openai.OpenAI) -> dict[str, Any]:
     teach(client, "codes", codes[:60], codes[60:])
     teach(client, "desks", desks[:96], desks[96:])
     before = client.models.retrieve("assistant")
-    old = [*codes[60:], *((p, a) for p, a in desks[96:] if "refund" not in p)]
+    old = [*codes[60:], *desks[96:]]
     refunds = pairs(DESK, {"refund": "returns"}, count=30, seed=3)
     corrected, others = refunds[:20], refunds[20:]
 
