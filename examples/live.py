@@ -24,6 +24,7 @@ import openai
 DESK = "Which desk answers this? Say one word."
 CODE = "Write the code of this country."
 DESKS = {"invoice": "billing", "parcel": "shipping", "password": "accounts"}
+REFUNDS = "returns"
 CODES = {"Norway": "NO", "Peru": "PE", "Kenya": "KE", "Japan": "JP"}
 TRAINING = {"num_train_epochs": 3, "learning_rate": 1e-3, "per_device_train_batch_size": 8}
 ADAPTER = {  # the upper third of 30 layers
@@ -95,7 +96,7 @@ def story(client: openai.OpenAI) -> dict[str, Any]:
     teach(client, "desks", desks[:96], desks[96:])
     before = client.models.retrieve("assistant")
     old = [*codes[60:], *desks[96:]]
-    refunds = pairs(DESK, {"refund": "returns"}, count=30, seed=3)
+    refunds = pairs(DESK, {"refund": REFUNDS}, count=30, seed=3)
     corrected, others = refunds[:20], refunds[20:]
 
     print("Twenty answers are corrected.")
