@@ -218,6 +218,7 @@ def url(request):
         yield found
 
 
+@pytest.mark.slow
 def test_server_and_worker_killed_together_and_alone_lose_no_job(store, tmp_path, url):
     straight = straight_of(store.root, tmp_path / "straight", 2)
     jobs, made = queue_of(store.root, 2, url=url)
@@ -275,6 +276,7 @@ def until(condition, *, seconds=120):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_running_job_is_paused_resumed_and_cancelled(store, tmp_path):
     straight = tmp_path / "straight"
     shutil.copytree(store.root, straight)
@@ -304,6 +306,7 @@ def test_a_running_job_is_paused_resumed_and_cancelled(store, tmp_path):
     assert "t1" not in Store.open(store.root).current.manifest["tasks"]
 
 
+@pytest.mark.slow
 def test_a_running_job_that_is_cancelled_leaves_nothing(store):
     before = contents(store.root)
     jobs, (job,) = queue_of(store.root, 1, epochs=200)
@@ -352,6 +355,7 @@ def test_kill_dash_nine_of_the_worker_at_random_moments_ends_every_job_once(stor
     assert contents(store.root) == contents(straight)
 
 
+@pytest.mark.slow
 def test_the_example_corrects_what_it_serves(tmp_path, tiny_model, capsys):
     path = Path(__file__).parents[2] / "examples" / "live.py"
     spec = importlib.util.spec_from_file_location("live_example", path)
