@@ -110,7 +110,7 @@ def _write_models(
             about = export_merged(store, output, told=told)
         else:
             about = export_gguf(store, output, ollama=form is Format.ollama, told=told)
-    group, largest = max(about["difference"].items(), key=lambda item: item[1])
+    group, largest = next(iter(about["difference"])), max(about["difference"].values())
     lines = [
         f"{output}: {len(about['adapters'])} models of version {about['version']}; a logit differs "
         f"by at most {largest:.1e} of the largest."
