@@ -154,6 +154,7 @@ def _literal(text: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    if '"""' in text or text.endswith('"'):
+    dropped = [c for c in text if not (c.isprintable() or c in "\n\t ")]  # by Ollama's parser
+    if '"""' in text or text.endswith('"') or dropped:
         raise StoreError(f"model: a Modelfile cannot hold {text!r}. Export it with --format gguf.")
     return f'"""{text}"""'

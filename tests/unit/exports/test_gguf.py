@@ -1,5 +1,7 @@
 """GGUF files and Modelfiles: what llama.cpp, Ollama and transformers read is what was written."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -16,9 +18,10 @@ from transformers import (
 from conftest import CHAT_TEMPLATE
 from lcia.config import AssistantConfig
 from lcia.demo.embedded import SMOLLM2
+from lcia.demo.skills import skills
 from lcia.errors import StoreError
 from lcia.exports.gguf import _WORDS, FILE, PLAIN, Vocabulary, check_llama, export_gguf, write_gguf
-from lcia.exports.ollama import find_pieces
+from lcia.exports.ollama import _quoted, find_pieces
 from lcia.learner import ContinualLearner
 from lcia.models import load_model
 from lcia.models.answering import NAMED, TemplateSettings
@@ -187,7 +190,7 @@ def learned(tmp_path_factory, colours):
     config = AssistantConfig(
         model=str(folder / "base"),
         dtype="float32",
-        training={"num_train_epochs": 8, "learning_rate": 1e-2},
+        training={"num_train_epochs": 2, "learning_rate": 1e-2},
     )
     learner = ContinualLearner.create(folder / "assistant", config)
     learner.learn(colours)
@@ -200,9 +203,9 @@ def test_llama_cpp_answers_as_the_assistant_does(learned, tmp_path, colours):
     reader = llama(tmp_path / "out" / "g1" / FILE)
     asked = [list(sample.messages) for sample in (*colours.train, *colours.test)]
     adapter = learned.store.current.adapters["g1"]
-    wanted = learned.host.generate(asked, [adapter] * len(asked), max_new_tokens=6)
-    assert set(wanted) == {"r", "g"}
-    assert [answered(reader, messages, 6) for messages in asked] == wanted
+    wanted = learned.host.generate(asked, [adapter] * len(asked), max_new_tokens=12)
+    assert all(wanted)
+    assert [answered(reader, messages, 12) for messages in asked] == wanted
 
 
 def answered(reader, messages, max_tokens):
@@ -214,31 +217,21 @@ def answered(reader, messages, max_tokens):
 
 @pytest.mark.slow
 def test_a_hundred_answers_of_smollm2_are_the_same_in_llama_cpp(tmp_path):
-    from lcia.demo.skills import skills
-
+    tasks = skills()[:4]
     config = AssistantConfig(
-        model=SMOLLM2.name, training={"num_train_epochs": 1, "learning_rate": 1e-3, "max_steps": 8}
+        model=SMOLLM2.name, dtype="float32", training={"learning_rate": 1e-3, "max_steps": 12}
     )
     learner = ContinualLearner.create(tmp_path / "assistant", config)
-    tasks = list(skills())[:3]
-    for task in tasks:
-        learner.learn(task)
+    learner.learn(replace(tasks[0], test=tasks[0].test[:2]))
     export_gguf(learner.store, tmp_path / "out")
-    adapters = learner.store.current.adapters
-    same, different = 0, []
-    for task in tasks:
-        group = next(
-            g.id for g in learner.codebook.groups if task.name in {t.name for t in g.tasks}
-        )
-        reader = llama(tmp_path / "out" / group / FILE)
-        asked = [list(sample.messages) for sample in task.test][:34]
-        wanted = learner.host.generate(asked, [adapters[group]] * len(asked), max_new_tokens=24)
-        for messages, answer in zip(asked, wanted, strict=True):
-            found = answered(reader, messages, 24)
-            same += found == answer
-            different += [] if found == answer else [(answer, found)]
-    assert same + len(different) == 102
-    assert same >= 97, different
+    adapter = learner.store.current.adapters["g1"]
+    reader = llama(tmp_path / "out" / "g1" / FILE)
+    asked = [list(sample.messages) for task in tasks for sample in task.test[:25]]
+    wanted = learner.host.generate(asked, [adapter] * 100, max_new_tokens=16)
+    found = [answered(reader, messages, 16) for messages in asked]
+    different = [pair for pair in zip(wanted, found, strict=True) if pair[0] != pair[1]]
+    assert len(set(wanted)) > 50
+    assert len(different) <= 5, different
 
 
 def test_other_architectures_are_refused_by_name_before_anything_is_merged(
@@ -357,6 +350,12 @@ def test_a_template_of_turns_is_told_in_pieces(template, start, head):
 def test_what_ollama_cannot_say_is_refused(template):
     with pytest.raises(StoreError, match=r"chat template does more than.*--format gguf"):
         find_pieces(Told(template))
+
+
+@pytest.mark.parametrize("text", ['say """', 'ends with "', "bell \a", "zero\u200bwidth"])
+def test_what_a_modelfile_cannot_hold_is_refused(text):
+    with pytest.raises(StoreError, match="a Modelfile cannot hold"):
+        _quoted(text)
 
 
 def test_a_modelfile_holds_template_and_stops(learned, tmp_path):
