@@ -37,6 +37,7 @@ def free_port():
         return probe.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_the_tutorials_run_as_they_stand(place, capsys):
     port, site = free_port(), place.parent / "site"
     tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -55,7 +56,7 @@ def test_the_tutorials_run_as_they_stand(place, capsys):
                 continue
             command = ["python", "-c", text] if language == "python" else ["bash", "-ec", text]
             done = subprocess.run(
-                command, cwd=place, env=env, capture_output=True, text=True, timeout=300
+                command, cwd=place, env=env, capture_output=True, text=True, timeout=600
             )
             assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
             run[language] += 1

@@ -190,7 +190,7 @@ def learned(tmp_path_factory, colours):
     config = AssistantConfig(
         model=str(folder / "base"),
         dtype="float32",
-        training={"num_train_epochs": 2, "learning_rate": 1e-2},
+        training={"num_train_epochs": 8, "learning_rate": 1e-2},
     )
     learner = ContinualLearner.create(folder / "assistant", config)
     learner.learn(colours)
