@@ -14,6 +14,12 @@ ApiKeyFile = Annotated[
     Path | None,
     typer.Option(help="File of API keys that may do all, one per line. See 'lcia keys'."),
 ]
+CacheMemory = Annotated[
+    float | None,
+    typer.Option(
+        min=0.001, help="Gigabytes for keys and values of all answers; default: a quarter of free."
+    ),
+]
 Megabytes = Annotated[float, typer.Option(help="Longest request body in megabytes.")]
 CorsOrigin = Annotated[
     list[str] | None,
@@ -89,6 +95,7 @@ def serve(
     ] = 2048,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 512,
     max_adapters: Annotated[int, typer.Option(min=1, help="Idle adapters kept in memory.")] = 64,
+    cache_memory: CacheMemory = None,
     max_body_mb: Megabytes = 8.0,
     dtype: Annotated[
         str | None,
@@ -134,8 +141,9 @@ def serve(
     from lcia.serving.engine.limits import EngineLimits
 
     access = access_of(store, host, port, api_key_file, max_body_mb, drain, cors_origin)
-    sizes = {"max_batch": max_batch, "max_waiting": max_waiting}
-    limits = EngineLimits(**sizes, max_context=max_context, max_adapters=max_adapters)
+    sizes = {"max_batch": max_batch, "max_waiting": max_waiting, "max_context": max_context}
+    cache = int(cache_memory * 1e9) if cache_memory else None
+    limits = EngineLimits(**sizes, max_adapters=max_adapters, cache_bytes=cache)
     config = ServeConfig(
         access=access,
         limits=limits,

@@ -12,10 +12,12 @@ from lcia.data import Message
 from lcia.errors import StoreError
 from lcia.models import AdapterHost
 from lcia.serving.engine import scheduler as scheduler_module
-from lcia.serving.engine.batch import Batch
+from lcia.serving.engine.batch import Batch, free_memory, token_bytes
+from lcia.serving.engine.engine import Engine
 from lcia.serving.engine.job import Job, Prompt, State
 from lcia.serving.engine.limits import (
     AdapterRemovedError,
+    CacheTooSmallError,
     DeviceMemoryError,
     EngineLimits,
     GenerationFailedError,
@@ -53,7 +55,7 @@ class Bench:
     def __init__(self, base, faults=None, **limits):
         faults = faults or Faults()
         self.chat = AdapterHost(base).chat
-        self.batch = Batch(base, max_adapters=2)
+        self.batch = Batch(base, max_adapters=2, cache_bytes=limits.pop("cache_bytes", None))
         self.heard, self.jobs, self.faults = {}, [], faults
         self.scheduler = Scheduler(
             self.batch,
@@ -404,3 +406,44 @@ def test_settings_that_are_no_numbers_are_refused(settings):
         Sampling(**settings)
     with pytest.raises(ValueError, match="top_p is"):
         Sampling(top_p=float("nan"))
+
+
+def cells(base, tokens):
+    """The bytes of so many tokens' keys and values."""
+    return {"cache_bytes": tokens * token_bytes(base.model)}
+
+
+def test_answers_wait_until_the_cache_has_room_and_come_out_as_they_are(bench, base, alone):
+    longest = max(len(bench().prompt(text).ids) for text in TEXTS) + 6
+    one = bench(max_batch=8, **cells(base, 3 * longest))
+    arena = one.batch._arena
+    jobs = [(text, one.arrive(one.prompt(text))) for text in TEXTS * 4]
+    most = 0
+    for _ in range(400):
+        one.prepare()
+        one.step()
+        if arena.layers[0].keys is not None:
+            most = max(most, arena.layers[0].keys.shape[0] * arena.layers[0].keys.shape[2])
+        if not one.scheduler.count(*State):
+            break
+    one.step()
+    assert 0 < most <= 3 * longest
+    assert [one.told(job)[0] for _, job in jobs] == [alone[text, None] for text, _ in jobs]
+
+
+def test_a_request_that_can_never_fit_is_refused_in_one_clear_line(bench, base, alone):
+    one = bench(**cells(base, 60))
+    with pytest.raises(CacheTooSmallError, match=r"this server's cache holds 60\. Ask for"):
+        one.arrive(one.prompt("one", max_new_tokens=50), prepare=False)
+    prepared = one.arrive(one.prompt("one", max_new_tokens=50))
+    short = one.arrive(one.prompt("one"))
+    one.finish()
+    assert isinstance(one.told(prepared)[1].error, CacheTooSmallError)
+    assert one.told(short)[0] == alone["one", None], "others go on"
+
+
+def test_a_server_bounds_its_cache_unless_it_is_told_to(base):
+    engine = Engine(base)
+    most = free_memory(base.model.device) // token_bytes(base.model)
+    assert 0 < engine.batch.cells < most
+    engine.stop()

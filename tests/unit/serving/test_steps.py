@@ -95,6 +95,43 @@ def check(arena, rows, tokens):
             assert (values[i, :, ~mask[i]] == 0).all()
 
 
+@settings(max_examples=60)
+@given(steps, st.integers(120, 400))
+def test_buffers_stay_within_their_cells_whatever_mix_comes(script, cells):
+    """Rows join only where the longest they get, times their number, fits: the scheduler's rule."""
+    arena, rows, limits = Arena(layers=LAYERS, cells=cells), [], []
+    with_headroom(128)
+    for step in script:
+        if isinstance(step, list):
+            joining = [(n, n + 1 + n % 7) for n in step]
+            longest = max(limit for _, limit in [*joining, *((0, limit) for limit in limits)])
+            if (len(limits) + len(joining)) * longest > cells:
+                continue
+            arena.join(prefilled([[1.0] * n for n in step]), step, range(len(step)))
+            rows += [n for n, _ in joining]
+            limits += [limit for _, limit in joining]
+        elif step == "token" and rows:
+            arena.make_room()
+            for layer in range(LAYERS):
+                arena.update(states([[2.0]] * len(rows)), states([[2.0]] * len(rows)), layer)
+            arena.advance()
+            rows = [n + 1 for n in rows]
+        elif isinstance(step, int) and step < len(rows):
+            leave(arena, rows, limits, step)
+        while full := [i for i, n in enumerate(rows) if n >= limits[i]]:
+            leave(arena, rows, limits, full[0])
+        assert arena.lengths == rows
+        if arena.layers[0].keys is not None:
+            assert arena.layers[0].keys.shape[0] * arena.layers[0].keys.shape[2] <= cells
+
+
+def leave(arena, rows, limits, row):
+    arena.drop(row)
+    for one in (rows, limits):
+        one[row] = one[-1]
+        one.pop()
+
+
 @pytest.fixture(scope="module")
 def tokenizer(tiny_model):
     return AutoTokenizer.from_pretrained(tiny_model)

@@ -24,6 +24,8 @@ class Arena(Cache):
 
     Args:
         layers: number of the model's attention layers.
+        cells: rows times columns that the buffers may have; None: as many as come. Whoever lets
+            rows join sees to it that the longest they get, times how many they are, is no more.
 
     Attributes:
         intact: False once a change failed in the middle of it, for want of memory; ``clear``
@@ -32,7 +34,8 @@ class Arena(Cache):
 
     layers: list[Any]
 
-    def __init__(self, *, layers: int) -> None:
+    def __init__(self, *, layers: int, cells: int | None = None) -> None:
+        self.cells = cells
         self.window = _Window()
         self.intact = True
         super().__init__(layers=[_ArenaLayer(self.window) for _ in range(layers)])
@@ -109,6 +112,10 @@ class Arena(Cache):
         end = max(width, window.width)
         new_rows = max(window.rows, 1 << (rows - 1).bit_length())
         columns = max(window.columns, end + HEADROOM)
+        if self.cells is not None and new_rows * columns > self.cells:
+            # Not as large as they once had to be, nor rounded up: as many rows as there are.
+            new_rows = max(rows, min(new_rows, self.cells // (end + HEADROOM)))
+            columns = max(end + 1, min(end + HEADROOM, self.cells // new_rows))
         for i, layer in enumerate(self.layers):
             layer.move(end=end, rows=new_rows, columns=columns, like=like and like.layers[i])
         window.end, window.rows, window.columns = end, new_rows, columns

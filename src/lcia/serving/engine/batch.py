@@ -26,16 +26,23 @@ class Batch:
     Args:
         base: the model; its weights are never changed, but for ``projector``.
         max_adapters: adapters kept in memory.
+        cache_bytes: keys and values of all rows together; None: no bound.
         projector: of a vision-language model; swapped for that of each prompt with images.
 
     Attributes:
         rows: the jobs whose answers grow, in the order of the cache's rows.
         reading: prompts being read, the ones whose turn it is first.
         vocabulary: how many tokens the model's embedding has.
+        cells: tokens whose keys and values may be in memory; None: no bound.
     """
 
     def __init__(
-        self, base: BaseModel, *, max_adapters: int, projector: Projector | None = None
+        self,
+        base: BaseModel,
+        *,
+        max_adapters: int,
+        cache_bytes: int | None = None,
+        projector: Projector | None = None,
     ) -> None:
         self.bank = AdapterBank(base.model, max_loaded=max_adapters)
         self.rows: list[Job] = []
@@ -43,7 +50,9 @@ class Batch:
         self.vocabulary = base.model.get_input_embeddings().num_embeddings
         self._model = base.model
         self._projector = projector
-        self._arena = Arena(layers=base.model.config.get_text_config().num_hidden_layers)
+        text = base.model.config.get_text_config()
+        self.cells = None if cache_bytes is None else cache_bytes // token_bytes(base.model)
+        self._arena = Arena(layers=text.num_hidden_layers, cells=self.cells)
         self._cache = cache_argument(base.model)
         takes = inspect.signature(base.model.forward).parameters
         self._options = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
@@ -62,6 +71,20 @@ class Batch:
     def read_together(self, jobs: Sequence[Job]) -> None:
         """Let prompts be read, a piece per turn."""
         self.reading.append(Prefill(jobs, model=self._model))
+
+    def has_room(self, placed: Sequence[Job], group: Sequence[Job]) -> bool:
+        """Tell whether prompts can be read and answered beside the jobs that have a place.
+
+        Args:
+            placed: those jobs.
+            group: whose prompts would be read together.
+        """
+        if self.cells is None:
+            return True
+        longest = max(job.asked.most_tokens for job in (*placed, *group))
+        reading = sum(len(prefill.jobs) * prefill.width for prefill in self.reading)
+        reading += len(group) * max(len(job.asked.ids) for job in group)
+        return (len(placed) + len(group)) * longest + reading <= self.cells
 
     def split(self, prefill: Prefill) -> None:
         """Read the prompts of a failed reading again, in two halves."""
@@ -141,3 +164,20 @@ class Batch:
         self.bank.release_all()
         if self._model.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def token_bytes(model: Any) -> int:
+    """Return the bytes that one token's keys and values take in all layers of a model."""
+    text = model.config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return int(2 * text.num_hidden_layers * heads * size * model.dtype.itemsize)
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes that are free on a device, or in the machine for the processor's."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    return int(psutil.virtual_memory().available)

@@ -14,7 +14,7 @@ from lcia.errors import ModelError
 from lcia.models import BaseModel, ChatFormat
 from lcia.models.projector import Projector
 from lcia.serving.engine.bank import AdapterBank
-from lcia.serving.engine.batch import Batch
+from lcia.serving.engine.batch import Batch, free_memory
 from lcia.serving.engine.job import Delta, Job, Prompt
 from lcia.serving.engine.limits import EngineLimits, ShuttingDownError
 from lcia.serving.engine.sampling import Sampling
@@ -23,6 +23,9 @@ from lcia.serving.engine.scheduler import PLACED, QUEUED, News, Scheduler
 logger = logging.getLogger(__name__)
 
 ATTENTION = {"full_attention", "sliding_attention"}
+FREE_SHARE = 4
+"""The cache may take one part in so many of the memory that is free, where nothing is said."""
+
 PAUSE_S = 0.1
 """Between two attempts to deliver news that nobody took."""
 
@@ -56,7 +59,10 @@ class Engine:
     ) -> None:
         check_model(base.model)
         self.limits = limits or EngineLimits()
-        self.batch = Batch(base, max_adapters=self.limits.max_adapters, projector=projector)
+        bound = self.limits.cache_bytes or free_memory(base.model.device) // FREE_SHARE
+        self.batch = Batch(
+            base, max_adapters=self.limits.max_adapters, cache_bytes=bound, projector=projector
+        )
         self._chat = chat or ChatFormat(
             base.tokenizer, max_prompt_tokens=self.limits.max_context, facts=base.facts
         )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lcia.serving.engine.limits import PromptError, PromptTooLongError
+from lcia.serving.engine.limits import CacheTooSmallError, PromptError, PromptTooLongError
 from lcia.serving.engine.sampling import Sampling
 from lcia.serving.engine.text import TextStream
 
@@ -50,16 +50,23 @@ class Prompt:
     stops: tuple[str, ...] = ()
     lead: str = ""
 
-    def fitting(self, *, max_context: int, vocabulary: int) -> "Prompt":
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of the prompt and its longest answer."""
+        return len(self.ids) + self.max_new_tokens
+
+    def fitting(self, *, max_context: int, vocabulary: int, cells: int | None = None) -> "Prompt":
         """Return the prompt with an answer no longer than fits.
 
         Args:
             max_context: tokens of prompt and answer together.
             vocabulary: how many tokens the model's embedding has.
+            cells: tokens that the cache has room for, while the prompt is read; None: no bound.
 
         Raises:
             PromptError: it has no tokens, or one that the model does not have.
             PromptTooLongError: it leaves no room for an answer.
+            CacheTooSmallError: it can never fit into the cache.
         """
         if not self.ids:
             raise PromptError("The prompt has no tokens; expected at least one.")
@@ -74,7 +81,10 @@ class Prompt:
             )
         if self.max_new_tokens < 1:
             raise PromptError(f"max_new_tokens is {self.max_new_tokens}; expected at least 1.")
-        return replace(self, max_new_tokens=min(self.max_new_tokens, room))
+        answer = min(self.max_new_tokens, room)
+        if cells is not None and 2 * len(self.ids) + answer > cells:
+            raise CacheTooSmallError((len(self.ids), answer), cells=cells)
+        return replace(self, max_new_tokens=answer)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,8 @@ class EngineLimits:
         max_waiting: requests that wait for a place; more are refused.
         max_context: tokens of prompt and answer together.
         max_adapters: adapters kept in memory; those in use stay, whatever this says.
+        cache_bytes: keys and values of all answers together; requests wait for room. None: a
+            quarter of the memory that is free when the engine is made.
         preparing: threads that prepare prompts; long ones leave at least one free for others.
     """
 
@@ -23,6 +25,7 @@ class EngineLimits:
     max_waiting: int = 128
     max_context: int = 2048
     max_adapters: int = 64
+    cache_bytes: int | None = None
     preparing: int = 2
 
 
@@ -57,6 +60,23 @@ class PromptTooLongError(PromptError):
         super().__init__(
             f"The prompt is too long: this model's maximum context length is {max_context} tokens, "
             f"prompt and answer together; the prompt has {tokens}."
+        )
+
+
+class CacheTooSmallError(PromptError):
+    """The keys and values of a request alone take more memory than all may have together.
+
+    Args:
+        tokens: of its prompt, and of the longest answer that it asks for.
+        cells: tokens that fit.
+    """
+
+    def __init__(self, tokens: tuple[int, int], *, cells: int) -> None:
+        prompt, answer = tokens
+        super().__init__(
+            f"The request needs room for {2 * prompt + answer} tokens while its prompt of {prompt} "
+            f"is read for an answer of up to {answer}; this server's cache holds {cells}. Ask for "
+            "a shorter answer or send a shorter prompt, or serve with a larger --cache-memory."
         )
 
 

@@ -213,9 +213,11 @@ class Scheduler:
     def _read_next(self, ready: Sequence[Job]) -> list[Job]:
         """Return ready jobs whose prompts are read together, at once or alone in pieces.
 
-        One long prompt is read at a time. Short ones take turns with it.
+        One long prompt is read at a time. Short ones take turns with it. Where the cache has no
+        room for the next one, it waits, and all behind it.
         """
         group: list[Job] = []
+        placed = self._in(*PLACED)
         width = 0
         if len(self.batch.reading) > 1:
             return group
@@ -226,6 +228,8 @@ class Scheduler:
             width = max(width, length)
             alone = job.asked.images or (group and group[-1].asked.images)
             if group and (alone or width * (len(group) + 1) > PREFILL_TOKENS):
+                break
+            if not self.batch.has_room(placed, [*group, job]):
                 break
             group.append(job)
         return group
@@ -360,5 +364,7 @@ class Scheduler:
 
     def _fitting(self, prompt: Prompt) -> Prompt:
         return prompt.fitting(
-            max_context=self._limits.max_context, vocabulary=self.batch.vocabulary
+            max_context=self._limits.max_context,
+            vocabulary=self.batch.vocabulary,
+            cells=self.batch.cells,
         )

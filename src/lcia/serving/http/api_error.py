@@ -8,6 +8,7 @@ from fastapi.responses import JSONResponse
 from lcia.errors import StoreError
 from lcia.serving.engine.limits import (
     AdapterRemovedError,
+    CacheTooSmallError,
     DeviceMemoryError,
     GenerationFailedError,
     GenerationTimeoutError,
@@ -69,7 +70,7 @@ def api_error(error: Exception) -> ApiError:
         return ApiError(504, str(error), code="timeout")
     if isinstance(error, ShuttingDownError):
         return ApiError(503, str(error), code="shutting_down", headers={"Retry-After": "1"})
-    if isinstance(error, PromptTooLongError):
+    if isinstance(error, (PromptTooLongError, CacheTooSmallError)):
         return ApiError(400, str(error), code="context_length_exceeded", param="messages")
     if isinstance(error, PromptError):
         return ApiError(400, str(error), code="invalid_value", param="prompt")
