@@ -14,10 +14,12 @@ import json
 import os
 import random
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from benchmarks.serving_server import server
 from lcia.config import AssistantConfig
 from lcia.files import write_json
 from lcia.learner import ContinualLearner
+from lcia.live.child import NICE
 
 RESULTS = Path(__file__).parent / "results" / "live_load.json"
 CLIENTS, RELEASES, TOKENS = 8, 3, 24
@@ -214,11 +217,12 @@ def main() -> None:
     parser.add_argument("--model", help="default: a small Llama made here")
     parser.add_argument("--seconds", type=float, default=45, help="of load without learning")
     parser.add_argument("--epochs", type=int, default=8, help="of each job")
+    parser.add_argument("--nice", type=int, help="of the worker, on a machine that others use")
     parser.add_argument("--output", type=Path, default=RESULTS)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        host = None if given.model else pretrain(folder / "model", steps=400)
+        host = None if given.model else pretrain(folder / "model", steps=100)
         config = AssistantConfig(
             model=given.model or str(folder / "model"),
             dtype="float32",
@@ -231,11 +235,31 @@ def main() -> None:
         prompts += [f"Which box ({n})?\n\n{w}" for n in range(3) for w in ("bada", "gomo")]
         prompts += ["Why is the sky blue?", "Tell me about the Amazon river."]
         options = ["--learn", "--max-context", "512", "--canary", "0.3", "--canary-answers", "60"]
-        with server(folder / "assistant", folder / "log", options) as running:
+        with ExitStack() as stack:
+            if given.nice is not None:
+                options += ["--no-worker"]
+                stack.enter_context(worker(folder / "assistant", nice=given.nice))
+            running = stack.enter_context(server(folder / "assistant", folder / "log", options))
             found = asyncio.run(
                 run(running.url, prompts, seconds=given.seconds, epochs=given.epochs)
             )
-    write_json(given.output, {"model": given.model or "a Llama of 3 layers", **found})
+    told = {
+        "model": given.model or "a Llama of 2 layers",
+        "worker_nice": NICE if given.nice is None else given.nice,
+    }
+    write_json(given.output, {**told, **found})
+
+
+@contextmanager
+def worker(store: Path, *, nice: int) -> Iterator[None]:
+    """Run a worker of another niceness than the server's child has."""
+    command = [sys.executable, "-m", "lcia", "worker", str(store), "--threads", "1"]
+    process = subprocess.Popen([*command, "--nice", str(nice)])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
 if __name__ == "__main__":
