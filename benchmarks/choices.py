@@ -1,6 +1,6 @@
 """What every candidate of every measured choice would have given on test, after the choice.
 
-    python -m benchmarks.choices recipes/superni/shared.yaml --set "methods=[lcia]"
+    python -m benchmarks.choices STREAM.yaml --set "methods=[{name: lcia, validation: 0.1}]"
     python -m benchmarks.choices --table [FILE...]
 
 The first learns a stream as ``lcia run`` does. Behind each choice, all candidates answer all
@@ -42,6 +42,7 @@ class Recording(Chooser):
 
     def __post_init__(self) -> None:
         self._begun = time.process_time()
+        self._resumed = (self.run.folder / "checkpoints").exists()
 
     def _measure(self, model: Any, context: Any, found: Any, passes: int) -> Choice:
         begun = time.process_time()
@@ -53,7 +54,7 @@ class Recording(Chooser):
             "task": task,
             "group": self.placed.group,
             "choice": asdict(choice),
-            "training_s": round(begun - self._begun, 2),
+            "training_s": None if self._resumed else round(begun - self._begun, 2),
             "choosing_s": round(ended - begun, 2),
         }
         held = [(one.task, one.sample) for one in self.asked(task)]
@@ -119,6 +120,7 @@ def summary(record: Mapping[str, Any], stream: str) -> dict[str, Any]:
         "test": {name: percent(record["test"][key]) for name, key in named.items()},
         "score": {row["name"]: row["score"] for row in choice["table"]},
         "harmed": {row["name"]: row["harmed"] for row in choice["table"]},
+        "work": choice["work"],
         "training_s": record["training_s"],
         "choosing_s": record["choosing_s"],
     }
@@ -149,7 +151,7 @@ def table(summaries: Iterable[Mapping[str, Any]]) -> str:
         ]
         best, lost = regret(one)
         regrets.append((one["chosen"] == best, lost))
-        costs.append(one["choosing_s"] / one["training_s"])
+        costs.append(one["work"])
         where = f"{one['stream']}, {one['run']}, `{one['task']}`"
         row = [where, _points(one["before"]), "<br>".join(cells), one["chosen"], best]
         lines.append(f"| {' | '.join(row)} | {lost:.1f} |")
@@ -159,7 +161,7 @@ def table(summaries: Iterable[Mapping[str, Any]]) -> str:
             "",
             f"Validation chose what test would have in {sum(agreed)} of {len(agreed)} choices; "
             f"regret {np.mean(lost):.2f} points on average, {max(lost):.1f} at most. Measuring "
-            f"took {100 * np.mean(costs):.0f} % of the training's processor time on average, "
+            f"took {100 * np.mean(costs):.0f} % of the training's work on average, "
             f"{100 * max(costs):.0f} % at most.",
         ]
     return "\n".join(lines)

@@ -49,7 +49,11 @@ RECIPES: Mapping[str, tuple[str, str]] = {
     "superni/methods": ("superni/rules_mixed.yaml", "methods and rates as labelled"),
     "superni/medium": ("superni/medium.yaml", "methods as labelled"),
     "superni/medium_lr1e-3": ("superni/medium.yaml", "training.learning_rate=0.001"),
-    "superni/shared": ("superni/shared.yaml", "methods as labelled"),
+    "superni/shared": (
+        "superni/shared.yaml",
+        "methods as labelled; lcia-measured by an earlier criterion, on losses",
+    ),
+    "superni/shared_short": ("superni/shared_short.yaml", "methods as labelled"),
     "demo": ("../src/lcia/demo/recipe.yaml", "methods as labelled"),
     "demo-visual": ("demo-visual.yaml", ""),
 }
