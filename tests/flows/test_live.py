@@ -276,7 +276,6 @@ def until(condition, *, seconds=120):
         time.sleep(0.02)
 
 
-@pytest.mark.slow
 def test_a_running_job_is_paused_resumed_and_cancelled(store, tmp_path):
     straight = tmp_path / "straight"
     shutil.copytree(store.root, straight)
@@ -306,7 +305,6 @@ def test_a_running_job_is_paused_resumed_and_cancelled(store, tmp_path):
     assert "t1" not in Store.open(store.root).current.manifest["tasks"]
 
 
-@pytest.mark.slow
 def test_a_running_job_that_is_cancelled_leaves_nothing(store):
     before = contents(store.root)
     jobs, (job,) = queue_of(store.root, 1, epochs=200)
@@ -366,7 +364,8 @@ def test_the_example_corrects_what_it_serves(tmp_path, tiny_model, capsys):
     example.CODES = {"Norway": "N", "Peru": "P"}
     example.REFUNDS = "r"
     training = {"num_train_epochs": 8, "learning_rate": 1e-2, "save_steps": 50}
-    Assistant.create(tmp_path / "desk", model=str(tiny_model), training=training)
+    method = {"name": "lcia", "remembered": 0.5}
+    Assistant.create(tmp_path / "desk", model=str(tiny_model), training=training, method=method)
     with server(tmp_path / "desk", "--learn") as (url, _):
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
         found = example.story(client)
