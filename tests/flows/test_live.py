@@ -1,6 +1,5 @@
 """Fine-tuning jobs of a server and a worker as processes of their own, killed at any moment."""
 
-import importlib.util
 import os
 import random
 import shlex
@@ -19,7 +18,6 @@ import sqlalchemy
 import typer.main
 import yaml
 
-from lcia import Assistant
 from lcia.cli.main import app
 from lcia.errors import DataError
 from lcia.learner import Store
@@ -351,29 +349,6 @@ def test_kill_dash_nine_of_the_worker_at_random_moments_ends_every_job_once(stor
     assert calm.wait(timeout=240) == 0
     check_ended_once(store.root, jobs, made)
     assert contents(store.root) == contents(straight)
-
-
-@pytest.mark.slow
-def test_the_example_corrects_what_it_serves(tmp_path, tiny_model, capsys):
-    path = Path(__file__).parents[2] / "examples" / "live.py"
-    spec = importlib.util.spec_from_file_location("live_example", path)
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
-    # What a tiny model can hold: answers of one letter.
-    example.DESKS = {"invoice": "b", "parcel": "s", "password": "a"}
-    example.CODES = {"Norway": "N", "Peru": "P"}
-    example.REFUNDS = "r"
-    training = {"num_train_epochs": 8, "learning_rate": 1e-2, "save_steps": 50}
-    method = {"name": "lcia", "remembered": 0.5}
-    Assistant.create(tmp_path / "desk", model=str(tiny_model), training=training, method=method)
-    with server(tmp_path / "desk", "--learn") as (url, _):
-        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
-        found = example.story(client)
-    assert found["corrected"] == (0.0, 1.0)
-    assert found["like them"][1] >= 0.9
-    then, now = found["old tasks"]
-    assert now >= then - 0.05
-    assert "20 of 20 corrections are learned word for word" in capsys.readouterr().out
 
 
 def test_the_examples_of_a_worker_elsewhere_are_what_shell_yaml_and_lcia_read():
