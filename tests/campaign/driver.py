@@ -105,7 +105,7 @@ def end_state(root):
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root).as_posix()
         top, _, rest = name.partition("/")
-        if not path.is_file() or name == ".lock" or top in ("runs", "refused"):
+        if not path.is_file() or name in (".lock", ".audit-lock") or top in ("runs", "refused"):
             if top == "refused" and rest:
                 found[f"refused/{rest.partition('-')[2].partition('/')[0]}"] = ""
             continue
@@ -117,6 +117,13 @@ def end_state(root):
             # A step is told again after a resume; only its last telling counts.
             steps = {e.get("step"): e for e in events if e.get("event") == "step"}
             content = json.dumps(list(steps.values()), sort_keys=True).encode()
+        elif name == "audit.jsonl":
+            # What was done, whatever of it was told again after a kill; a cut-off line is no entry.
+            entries = [json.loads(line) for line in content.split(b"\n") if line]
+            chain = ("number", "time", "previous", "sha256")
+            told = [{k: v for k, v in e.items() if k not in chain} for e in entries]
+            done = {json.dumps(e, sort_keys=True) for e in told if e["what"] != "torn"}
+            content = "\n".join(sorted(done)).encode()
         found[name] = hashlib.sha256(content).hexdigest()[:16]
     return found
 

@@ -192,7 +192,7 @@ def test_images_under_zero_3_are_refused(monkeypatch):
         if stage == 2:
             ask()
             continue
-        with pytest.raises(ConfigError, match="ZeRO-3 gathers the tower"):
+        with pytest.raises(ConfigError, match="ZeRO-3 gathers the vision tower"):
             ask()
 
 

@@ -12,7 +12,7 @@ Host = Annotated[str, typer.Option(help="Address to listen on; others than loopb
 Port = Annotated[int, typer.Option(help="Port to listen on; 0 chooses a free one.")]
 ApiKeyFile = Annotated[
     Path | None,
-    typer.Option(help="File of API keys that may do all, one per line. See 'lcia keys'."),
+    typer.Option(help="File of API keys that may do all, one per line. See 'lcia keys add'."),
 ]
 CacheMemory = Annotated[
     float | None,

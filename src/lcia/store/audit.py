@@ -25,7 +25,7 @@ FILE = "audit.jsonl"
 FIRST = "0" * 64
 """What the first entry holds for the line before it."""
 
-_LOCK = ".audit.lock"
+_LOCK = ".audit-lock"
 _TAIL = 1 << 16
 """Bytes from the end that hold the last entry."""
 

@@ -113,7 +113,7 @@ def test_nothing_in_a_store_is_pickled(learned, tiny_model, tmp_path, colours, m
     files = [p for root in (learned.root, tmp_path / "cut") for p in root.rglob("*") if p.is_file()]
     allowed = {".json", ".jsonl", ".safetensors", ".md"}
     assert {p.suffix for p in files} - allowed <= {""}
-    assert {p.name for p in files if not p.suffix} == {".lock"}
+    assert {p.name for p in files if not p.suffix} == {".lock", ".audit-lock"}
     assert any("checkpoint-" in str(p) for p in files)
 
 

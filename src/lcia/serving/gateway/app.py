@@ -160,9 +160,12 @@ class Gateway:
         if not any(upstream.healthy for upstream in self.upstreams.all):
             text = "No server behind this gateway is well; try again later."
         else:
+            wanted = f"'{adapter or BASE}'"
+            if adapter in [key for key, _ in self.live.current.adapters.values()]:
+                wanted += f", which version {self.live.current.number} wants"
             text = (
-                f"No server behind this gateway has '{adapter or BASE}'; the current version is "
-                f"{self.live.current.number}. Export the version that has it and load it there."
+                f"No server behind this gateway has {wanted}. Export the version that has it and "
+                "load it there."
             )
         return ApiError(503, text, code="no_upstream", headers={"Retry-After": "5"})
 
