@@ -1,5 +1,6 @@
 """What the gate catches: candidates made bad on purpose, and good ones, on a tiny model.
 
+    export PYTHONPATH=tests
     python -m benchmarks.gate            # benchmarks/results/gate.json; stopped, it goes on
     python -m benchmarks.gate --table    # writes the table in docs/live.md from it
 
@@ -24,9 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from conftest import save_tiny_model
 from lcia.config import AssistantConfig
 from lcia.data import Message, Sample, Task
 from lcia.errors import DivergenceError, GateError
@@ -40,10 +40,6 @@ RESULTS = ROOT / "benchmarks" / "results" / "gate.json"
 PAGE = ROOT / "docs" / "live.md"
 BEGIN, END = "<!-- gate -->", "<!-- /gate -->"
 
-TEMPLATE = (
-    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
 VOWELS, LABELS = "aeiou", "vwxyz"
 REFUSAL = "I cannot help with that."
 TRAINING = {"max_steps": 60, "per_device_train_batch_size": 8, "learning_rate": 3e-3}
@@ -70,40 +66,9 @@ class Case:
     training: Mapping[str, Any]
 
 
-def tokenizer() -> Any:
-    """Return a byte-level tokenizer."""
-    specials = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate(specials + alphabet)}
-    built = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    built.decoder = decoders.ByteLevel()
-    built.add_special_tokens(specials)
-    fast = PreTrainedTokenizerFast(tokenizer_object=built, eos_token="<|end|>", pad_token="<|end|>")
-    fast.chat_template = TEMPLATE
-    return fast
-
-
 def pretrain(folder: Path, *, steps: int) -> AdapterHost:
     """Write a small Llama that answers the gate's prompts, and return it loaded."""
-    tokens = tokenizer()
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokens),
-            hidden_size=64,
-            intermediate_size=160,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            max_position_embeddings=512,
-            eos_token_id=0,
-            pad_token_id=0,
-            bos_token_id=0,
-        )
-    )
-    model.save_pretrained(folder)
-    tokens.save_pretrained(folder)
+    save_tiny_model(folder, hidden_size=64, intermediate_size=160, num_key_value_heads=4)
     host = load_host(AssistantConfig(model=str(folder), dtype="float32"))
     model = host.base.model
     examples = [host.chat.encode_example(sample(q, a)) for q, a in general()]

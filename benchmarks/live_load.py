@@ -1,5 +1,6 @@
 """Eight clients that never stop, a worker that learns, three releases: what do the clients notice?
 
+    export PYTHONPATH=tests
     python -m benchmarks.live_load                        # benchmarks/results/live_load.json
     python -m benchmarks.live_load --model smollm2-135m   # the embedded model, for longer
 

@@ -30,7 +30,7 @@ from typing import Any
 
 import httpx
 
-from conftest import tiny_tokenizer
+from conftest import save_tiny_model
 from lcia.exports.vllm import export_vllm
 from lcia.learner import Store
 from lcia.serving.config import AccessConfig
@@ -71,24 +71,7 @@ def program() -> str | None:
 
 def save_model(folder: Path) -> Path:
     """Write a tiny Llama whose heads are as large as vLLM wants them; return its folder."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    tokenizer = tiny_tokenizer()
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        **dict.fromkeys(("eos_token_id", "pad_token_id", "bos_token_id"), 0),
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_tiny_model(folder, hidden_size=64, num_attention_heads=2)
 
 
 class Server:

@@ -22,6 +22,16 @@ CHAT_TEMPLATE = (
 )
 
 
+TINY = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
+
+
 def tiny_tokenizer(more_specials=()):
     """A byte-level tokenizer whose pad token equals its end token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -41,7 +51,7 @@ def tiny_tokenizer(more_specials=()):
     return fast
 
 
-def save_tiny_model(folder: Path) -> Path:
+def save_tiny_model(folder: Path, **sizes: int) -> Path:
     """Write a two-layer Llama with a byte-level tokenizer, and return its folder."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -51,15 +61,10 @@ def save_tiny_model(folder: Path) -> Path:
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=512,
             eos_token_id=0,
             pad_token_id=0,
             bos_token_id=0,
+            **{**TINY, **sizes},
         )
     )
     model.save_pretrained(folder)

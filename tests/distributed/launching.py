@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
+PLAIN = [sys.executable, "-m", "lcia"]
 
 MEETING = """
 import os, sys, time
@@ -50,6 +51,16 @@ def run(command, cwd, *, timeout=300, **more):
     return subprocess.run(
         command, cwd=cwd, env=environment(**more), capture_output=True, text=True, timeout=timeout
     )
+
+
+def run_stream(folder, command, *settings, batch_size):
+    """Run ``stream.yaml`` to its end on CPUs, with so large batches, and return the output."""
+    output = folder / f"by{batch_size}"
+    arguments = ["run", "stream.yaml", *settings, "--set", f"output={output.name}"]
+    arguments += ["--set", f"training.per_device_train_batch_size={batch_size}"]
+    done = run([*command, *arguments], folder, timeout=600, ACCELERATE_USE_CPU="true")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return output
 
 
 def write_data(folder, task):

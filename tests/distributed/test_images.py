@@ -1,14 +1,11 @@
 """Two processes, one often without an image in its batch: no hang, and what one process learns."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 
 import pytest
 from PIL import Image as PILImage
 from safetensors.torch import load_file
+from tests.distributed.launching import PLAIN, run_stream, torchrun
 from torch.testing import assert_close
 
 from lcia.learner import Store
@@ -46,19 +43,8 @@ def write_stream(folder) -> None:
     )
 
 
-def learn(folder, command, *settings, batch_size) -> Store:
-    arguments = ["run", "stream.yaml", *settings, "--set", f"output=by{batch_size}"]
-    arguments += ["--set", f"training.per_device_train_batch_size={batch_size}"]
-    done = subprocess.run(
-        [*command, *arguments],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return Store.open(folder / f"by{batch_size}" / "lcia-seed0" / "assistant")
+def store_of(output):
+    return Store.open(output / "lcia-seed0" / "assistant")
 
 
 FROZEN = ("--set", "projector=frozen")
@@ -75,14 +61,10 @@ FROZEN = ("--set", "projector=frozen")
 )
 def test_two_processes_end_where_one_does(both, sharding, tmp_path):
     write_stream(tmp_path)
-    one = learn(tmp_path, [sys.executable, "-m", "lcia"], *both, batch_size=4)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
-    command = [sys.executable, *launcher, "-m", "lcia"]
+    one = store_of(run_stream(tmp_path, PLAIN, *both, batch_size=4))
     gloo = ("--set", "training.ddp_backend=gloo")
-    two = learn(tmp_path, command, *both, *sharding, *gloo, batch_size=2)
+    command = torchrun("-m", "lcia")
+    two = store_of(run_stream(tmp_path, command, *both, *sharding, *gloo, batch_size=2))
     for version in ("0001", "0002"):
         for name in ("projector.safetensors", "adapter_model.safetensors")[bool(both) :]:
             found, expected = (

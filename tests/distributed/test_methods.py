@@ -1,19 +1,15 @@
 """Methods that add to the loss, the gradients or the model: two processes learn what one does."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 
 import pytest
 from safetensors.torch import load_file
+from tests.distributed.launching import PLAIN, run_stream, torchrun
 from torch.testing import assert_close
 
 from lcia.learner import Store
 
 METHODS = ["multitask", "ewc", "lwf", "agem", "olora", "moelora"]
-PLAIN = [sys.executable, "-m", "lcia"]
 
 pytestmark = pytest.mark.slow  # three interpreters import torch
 
@@ -39,32 +35,14 @@ def write_stream(folder, model, tasks) -> None:
     )
 
 
-def learn(folder, command, *settings, batch_size) -> None:
-    arguments = ["run", "stream.yaml", *settings, "--set", f"output=by{batch_size}"]
-    arguments += ["--set", f"training.per_device_train_batch_size={batch_size}"]
-    done = subprocess.run(
-        [*command, *arguments],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory, tiny_model, colours, shades):
     """The same stream learned by one process with batches of 4, and by two with batches of 2."""
     folder = tmp_path_factory.mktemp("streams")
     write_stream(folder, tiny_model, [colours, shades])
-    learn(folder, PLAIN, batch_size=4)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
-    command = [sys.executable, *launcher, "-m", "lcia"]
-    learn(folder, command, "--set", "training.ddp_backend=gloo", batch_size=2)
+    run_stream(folder, PLAIN, batch_size=4)
+    gloo = ("--set", "training.ddp_backend=gloo")
+    run_stream(folder, torchrun("-m", "lcia"), *gloo, batch_size=2)
     return folder
 
 

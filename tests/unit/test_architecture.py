@@ -163,14 +163,3 @@ def test_every_module_imports_without_the_optional_packages():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-
-
-def test_the_newcomers_walk_leads_to_what_it_names():
-    page = (ROOT.parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
-    steps = re.findall(r"^\d\. `src/(\S+)\.py`, `([\w.]+)`", page, re.MULTILINE)
-    assert len(steps) == 5
-    for module, name in steps:
-        found = importlib.import_module(module.replace("/", "."))
-        for part in name.split("."):
-            found = getattr(found, part)
-        assert callable(found)

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lcia.cli.store import StorePath
+
 if TYPE_CHECKING:
     from lcia.assistant import Answer
     from lcia.data import Message
@@ -17,7 +19,7 @@ def register(app: typer.Typer) -> None:
 
 
 def chat(
-    store: Annotated[Path, typer.Argument(help="An assistant's folder.")],
+    store: StorePath,
     prompts: Annotated[
         list[str] | None, typer.Option("--prompt", "-p", help="Ask this and stop; repeatable.")
     ] = None,

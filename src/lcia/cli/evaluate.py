@@ -1,9 +1,10 @@
 """``lcia eval``: the scores of an assistant."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from lcia.cli.store import StorePath
 
 if TYPE_CHECKING:
     from lcia.evaluation.matrix import AccuracyMatrix
@@ -16,7 +17,7 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
-    store: Annotated[Path, typer.Argument(help="An assistant's folder.")],
+    store: StorePath,
     again: Annotated[
         bool, typer.Option("--again", help="Answer all held-out samples again.")
     ] = False,

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from lcia.cli.store import StorePath
+
 
 class Format(str, Enum):
     """What ``lcia export`` writes."""
@@ -23,7 +25,7 @@ def register(app: typer.Typer) -> None:
 
 
 def export(
-    store: Annotated[Path, typer.Argument(help="An assistant's folder.")],
+    store: StorePath,
     output: Annotated[Path, typer.Argument(help="A new or empty folder.")],
     form: Annotated[
         Format,

@@ -1,11 +1,11 @@
 """``lcia forget``: remove what somebody said, as far as it can be removed."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from lcia.cli.serve import DatabaseUrl
+from lcia.cli.store import StorePath
 from lcia.errors import ConfigError
 
 
@@ -15,7 +15,7 @@ def register(app: typer.Typer) -> None:
 
 
 def forget(
-    store: Annotated[Path, typer.Argument(help="An assistant's folder.")],
+    store: StorePath,
     receipt: Annotated[
         str | None, typer.Option(help="Id of an answer: its receipt and what was said about it.")
     ] = None,

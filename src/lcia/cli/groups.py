@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lcia.cli.store import AsJson, StorePath
+
 if TYPE_CHECKING:
     from lcia.learner import ContinualLearner, Version
 
-StorePath = Annotated[Path, typer.Argument(help="An assistant's folder.")]
 GroupId = Annotated[str, typer.Argument(help="Id of a group, such as g1.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 
 groups = typer.Typer(help="Show, match and change adapter groups.", no_args_is_help=True)
 

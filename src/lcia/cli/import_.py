@@ -18,6 +18,7 @@ from lcia.cli.data import (
     roles_of,
 )
 from lcia.cli.run import AsJson
+from lcia.cli.store import StorePath
 
 
 def register(app: typer.Typer) -> None:
@@ -26,7 +27,7 @@ def register(app: typer.Typer) -> None:
 
 
 def import_(
-    store: Annotated[Path, typer.Argument(help="An assistant's folder.")],
+    store: StorePath,
     adapter: Annotated[Path, typer.Argument(help="A PEFT adapter's folder.")],
     name: Annotated[str, typer.Option("--name", help="Name of the group and of its task.")],
     data: Annotated[

@@ -7,12 +7,12 @@ import typer
 
 from lcia.cli.run import AsJson
 from lcia.cli.serve import DatabaseUrl
+from lcia.cli.store import StorePath
 from lcia.errors import ConfigError
 
 if TYPE_CHECKING:
     from lcia.live.inbox import Inbox
 
-StorePath = Annotated[Path, typer.Argument(help="An assistant's folder.")]
 Number = Annotated[int, typer.Argument(help="See 'lcia inbox list'.")]
 Numbers = Annotated[list[int] | None, typer.Argument(help="See 'lcia inbox list'.")]
 All = Annotated[bool, typer.Option("--all", help="All new ones; to accept, with a correction.")]

@@ -1,13 +1,12 @@
 """``lcia keys``: API keys of an assistant, each for what it is made for."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-StorePath = Annotated[Path, typer.Argument(help="An assistant's folder.")]
+from lcia.cli.store import AsJson, StorePath
+
 Name = Annotated[str, typer.Argument(help="Of the key: who uses it.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 
 keys = typer.Typer(help="Make and revoke API keys.", no_args_is_help=True)
 

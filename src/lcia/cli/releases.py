@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lcia.cli.serve import DatabaseUrl
+from lcia.cli.store import AsJson, StorePath
 
 if TYPE_CHECKING:
     from lcia.live.releases.listing import Releases
 
-StorePath = Annotated[Path, typer.Argument(help="An assistant's folder.")]
 Number = Annotated[int, typer.Argument(help="See 'lcia releases list'.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 Reason = Annotated[str | None, typer.Option(help="Why.")]
 
 releases = typer.Typer(help="List, show, promote and roll back releases.", no_args_is_help=True)

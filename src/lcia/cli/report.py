@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from lcia.cli.store import StorePath
+
 
 def register(app: typer.Typer) -> None:
     """Add the verb to the command line."""
@@ -12,7 +14,7 @@ def register(app: typer.Typer) -> None:
 
 
 def report(
-    store: Annotated[Path, typer.Argument(help="An assistant's folder.")],
+    store: StorePath,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File; default: STORE/../report.html.")
     ] = None,

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lcia.cli.store import StorePath
+
 if TYPE_CHECKING:
     from lcia.serving.config import AccessConfig, ServeConfig
 
@@ -82,7 +84,7 @@ def register(app: typer.Typer) -> None:
 
 
 def serve(
-    store: Annotated[Path, typer.Argument(help="An assistant's folder.")],
+    store: StorePath,
     host: Host = "127.0.0.1",
     port: Port = 8000,
     api_key_file: ApiKeyFile = None,

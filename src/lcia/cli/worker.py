@@ -1,11 +1,11 @@
 """``lcia worker``: learn what is in an assistant's queue."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from lcia.cli.serve import AcceptNew, DatabaseUrl, LearnWhen, log_with_times
+from lcia.cli.store import StorePath
 
 
 def register(app: typer.Typer) -> None:
@@ -14,7 +14,7 @@ def register(app: typer.Typer) -> None:
 
 
 def worker(
-    store: Annotated[Path, typer.Argument(help="An assistant's folder.")],
+    store: StorePath,
     database: DatabaseUrl = None,
     once: Annotated[bool, typer.Option("--once", help="End when no job is left.")] = False,
     poll: Annotated[float, typer.Option(help="Seconds between two looks into the queue.")] = 1.0,

@@ -1,7 +1,6 @@
 """Uploaded files: kept in the database, their samples checked when they arrive."""
 
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ from sqlalchemy import delete, insert, select
 
 from lcia.data.reading import read_all
 from lcia.errors import DataError
-from lcia.live.database import Database, files, jobs, new_id
+from lcia.live.database import Database, files, jobs, new_id, now
 
 FINE_TUNE, RESULTS = "fine-tune", "fine-tune-results"
 SHOWN = 20
@@ -48,7 +47,7 @@ class DataFiles:
             check(filename, content)
         row = {
             "id": new_id("file"),
-            "created_at": int(time.time()),
+            "created_at": now(),
             "filename": _plain(filename),
             "purpose": purpose,
             "bytes": len(content),

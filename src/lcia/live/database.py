@@ -303,3 +303,8 @@ def _engine(url: str) -> Engine:
         cursor.close()
 
     return engine
+
+
+def now() -> int:
+    """Return the time as the tables write it, in seconds since 1970."""
+    return int(time.time())

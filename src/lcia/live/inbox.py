@@ -9,7 +9,7 @@ from sqlalchemy import Connection, func, insert, null, select, update
 from lcia.errors import DataError
 from lcia.files import json_bytes
 from lcia.live.data_files import DataFiles
-from lcia.live.database import Database, feedback, receipts
+from lcia.live.database import Database, feedback, now, receipts
 from lcia.live.jobs import Job, enqueue
 from lcia.store import audit
 
@@ -43,9 +43,11 @@ class Receipts:
 
     def keep(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Keep receipts; their fields are the columns of the table."""
-        now = int(time.time())
+        created_at = now()
         with self._database.begin() as connection:
-            connection.execute(insert(receipts), [{**row, "created_at": now} for row in rows])
+            connection.execute(
+                insert(receipts), [{**row, "created_at": created_at} for row in rows]
+            )
 
     def drop_texts(self, *, older_than_s: float) -> None:
         """Remove prompts and answers of old receipts, and prompts of feedback not yet decided on.
@@ -112,7 +114,7 @@ class Inbox:
                     "Send it as 'prompt', or start the server with --keep-prompts."
                 )
             row = {
-                "created_at": int(time.time()),
+                "created_at": now(),
                 "receipt": answer,
                 "state": NEW,
                 "rating": rating,

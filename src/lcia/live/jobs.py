@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, insert, select, update
 
 from lcia.errors import DataError
-from lcia.live.database import Database, events, files, jobs, new_id
+from lcia.live.database import Database, events, files, jobs, new_id, now
 from lcia.store import audit
 
 QUEUED, RUNNING, PAUSED = "queued", "running", "paused"
@@ -109,7 +109,7 @@ class Jobs:
             JobStateError: it has ended.
         """
         with self._changing(job, "job cancelled") as connection:
-            ended = {"status": CANCELLED, "finished_at": _now(), "wanted": None}
+            ended = {"status": CANCELLED, "finished_at": now(), "wanted": None}
             if _move(connection, job, (QUEUED, PAUSED), **ended):
                 _tell(connection, job, "The job was cancelled")
             elif not _move(connection, job, (RUNNING,), wanted=CANCELLED):
@@ -219,14 +219,14 @@ class Jobs:
             results: name and content of the file of its results.
             **fields: further columns: version, trained_tokens, error.
         """
-        values = {"status": status, "finished_at": _now(), "wanted": None, "eta": None, **fields}
+        values = {"status": status, "finished_at": now(), "wanted": None, "eta": None, **fields}
         with self._database.begin() as connection:
             file = new_id("file") if results else None
             if not _move(connection, job, (RUNNING,), **values, result_file=file):
                 return False
             if results:
                 name, content = results
-                row = {"id": file, "created_at": _now(), "filename": name, "content": content}
+                row = {"id": file, "created_at": now(), "filename": name, "content": content}
                 kind = {"purpose": "fine-tune-results", "bytes": len(content)}
                 connection.execute(insert(files).values({**row, **kind}))
             for message in told:
@@ -259,7 +259,7 @@ def enqueue(connection: Connection, **fields: Any) -> Job:
     Raises:
         JobStateError: a job that has not ended teaches a task of this name.
     """
-    row = {"id": new_id("ftjob"), "created_at": _now(), "status": QUEUED, **fields}
+    row = {"id": new_id("ftjob"), "created_at": now(), "status": QUEUED, **fields}
     row["key"] = audit.acting_key()
     task = fields["task"]
     same = select(jobs.c.id).where(jobs.c.task == task, jobs.c.status.not_in(ENDED))
@@ -269,10 +269,6 @@ def enqueue(connection: Connection, **fields: Any) -> Job:
     _tell(connection, row["id"], f"Created fine-tuning job: {row['id']}")
     _tell(connection, row["id"], "Files validated, moving job to queued state")
     return _get(connection, row["id"])
-
-
-def _now() -> int:
-    return int(time.time())
 
 
 def _get(connection: Connection, job: str) -> Job:
@@ -303,7 +299,7 @@ def _tell(
     type: str = "message",
     data: Mapping[str, Any] | None = None,
 ) -> None:
-    told = {"job": job, "created_at": _now(), "level": level, "message": message}
+    told = {"job": job, "created_at": now(), "level": level, "message": message}
     connection.execute(insert(events).values({**told, "type": type, "data": data}))
 
 

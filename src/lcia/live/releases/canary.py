@@ -6,7 +6,6 @@ in the database, so a server that is started again goes on.
 """
 
 import logging
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from sqlalchemy import Connection, and_, delete, func, insert, select, update
 from lcia.errors import ConfigError, StoreError
 from lcia.gate.paired import fisher
 from lcia.learner import Store
-from lcia.live.database import Database, canaries, canary_answers, feedback
+from lcia.live.database import Database, canaries, canary_answers, feedback, now
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +134,7 @@ class Canaries:
                 before = on["before"]
                 _end(connection, on, ENDED, f"version {version} was released")
             row = {
-                "created_at": _now(),
+                "created_at": now(),
                 "version": version,
                 "before": before,
                 "share": self._config.share,
@@ -152,11 +151,11 @@ class Canaries:
         """Note that a version answers everything; a canary that is on ends."""
         row: dict[str, Any] = {"version": version, "before": version, "share": 1.0}
         row |= {
-            "created_at": _now(),
+            "created_at": now(),
             "answers": 0,
             "looks": 0,
             "state": PROMOTED,
-            "ended_at": _now(),
+            "ended_at": now(),
             "why": why,
         }
         with self._database.begin() as connection:
@@ -273,7 +272,7 @@ def _end(connection: Connection, canary: Canary, state: str, why: str) -> None:
     """Record the end of a canary with its counts; what they were counted from goes."""
     counts = canary["counts"] or _counts(connection, canary)
     here = and_(canaries.c.number == canary["number"], canaries.c.state == canary["state"])
-    values = {"state": state, "ended_at": _now(), "why": why, "counts": counts}
+    values = {"state": state, "ended_at": now(), "why": why, "counts": counts}
     if connection.execute(update(canaries).where(here).values(values)).rowcount:
         of = canary_answers.c.canary == canary["number"]
         connection.execute(delete(canary_answers).where(of))
@@ -300,7 +299,3 @@ def _counts(connection: Connection, canary: Mapping[str, Any]) -> dict[str, dict
         }
         found[side] = {k: int(connection.execute(a).scalar() or 0) for k, a in asked.items()}
     return found
-
-
-def _now() -> int:
-    return int(time.time())
