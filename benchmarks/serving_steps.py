@@ -69,15 +69,33 @@ def work(store: Path, dtype: str) -> None:
     engine.stop()
 
 
+def make(root: Path, model: str) -> None:
+    """Make an assistant of two groups with the lcia that is on the path."""
+    from conftest import make_task
+    from lcia.config import AssistantConfig
+    from lcia.learner import ContinualLearner
+
+    training = {"max_steps": 2, "learning_rate": 3e-3, "save_steps": 100}
+    config = AssistantConfig(model=model, dtype="float32", training=training)
+    learner = ContinualLearner.create(root, config)
+    learner.learn(make_task("colours", "Say the letter.", {"red": "r", "green": "g"}))
+    learner.learn(make_task("numbers", "Write this number as a digit.", {"one": "1", "two": "2"}))
+
+
+def environment(source: Path) -> dict[str, str]:
+    """Return the environment of a process of another ``src`` folder."""
+    path = os.pathsep.join(map(str, (source, ROOT, ROOT / "tests")))
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
 class Contestant:
     """A process that measures rounds."""
 
     def __init__(self, name: str, source: Path, store: Path, dtype: str) -> None:
         self.name = name
-        path = os.pathsep.join(map(str, (source, ROOT)))
         self._process = subprocess.Popen(
             [sys.executable, __file__, "--work", store, "--dtypes", dtype],
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+            env=environment(source),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -109,17 +127,24 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["float32"])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    if asked.make:
+        make(asked.make, asked.model)
+        return
     if asked.work:
         work(asked.work, asked.dtypes[0])
         return
     sys.path.insert(0, str(ROOT / "tests"))
     from conftest import save_tiny_model
-    from serving_server import make_store
 
     with tempfile.TemporaryDirectory() as scratch:
         model = asked.model or save_tiny_model(Path(scratch) / "model")
-        store = make_store(Path(scratch) / "assistant", Path(model)).root
+        store = Path(scratch) / "assistant"
+        # The older source makes the assistant: a later lcia reads it, not the other way round.
+        source = asked.against or ROOT / "src"
+        making = [sys.executable, __file__, "--make", str(store), "--model", str(model)]
+        subprocess.run(making, env=environment(source), check=True)
         contestants = [Contestant(dtype, ROOT / "src", store, dtype) for dtype in asked.dtypes]
         if asked.against:
             contestants.append(Contestant("against", asked.against, store, asked.dtypes[0]))
