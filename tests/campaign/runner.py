@@ -80,31 +80,37 @@ def work(number, options, source, until, model):
         driver.close()
 
 
-def table(source):
-    """The table of what this source has run; of what it has not, what the last one has."""
+def table(source, page):
+    """The table of what ran here, this source before an earlier one; what did not keeps its row."""
     lines = [
         "| part | each has to show | cases | failures | seconds | commit |",
         "| --- | --- | ---: | ---: | ---: | --- |",
     ]
     for part in PARTS:
         ran = [record["source"] for record in _records(part)]
-        results = read_results(part, source if source in ran else ran[-1] if ran else "").values()
+        begins = f"| {part.name} | "
+        if not ran:
+            kept = [line for line in page.splitlines() if line.startswith(begins)]
+            lines.extend(kept or [f"{begins}{part.oracle} | 0 | 0 | 0 | not run |"])
+            continue
+        results = read_results(part, source if source in ran else ran[-1]).values()
         failures = sum(record["problem"] is not None for record in results)
         seconds = sum(record["seconds"] for record in results)
-        at = ", ".join(sorted({record["commit"] for record in results})) or "not run"
+        at = ", ".join(sorted({record["commit"] for record in results}))
         lines.append(
-            f"| {part.name} | {part.oracle} | {len(results):,} | {failures:,} | {seconds:,.0f} "
-            f"| {at} |"
+            f"{begins}{part.oracle} | {len(results):,} | {failures:,} | {seconds:,.0f} | {at} |"
         )
     return "\n".join(lines)
 
 
 def write_table(source):
-    """Put it between the marks of the page."""
+    """Put it between the marks of the page; return it."""
     page = PAGE.read_text()
     before, rest = page.split(BEGIN)
-    after = rest.split(END)[1]
-    PAGE.write_text(f"{before}{BEGIN}\n{table(source)}\n{END}{after}")
+    inside, after = rest.split(END)
+    made = table(source, inside)
+    PAGE.write_text(f"{before}{BEGIN}\n{made}\n{END}{after}")
+    return made
 
 
 def main():
@@ -134,7 +140,6 @@ def main():
             worker.join()
     finally:
         shutil.rmtree(folder)
-    write_table(source)
-    print(table(source))  # noqa: T201
+    print(write_table(source))  # noqa: T201
     failed = any(r["problem"] for part in PARTS for r in read_results(part, source).values())
     raise SystemExit(failed or any(worker.exitcode for worker in workers))
