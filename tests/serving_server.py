@@ -43,8 +43,6 @@ def make_versions(root: Path, model: Path, *, training: dict[str, Any] = TRAININ
 
 def make_service(store: Store, **settings) -> Service:
     config = ServeConfig(**{"access": AccessConfig(port=0), "poll_s": 0.05, **settings})
-    limits = {**vars(config.limits), "max_context": min(512, config.limits.max_context)}
-    config = ServeConfig(**{**vars(config), "limits": type(config.limits)(**limits)})
     return Service(load_host(store.config), LiveStore(store.root), config=config)
 
 

@@ -7,8 +7,10 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import httpx
 import pytest
 
 from lcia.demo.embedded import PROVENANCE, SMOLLM2
@@ -37,6 +39,17 @@ def free_port():
         return probe.getsockname()[1]
 
 
+def wait_until_ready(server, url):
+    """Wait as long as it takes; a server that ended is waited for no longer."""
+    while server.poll() is None:
+        try:
+            if httpx.get(url).is_success:
+                return
+        except httpx.ConnectError:
+            pass
+        time.sleep(0.2)
+
+
 @pytest.mark.slow
 def test_the_tutorials_run_as_they_stand(place, capsys):
     port, site = free_port(), place.parent / "site"
@@ -53,12 +66,16 @@ def test_the_tutorials_run_as_they_stand(place, capsys):
                 command = ["lcia", "serve", "assistant", "--learn", "--port", str(port)]
                 with (place.parent / "server.log").open("w") as log:
                     server = subprocess.Popen(command, cwd=place, env=env, stdout=log, stderr=log)
+                wait_until_ready(server, f"http://127.0.0.1:{port}/readyz")
                 continue
             command = ["python", "-c", text] if language == "python" else ["bash", "-ec", text]
             done = subprocess.run(
                 command, cwd=place, env=env, capture_output=True, text=True, timeout=600
             )
-            assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+            log = place.parent / "server.log"
+            served = log.read_text() if server is not None else ""
+            assert server is None or server.poll() is None, f"the server ended:\n{served}"
+            assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}\n{served}"
             run[language] += 1
     finally:
         if server is not None:

@@ -16,6 +16,13 @@ ApiKeyFile = Annotated[
     Path | None,
     typer.Option(help="File of API keys that may do all, one per line. See 'lcia keys add'."),
 ]
+MaxContext = Annotated[
+    int | None,
+    typer.Option(
+        min=16,
+        help="Tokens of prompt and answer together; default: 2048, or what the model reads.",
+    ),
+]
 CacheMemory = Annotated[
     float | None,
     typer.Option(
@@ -92,9 +99,7 @@ def serve(
     max_waiting: Annotated[
         int, typer.Option(min=0, help="Requests that may wait; more get 429.")
     ] = 128,
-    max_context: Annotated[
-        int, typer.Option(min=16, help="Tokens of prompt and answer together.")
-    ] = 2048,
+    max_context: MaxContext = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 512,
     max_adapters: Annotated[int, typer.Option(min=1, help="Idle adapters kept in memory.")] = 64,
     cache_memory: CacheMemory = None,
@@ -143,9 +148,9 @@ def serve(
     from lcia.serving.engine.limits import EngineLimits
 
     access = access_of(store, host, port, api_key_file, max_body_mb, drain, cors_origin)
-    sizes = {"max_batch": max_batch, "max_waiting": max_waiting, "max_context": max_context}
-    cache = int(cache_memory * 1e9) if cache_memory else None
-    limits = EngineLimits(**sizes, max_adapters=max_adapters, cache_bytes=cache)
+    sizes: dict[str, Any] = {"max_batch": max_batch, "max_waiting": max_waiting}
+    sizes |= {"max_context": max_context, "max_adapters": max_adapters}
+    limits = EngineLimits(**sizes, cache_bytes=int(cache_memory * 1e9) if cache_memory else None)
     config = ServeConfig(
         access=access,
         limits=limits,

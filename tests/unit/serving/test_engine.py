@@ -17,13 +17,14 @@ from transformers import (
 )
 
 from lcia.data import Message
-from lcia.errors import ModelError, StoreError
+from lcia.errors import ConfigError, ModelError, StoreError
 from lcia.models import AdapterHost, BaseModel
 from lcia.serving.engine import batch as batch_module
 from lcia.serving.engine import scheduler as scheduler_module
 from lcia.serving.engine.engine import Engine, check_model
 from lcia.serving.engine.job import Job
 from lcia.serving.engine.limits import (
+    EngineLimits,
     GenerationFailedError,
     GenerationTimeoutError,
     QueueFullError,
@@ -62,6 +63,18 @@ def test_every_answer_equals_the_one_given_alone_by_peft(asker, host, adapters):
     expected = [by_peft(host, p, a, max_new_tokens=n) for p, a, n in cases]
     assert answers == expected
     assert len(set(expected)) > 15, "adapters do something"
+
+
+def test_the_context_is_what_the_model_reads_unless_someone_says_less(base, start):
+    assert base.facts.positions == 512
+    asker = start(base)
+    assert asker.engine.limits.context == 512
+    _, delta = asker.read(asker.submit("x" * 400, max_new_tokens=400))
+    assert delta.finish_reason == "length" and delta.tokens == 512 - 404
+    assert start(base, max_context=64).engine.limits.context == 64
+    with pytest.raises(ConfigError, match="--max-context 513: the model reads 512 tokens"):
+        Engine(base, limits=EngineLimits(max_context=513))
+    assert EngineLimits().fitted(131_072).context == 2048
 
 
 def test_a_long_prompt_is_read_in_pieces_while_others_go_on(asker, host, adapters, monkeypatch):

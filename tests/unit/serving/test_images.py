@@ -322,9 +322,7 @@ def test_answers_equal_those_given_one_by_one(folder, image_folder, tmp_path):
     ]
     host.clear()
     assert len(set(expected)) > 5
-    service = Service(
-        host, Unrouted, config=ServeConfig(limits=EngineLimits(max_context=512, max_batch=8))
-    )
+    service = Service(host, Unrouted, config=ServeConfig(limits=EngineLimits(max_batch=8)))
 
     async def ask():
         service.answers.start()
@@ -346,7 +344,7 @@ def test_answers_equal_those_given_one_by_one(folder, image_folder, tmp_path):
 
 def test_a_text_model_says_that_it_reads_no_images(tiny_model, image_folder):
     host = AdapterHost(load_model(str(tiny_model), dtype="float32"))
-    service = Service(host, Unrouted, config=ServeConfig(limits=EngineLimits(max_context=512)))
+    service = Service(host, Unrouted, config=ServeConfig())
     asked = parse(ChatRequest, request(image_folder, "@a", "What is it?"))
     with pytest.raises(ApiError, match="reads no images") as refused:
         asyncio.run(service.prepare(asked))

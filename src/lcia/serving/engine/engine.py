@@ -45,6 +45,7 @@ class Engine:
         chat: makes prompts and says how answers end; by default the model's own template does.
 
     Raises:
+        ConfigError: the model reads fewer tokens than ``limits`` asks for.
         ModelError: the model cannot be batched.
     """
 
@@ -58,13 +59,13 @@ class Engine:
         chat: ChatFormat | None = None,
     ) -> None:
         check_model(base.model)
-        self.limits = limits or EngineLimits()
+        self.limits = (limits or EngineLimits()).fitted(base.facts.positions)
         bound = self.limits.cache_bytes or free_memory(base.model.device) // FREE_SHARE
         self.batch = Batch(
             base, max_adapters=self.limits.max_adapters, cache_bytes=bound, projector=projector
         )
         self._chat = chat or ChatFormat(
-            base.tokenizer, max_prompt_tokens=self.limits.max_context, facts=base.facts
+            base.tokenizer, max_prompt_tokens=self.limits.context, facts=base.facts
         )
         self.scheduler = Scheduler(
             self.batch,

@@ -1,10 +1,13 @@
 """What the engine may use, and what it says when that is used up or fails."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lcia.errors import ConfigError, LciaError, StoreError
 from lcia.memory import is_out_of_memory
+
+LONGEST_CONTEXT = 2048
+"""Tokens of prompt and answer together, where nobody says how many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +17,8 @@ class EngineLimits:
     Attributes:
         max_batch: answers generated at once.
         max_waiting: requests that wait for a place; more are refused.
-        max_context: tokens of prompt and answer together.
+        max_context: tokens of prompt and answer together. None: ``LONGEST_CONTEXT``, or all that
+            the model reads if that is less.
         max_adapters: adapters kept in memory; those in use stay, whatever this says.
         cache_bytes: keys and values of all answers together; requests wait for room. None: a
             quarter of the memory that is free when the engine is made.
@@ -23,10 +27,30 @@ class EngineLimits:
 
     max_batch: int = 32
     max_waiting: int = 128
-    max_context: int = 2048
+    max_context: int | None = None
     max_adapters: int = 64
     cache_bytes: int | None = None
     preparing: int = 2
+
+    @property
+    def context(self) -> int:
+        """Tokens of prompt and answer together."""
+        return LONGEST_CONTEXT if self.max_context is None else self.max_context
+
+    def fitted(self, positions: int | None) -> "EngineLimits":
+        """Return the limits for a model that reads so many tokens; None: no matter how many.
+
+        Raises:
+            ConfigError: more were asked for than the model reads.
+        """
+        if positions is None or self.context <= positions:
+            return self
+        if self.max_context is not None:
+            raise ConfigError(
+                f"--max-context {self.max_context}: the model reads {positions} tokens. Ask for at "
+                "most so many, or leave the option out."
+            )
+        return replace(self, max_context=positions)
 
 
 class QueueFullError(LciaError, RuntimeError):

@@ -364,7 +364,7 @@ class Scheduler:
 
     def _fitting(self, prompt: Prompt) -> Prompt:
         return prompt.fitting(
-            max_context=self._limits.max_context,
+            max_context=self._limits.context,
             vocabulary=self.batch.vocabulary,
             cells=self.batch.cells,
         )

@@ -9,14 +9,14 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
 from jinja2 import TemplateError
 
 from lcia.data import Image, Message
-from lcia.errors import ConfigError, ModelError
+from lcia.errors import ModelError
 from lcia.grouping import Said
 from lcia.models import AdapterHost, ChatFormat
 from lcia.models.visual import VisualFormat
@@ -82,17 +82,13 @@ class Service:
     """
 
     def __init__(self, host: AdapterHost, live: LiveStore, *, config: ServeConfig) -> None:
-        known = getattr(host.base.model.config.get_text_config(), "max_position_embeddings", None)
-        if known is not None and config.limits.max_context > known:
-            raise ConfigError(
-                f"--max-context {config.limits.max_context}: the model reads {known} tokens."
-            )
-        self.config = config
+        limits = config.limits.fitted(host.base.facts.positions)
+        self.config = replace(config, limits=limits)
         self.live = live
         self.monitoring = Monitoring()
         self.keep_receipts: KeepReceipts | None = None
         self.count_failure: CountFailure | None = None
-        self.answers = Answers(host, limits=config.limits)
+        self.answers = Answers(host, limits=limits)
         self._tokenizer = host.base.tokenizer
         self._chat = host.chat
         self._chat.max_prompt_tokens = sys.maxsize  # too long a prompt is refused, never cut
@@ -275,8 +271,8 @@ class Service:
     def _check_size(self, messages: Sequence[ChatMessage]) -> None:
         """Refuse, before any work, what cannot fit even if all tokens were the longest one."""
         least = sum(len(message.text) for message in messages) // self._longest_token
-        if least >= self.config.limits.max_context:
-            limit = self.config.limits.max_context
+        if least >= self.config.limits.context:
+            limit = self.config.limits.context
             raise PromptTooLongError(f"more than {least}", max_context=limit)
 
     def _check_beginnings(self, messages: Sequence[ChatMessage]) -> None:
@@ -285,7 +281,7 @@ class Service:
         To route and tokenise a megabyte takes a tenth of a second, which others wait for.
         Templates may leave out what an assistant said, and the space around a text.
         """
-        limit = self.config.limits.max_context
+        limit = self.config.limits.context
         texts = [message.text for message in messages if message.role != "assistant"]
         long = [text.strip() for text in texts if len(text) > PROBED * limit]
         if not long:
