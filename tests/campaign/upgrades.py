@@ -5,6 +5,8 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import numpy as np
+
 from campaign.driver import verified
 
 STORES = Path(__file__).parents[1] / "fixtures" / "stores"
@@ -77,18 +79,44 @@ def learns_on(stores, schema):
     return learn(place(stores, schema), "more-numbers")
 
 
+def same(one, other, *, to_the_bit):
+    """Tell whether two adapters have the same values, or are close."""
+    close = {"rtol": 0, "atol": 0} if to_the_bit else {"rtol": 1e-3, "atol": 1e-5}
+    return one.keys() == other.keys() and all(
+        np.allclose(one[key], other[key], **close) for key in one
+    )
+
+
 def resumes(stores, schema):
-    """Finish the run that an earlier lcia began, to the bit as it would have."""
+    """Finish the run that an earlier lcia began, as it would have: to the bit where it can be.
+
+    Another processor rounds otherwise; six steps at this rate move values by far more.
+    """
+    from safetensors.numpy import load_file
+
     from lcia.learner import Store
 
-    root = place(stores, schema)
-    shutil.copytree(root.parent / "interrupted", root / "runs", dirs_exist_ok=True)
-    if problem := learn(root, "tones"):
+    def finished(begun):
+        root = place(stores, schema)
+        if begun:
+            shutil.copytree(root.parent / "interrupted", root / "runs", dirs_exist_ok=True)
+        problem = learn(root, "tones")
+        adapter = None if problem else Store.open(root).current.adapters["g1"][1]
+        expected = root.parent / "expected" / "g1"
+        names = sorted(path.name for path in expected.glob("*.safetensors"))
+        found = {} if problem else {name: load_file(adapter / name) for name in names}
+        return problem, found, {name: load_file(expected / name) for name in names}
+
+    problem, whole, _ = finished(begun=False)
+    if problem:
         return problem
-    adapter = Store.open(root).current.adapters["g1"][1]
-    for path in (root.parent / "expected" / "g1").glob("*.safetensors"):
-        if (adapter / path.name).read_bytes() != path.read_bytes():
-            return f"{path.name} differs from what the earlier lcia made"
+    problem, resumed, expected = finished(begun=True)
+    if problem:
+        return problem
+    exact = all(same(whole[name], expected[name], to_the_bit=True) for name in expected)
+    for name, tensors in expected.items():
+        if not same(resumed[name], tensors, to_the_bit=exact):
+            return f"{name} differs from what the earlier lcia made"
     return None
 
 

@@ -124,6 +124,12 @@ def test_whoever_has_the_last_key_revoked_does_not_open_the_door(tmp_path):
     assert AccessConfig(host="0.0.0.0", assistant=tmp_path).host == "0.0.0.0"
 
 
+def test_revoking_a_key_that_is_not_there_writes_nothing(tmp_path):
+    with pytest.raises(ConfigError, match="no key 'nobody' in use"):
+        KeyRing(tmp_path).revoke("nobody")
+    assert not any(tmp_path.iterdir())
+
+
 def test_damaged_keys_open_nothing(root, live, tmp_path):
     (tmp_path / "keys.json").write_text((root / "keys.json").read_text().replace("chat", "admin"))
     with pytest.raises(StoreError, match="differs from its checksum"):

@@ -175,15 +175,19 @@ class KeyRing:
         Raises:
             ConfigError: there is none of that name, or it was revoked.
         """
+        self._find(name)  # what is refused leaves no lock file behind
         with self._changing():
-            if name not in {key.name for key in self.active}:
-                known = ", ".join(key.name for key in self.active) or "none"
-                raise ConfigError(f"There is no key '{name}' in use. Keys: {known}.")
+            self._find(name)
             now = int(time.time())
             self._write(
                 Key(**{**vars(key), "revoked_at": now}) if key.name == name else key
                 for key in self.keys
             )
+
+    def _find(self, name: str) -> None:
+        if name not in {key.name for key in self.active}:
+            known = ", ".join(key.name for key in self.active) or "none"
+            raise ConfigError(f"There is no key '{name}' in use. Keys: {known}.")
 
     def _changing(self) -> FileLock:
         return FileLock(self._path.with_name(f".{FILE}.lock"))

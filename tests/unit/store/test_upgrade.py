@@ -44,12 +44,18 @@ class Earlier:
         return next((self.root / "runs").iterdir())
 
     def adapter(self) -> dict[str, torch.Tensor]:
-        folder = Store.open(self.root).current.adapters["g1"][1]
-        return {
-            f"{path.name}: {name}": tensor
-            for path in folder.glob("*.safetensors")
-            for name, tensor in load_file(path).items()
-        }
+        return tensors_in(Store.open(self.root).current.adapters["g1"][1])
+
+    def expected(self) -> dict[str, torch.Tensor]:
+        return tensors_in(self.fixture / "expected" / "g1")
+
+
+def tensors_in(folder: Path) -> dict[str, torch.Tensor]:
+    return {
+        f"{path.name}: {name}": tensor
+        for path in folder.glob("*.safetensors")
+        for name, tensor in load_file(path).items()
+    }
 
 
 @pytest.fixture(params=schemas())
@@ -100,12 +106,7 @@ def test_an_interrupted_run_of_an_earlier_lcia_ends_as_it_would_have_there(earli
     events = [event["event"] for event in store.current.journal()]
     assert "resumed" in events, "it went on from its checkpoint"
     assert [e["step"] for e in store.current.journal() if e["event"] == "step"] == [*range(1, 7)]
-    expected = {
-        f"{path.name}: {name}": tensor
-        for path in (earlier.fixture / "expected" / "g1").glob("*.safetensors")
-        for name, tensor in load_file(path).items()
-    }
-    found = earlier.adapter()
+    expected, found = earlier.expected(), earlier.adapter()
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         # Another CPU rounds otherwise; six steps at this rate move every value by far more.
@@ -120,8 +121,11 @@ def test_an_interrupted_run_of_an_earlier_lcia_equals_a_whole_one_of_today(earli
     ContinualLearner(Store.open(earlier.root)).learn(earlier.task("tones"))
     ContinualLearner(Store.open(tmp_path / "straight")).learn(earlier.task("tones"))
     resumed, straight = earlier.adapter(), Earlier(tmp_path / "straight", earlier.fixture).adapter()
-    assert resumed.keys() == straight.keys()
-    assert all(torch.equal(resumed[name], straight[name]) for name in straight)
+    assert resumed.keys() == straight.keys() == earlier.expected().keys()
+    # Its first half was made elsewhere: to the bit only where this processor rounds as that one.
+    rounds_alike = all(torch.equal(straight[n], v) for n, v in earlier.expected().items())
+    close = {"rtol": 0, "atol": 0} if rounds_alike else {"rtol": 1e-3, "atol": 1e-5}
+    torch.testing.assert_close(resumed, straight, **close)
 
 
 def test_an_earlier_store_learns_on_and_rolls_back(earlier):
