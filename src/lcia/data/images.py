@@ -103,6 +103,7 @@ def open_image(path: str | Path) -> Any:
 def _inspect(path: str) -> tuple[str | None, str | None]:
     """Return the checksum of an image, or what is wrong with it."""
     from PIL import Image as PILImage
+    from PIL import UnidentifiedImageError
 
     try:
         content = content_of(Path(path))
@@ -120,6 +121,8 @@ def _inspect(path: str) -> tuple[str | None, str | None]:
             image.load()
     except PILImage.DecompressionBombError:
         return None, f"is larger than {2 * (limit or 0):,} pixels; expected at most {limit:,}"
+    except UnidentifiedImageError:
+        return None, "is no image of a kind that lcia reads"
     except (OSError, ValueError, SyntaxError) as error:
         return None, f"is no whole image: {str(error).rstrip('.')}"
     return hashlib.sha256(content).hexdigest(), None

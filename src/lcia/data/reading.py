@@ -123,7 +123,7 @@ def read_all(
     if columns:
         values = mapped(values, columns)
     if not values:
-        raise DataError(f"{path}: is an empty list; expected at least one record.")
+        raise DataError(f"{path}: has no records; expected at least one.")
     format = format or _recognise(path, values)
     reader: Reader = READERS.get(format)(roles=roles)
     if turns is not None:
@@ -149,13 +149,15 @@ def _samples(
     values: list[Record | Problem], reader: Reader, unread_fields: Counter[str]
 ) -> Iterator[Sample | Problem]:
     seen: dict[str, str] = {}
+    named = _ids_named(values)
     for record in _expanded(values, reader):
         if isinstance(record, Problem):
             yield record
             continue
         try:
             sample = _sample(record, reader, unread_fields)
-            if sample.id in seen and reader.repeats_ids:
+            again = sample.id in seen and reader.repeats_ids
+            if again or (sample.id in named and _names_no_id(record.value)):
                 sample = replace(sample, id=f"{sample.id}@{record.number}")
             if sample.id in seen:
                 first = seen[sample.id].lstrip(": ")
@@ -165,6 +167,17 @@ def _samples(
         else:
             seen[sample.id] = record.where
             yield sample
+
+
+def _ids_named(values: list[Record | Problem]) -> set[str]:
+    """Return the ids in a file of which only some records have one: no number may take them."""
+    rows = [v.value for v in values if isinstance(v, Record) and isinstance(v.value, Mapping)]
+    ids = {str(row["id"]) for row in rows if not _names_no_id(row)}
+    return ids if any(map(_names_no_id, rows)) else set()
+
+
+def _names_no_id(row: Mapping[str, Any]) -> bool:
+    return row.get("id") is None
 
 
 def _expanded(values: list[Record | Problem], reader: Reader) -> Iterator[Record | Problem]:
@@ -292,7 +305,10 @@ def check(path: str | Path, **options: Any) -> DataReport:
     """
     reading = read_all(path, **options)
     samples = reading.samples
-    images = {image.path: None for sample in samples for image in sample.images}
+    images: dict[str, str] = {}
+    for sample in samples:
+        for image in sample.images:
+            images.setdefault(image.path, sample.id)
     _, damaged = inspect(images)
     prompts = Counter(sample.messages for sample in samples)
     answered = Counter({(sample.messages, sample.answers[0]): 1 for sample in samples})
@@ -300,7 +316,10 @@ def check(path: str | Path, **options: Any) -> DataReport:
         path=str(path),
         format=reading.format,
         samples=len(samples),
-        bad=(*reading.messages(), *(f"{path}: {why}" for path, why in damaged.items())),
+        bad=(
+            *reading.messages(),
+            *(f"{path}: {why} (sample {images[path]})." for path, why in damaged.items()),
+        ),
         turns=max((len(sample.messages) for sample in samples), default=0),
         prompt_chars=Lengths.of(sample.prompt for sample in samples),
         answer_chars=Lengths.of(sample.answers[0] for sample in samples),

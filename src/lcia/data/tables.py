@@ -104,6 +104,8 @@ def table_records(
         MissingDependencyError: the library is not installed.
     """
     datasets = _library(path)
+    if kind == "parquet" and _has_no_rows(path, content):
+        return
     with tempfile.TemporaryDirectory() as scratch:
         # Its own name: ``datasets`` takes brackets and stars in a path for a pattern.
         file = Path(scratch) / f"data.{kind}"
@@ -111,7 +113,7 @@ def table_records(
         with _told(path, kind.upper() if kind == "csv" else kind.title()):
             options: dict[str, Any] = {}
             if kind == "csv":
-                options = _csv_options(datasets, file, separator)
+                options = _csv_options(datasets, file, separator, named=path)
             rows = datasets.load_dataset(
                 kind, data_files=str(file), split="train", streaming=True, **options
             )
@@ -160,14 +162,30 @@ def _library(source: Path) -> Any:
     return datasets
 
 
-def _csv_options(datasets: Any, file: Path, separator: str) -> dict[str, Any]:
+def _csv_options(datasets: Any, file: Path, separator: str, *, named: Path) -> dict[str, Any]:
     """Return what makes ``datasets`` read every cell as text, and refuse longer rows."""
     import pandas
 
     options = {"sep": separator, "keep_default_na": False, "index_col": False}
+    header = pandas.read_csv(file, nrows=1, dtype=str, header=None, **options)
+    columns = header.iloc[0].tolist() if len(header) else []
+    for name in columns:
+        if name and columns.count(name) > 1:  # pandas would call the second one 'name.1'
+            raise DataError(
+                f"{named}:1: the column '{name}' stands twice in the header; expected it once."
+            )
     names = list(pandas.read_csv(file, nrows=0, dtype=str, **options).columns)
     features = datasets.Features({name: datasets.Value("string") for name in names})
     return {**options, "features": features}
+
+
+def _has_no_rows(path: Path, content: bytes) -> bool:
+    """Whether a Parquet file has no row, which ``datasets`` takes for an error of its own."""
+    import pyarrow
+    from pyarrow import parquet
+
+    with _told(path, "Parquet"):
+        return parquet.ParquetFile(pyarrow.BufferReader(content)).metadata.num_rows == 0
 
 
 @contextmanager

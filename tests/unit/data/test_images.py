@@ -145,7 +145,7 @@ def test_every_problem_is_found_in_one_go(tmp_path):
         bomb(tmp_path / "bomb.png", 50_000, 50_000): "expected at most 89,478,485",
     }
     (tmp_path / "text.png").write_text("no image")
-    bad[tmp_path / "text.png"] = "is no whole image"
+    bad[tmp_path / "text.png"] = "is no image of a kind that lcia reads"
     sums, problems = inspect(map(str, [good, *bad]))
     assert list(sums) == [str(good)]
     assert set(problems) == {str(path) for path in bad}
@@ -205,7 +205,7 @@ def test_images_are_opened_upright_and_in_colour(tmp_path):
 
 def test_check_reports_images_too(tmp_path):
     report = check(write(tmp_path, talk("<image>\nWhat?", "cat", image="1.png")))
-    assert report.bad == (f"{tmp_path}/1.png: no such file",)
+    assert report.bad == (f"{tmp_path}/1.png: no such file (sample a).",)
     assert not report.ok
     image_file(tmp_path / "photos" / "1.png")
     assert check(tmp_path / "data.jsonl", images=tmp_path / "photos").ok

@@ -111,6 +111,16 @@ def test_fields_that_nobody_reads_are_counted_and_told(tmp_path, caplog):
     assert "messages[].reasoning_content (1), topic (2)" in caplog.text
 
 
+def test_a_label_that_is_a_class_is_counted_and_one_that_says_good_needs_no_word(tmp_path):
+    labels = [True, "true", 1, None, 0, "spam", 3]
+    file = write(
+        tmp_path, *({"prompt": f"{i}", "completion": "b", "label": x} for i, x in enumerate(labels))
+    )
+    report = check(file)
+    assert report.ok and report.samples == 7
+    assert report.unread == {"label": 3}
+
+
 def test_speakers_mapped_by_roles_keep_every_answer(tmp_path):
     want = read(write(tmp_path, talk("human", "gpt", turns=3)))
     roles = {"customer": "user", "agent": "assistant"}

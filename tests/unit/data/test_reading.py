@@ -1,5 +1,6 @@
 """The file itself: encodings, line ends, broken JSON, and that no record gets lost."""
 
+import gzip
 import json
 
 import pytest
@@ -86,9 +87,12 @@ def test_line_separators_inside_a_text_do_not_end_a_line(path):
         (b"{\n" + b'"Definition": "x",\n "Instances": [\n', ":4: not valid JSON: Expecting value"),
         (dump(record("a")) + b"[1]\n", ":2: found a list; expected {"),
         (dump(record("a")) + b"17\n", ":2: found 17; expected {"),
-        (b"[" * 100_000, ":1: not valid JSON: "),
+        (b"[" * 100_000, ":1: lists and objects stand in each other too deeply"),
+        (b'{"id": ' + b"9" * 6000 + b"}", ":1: a number has over 4300 digits; write it as a text."),
+        (dump(record("a")) + b"\0" * 4096, ": is filled with NUL bytes from line 2 on, as a crash"),
+        (gzip.compress(gzip.compress(dump(record("a")))), ": is packed twice. Unpack it once."),
         (b"null", ": found no JSON object, which fits no format; expected one of messages: {"),
-        (b"[]", ": is an empty list; expected at least one record."),
+        (b"[]", ": has no records; expected at least one."),
         (dump({"text": "a"}), ": found records with the keys text, which fits no format; expected"),
         (
             dump({f"k{i:02}": i for i in range(30)}),
@@ -104,6 +108,17 @@ def test_what_is_wrong_is_one_line_with_its_place(path, content, expected):
     text = message(path, content)
     assert text.startswith(f"{path}{expected}")
     assert "\n" not in text
+
+
+def test_numbers_given_to_records_without_an_id_take_no_other_records_id(path):
+    path.write_bytes(dump(record("a"), record("b", id="1"), record("c", id=4), record("d")))
+    assert [sample.id for sample in read(path)] == ["1@1", "1", "4", "4@4"]
+
+
+def test_a_web_address_is_called_one():
+    for address in ("https://example.org/a.jsonl", "http://example.org/a.jsonl"):
+        with pytest.raises(DataError, match=f"^{address}: is a web address; expected a file"):
+            read(address)
 
 
 def test_line_17_of_many_is_named(path):

@@ -41,6 +41,16 @@ def test_every_kind_of_file_holds_the_same_samples(tmp_path, kind):
     ]
 
 
+def test_a_table_without_rows_has_no_records(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    path = tmp_path / "data.parquet"
+    parquet.write_table(pyarrow.table({"prompt": [], "completion": []}), path)
+    with pytest.raises(DataError, match=r"data\.parquet: has no records; expected at least one"):
+        read(path)
+
+
 def test_cells_are_the_texts_that_stand_there(tmp_path):
     cells = ["007", "NA", "null", "1.50", "True", '"a\nb"', '"say ""x"", then y"', " x ", "1e5"]
     path = tmp_path / "data.csv"
@@ -55,6 +65,11 @@ def test_cells_are_the_texts_that_stand_there(tmp_path):
         (b"prompt,completion\na,b,c\nd,e,f\n", "cannot be read as CSV: Length of header"),
         (b"prompt,completion\na,b\nd,e,f\n", "Expected 2 fields in line 3, saw 3"),
         (b'prompt,completion\n"a,b\n', "EOF inside string"),
+        (
+            b"prompt,completion,prompt\na,b,c\n",
+            ":1: the column 'prompt' stands twice in the header",
+        ),
+        (b"prompt,completion\n", ": has no records; expected at least one."),
         (b"prompt,completion\na\n", ": row 1: completion is empty; expected a text."),
         (b"prompt,completion\na,\xe9\n", ":2: byte 3 is not UTF-8; expected UTF-8."),
         (b"prompt,completion,weight\na,b,1\nc,d,0\n", ": row 2: weight is '0', so this is not"),

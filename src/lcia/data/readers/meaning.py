@@ -100,5 +100,13 @@ def _cell(value: str, *, number: bool) -> Any:
 
 def unread(record: Mapping[str, Any], *, used: Iterable[str]) -> list[str]:
     """Return the fields of a record that say something and that nobody reads."""
-    known = {*used, *NEUTRAL, *SWITCHES}
-    return [key for key in record if key not in known and not says_nothing(record[key])]
+    known = {*used, *NEUTRAL}
+    said = (key for key in record if key not in known and not says_nothing(record[key]))
+    return [key for key in said if key not in SWITCHES or not _is_on(record[key])]
+
+
+def _is_on(value: Any) -> bool:
+    """Whether a switch says that something is learned, which needs no word; no class does."""
+    if isinstance(value, str):
+        value = _cell(value, number=True)
+    return isinstance(value, bool | int | float) and value == 1

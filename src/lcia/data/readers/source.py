@@ -5,6 +5,7 @@ import gzip
 import json
 import lzma
 import re
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +31,10 @@ def load_bytes(path: Path) -> bytes:
     try:
         content = content_of(path)
     except FileNotFoundError:
+        if web := re.match(r"(https?):/+(.*)", str(path)):  # a path keeps one slash of two
+            raise DataError(
+                f"{web[1]}://{web[2]}: is a web address; expected a file. Download it first."
+            ) from None
         raise DataError(f"{path}: no such file.") from None
     except IsADirectoryError:
         raise DataError(f"{path}: is a directory; expected a file.") from None
@@ -57,9 +62,12 @@ def _unpacked(content: bytes, path: Path) -> bytes:
     for magic, (name, unpack) in _PACKED.items():
         if content.startswith(magic):
             try:
-                return unpack(content)
+                inner = unpack(content)
             except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
                 raise DataError(f"{path}: is damaged {name}: {error}. Copy it again.") from error
+            if inner.startswith(tuple(_PACKED)):
+                raise DataError(f"{path}: is packed twice. Unpack it once.")
+            return inner
     return content
 
 
@@ -151,9 +159,13 @@ def parse(content: bytes) -> Any:
         problem = f"byte {column} is not UTF-8; expected UTF-8. Save the file as UTF-8."
     except json.JSONDecodeError as error:
         line = error.lineno
-        problem = f"not valid JSON: {error.msg} at column {error.colno}."
-    except (ValueError, RecursionError) as error:
-        line, problem = 1, f"not valid JSON: {error}."
+        what = error.msg.removesuffix(" at")
+        problem = f"not valid JSON: {what} at column {error.colno}."
+    except RecursionError:
+        line, problem = 1, "lists and objects stand in each other too deeply; expected fewer."
+    except ValueError:  # Python's own bound on the digits of a number
+        line = 1
+        problem = f"a number has over {sys.get_int_max_str_digits()} digits; write it as a text."
     raise BrokenJSONError(line, problem)
 
 
@@ -266,6 +278,13 @@ def foreign(content: bytes) -> str | None:
     if content[_TAR] == b"ustar":
         return f"is a tar archive; {_EXPECTED} Unpack it, and name the file that was in it."
     head = content[:_SNIFFED]
+    text = head.rstrip(b"\0")
+    if len(head) - len(text) > 3:  # UTF-16 and UTF-32 end in at most three
+        line = head.count(b"\n", 0, len(text)) + 1
+        return (
+            f"is filled with NUL bytes from line {line} on, as a crash of its writer or a broken "
+            f"copy leaves it; {_EXPECTED} Copy it again, or cut it off there."
+        )
     if head[1::2].count(0) > len(head) // 4 or head[::2].count(0) > len(head) // 4:
         return f"looks like UTF-16 without a byte order mark; {_EXPECTED} Save it as UTF-8."
     start = head.lstrip().lower()
