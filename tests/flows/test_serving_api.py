@@ -162,17 +162,25 @@ def test_an_answer_is_as_long_as_was_asked_for_and_fits(url, asked, given):
         ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
         ({"temperature": 3}, "temperature", "less than or equal to 2"),
         ({"temperature": "hot"}, "temperature", "valid number"),
-        ({"top_p": 0}, "top_p", "greater than 0"),
+        ({"top_p": -0.1}, "top_p", "greater than or equal to 0"),
         ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
         ({"stop": ["a"] * 5}, "stop", "at most 4 items"),
         ({"seed": "x"}, "seed", "valid integer"),
         ({"temprature": 1}, "temprature", "Nearest: temperature"),
-        ({"messages": []}, "messages", "at least 1 item"),
-        ({"messages": "hello"}, "messages", "should be a list"),
+        ({"messages": []}, "messages", "is empty; expected at least 1"),
+        ({"messages": "hello"}, "messages", "expected a list"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role", "'system'"),
         ({"messages": [{"role": "system", "content": "x"}]}, "messages", "no turn of the user"),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "missing"),
-        ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "should be a list"),
+        (
+            {"messages": [{"role": "user", "content": 5}]},
+            "messages[0].content",
+            "expected a text or a list",
+        ),
+        ({"messages": [7]}, "messages[0]", "expected an object"),
+        ({"messages": user([{"type": "file"}])}, "messages[0].content[0]", "type is 'file'"),
+        ({"messages": user([{"text": "x"}])}, "messages[0].content[0]", "has no type"),
+        ({"stop": [""]}, "stop[0]", "is empty; expected at least 1"),
         ({"messages": user("x" * 600)}, "messages", "context length is 512"),
         ({"messages": user("x" * 100_000)}, "messages", "more than"),
         ({"model": None}, "model", "is missing"),
@@ -186,6 +194,8 @@ def test_what_cannot_be_done_is_said_clearly(url, change, param, message):
     assert error["type"] == "invalid_request_error"
     assert error["param"] == param
     assert message in error["message"]
+    for word in ("validation", "tuple", "dictionary", "discriminator", "instance"):
+        assert word not in error["message"], "a word of Python"
 
 
 def test_a_text_whose_beginning_is_too_long_is_neither_routed_nor_tokenised(server, monkeypatch):

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lcia.serving.http.api_error import ApiError
+from lcia.serving.http.schemas import expectation
 
 Auto = Literal["auto"]
 Text = Annotated[str, Field(min_length=1, max_length=100_000)]
@@ -129,5 +130,5 @@ def parse(kind: type[Asked], tree: Mapping[str, Any]) -> Asked:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise ApiError(
-            400, f"'{place}': {first['msg']}.", code="invalid_value", param=place or None
+            400, f"'{place}': {expectation(first)}.", code="invalid_value", param=place or None
         ) from error

@@ -296,6 +296,7 @@ def test_a_row_without_numbers_ends_alone(bench, alone):
 @pytest.mark.parametrize(
     "sampling",
     [
+        Sampling(temperature=1.0, top_p=0.0),
         Sampling(temperature=1.0, top_p=1e-46),
         Sampling(temperature=1e-38, top_p=0.5),
         Sampling(temperature=1e-40),

@@ -26,7 +26,7 @@ class Sampling:
     Attributes:
         temperature: at least 0; 0, and anything below ``GREEDY_BELOW``, takes the most likely
             token.
-        top_p: in (0, 1]; only the most likely tokens that reach this probability together, and
+        top_p: in [0, 1]; only the most likely tokens that reach this probability together, and
             always the most likely one.
         seed: the same seed, prompt and weights give the same answer; None draws one.
 
@@ -41,8 +41,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise ConfigError(f"temperature is {self.temperature}; expected a number from 0 on.")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p is {self.top_p}; expected a number above 0, at most 1.")
+        if not 0 <= self.top_p <= 1:
+            raise ConfigError(f"top_p is {self.top_p}; expected a number from 0 to 1.")
 
     @property
     def greedy(self) -> bool:

@@ -171,12 +171,15 @@ def read_object(body: bytes) -> dict[str, Any]:
     try:
         tree = from_json(body, allow_inf_nan=False)
         if not isinstance(tree, dict):
-            raise ValueError(f"found a {type(tree).__name__}")
+            raise ValueError(f"found {_JSON_NAMES.get(type(tree), 'a number')}")
     except ValueError as error:
         said = f"The body is not a JSON object: {error}."
         raise ApiError(400, said, code="invalid_json") from error
     _check_fields(tree)
     return tree
+
+
+_JSON_NAMES = {type(None): "null", list: "a list", str: "a text", bool: "true or false"}
 
 
 def count_values(body: bytes) -> int:

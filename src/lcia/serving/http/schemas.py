@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from lcia.grouping import Said
 from lcia.registry import nearest
@@ -149,7 +150,7 @@ class GenerationRequest(_Strict):
 
     model: str
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: Stops | None = None
@@ -305,7 +306,7 @@ def _turn(turn: Any, index: int) -> Any:
 
 
 def _explained(kind: type[BaseModel], error: ValidationError) -> ApiError:
-    problems = error.errors(include_url=False, include_context=False)
+    problems = error.errors(include_url=False)
     # A misspelt field is both unknown and missing; the unknown one says more.
     problem = min(problems, key=lambda one: one["type"] != "extra_forbidden")
     # pydantic adds the names of union members to the path; clients know only their own fields.
@@ -317,6 +318,26 @@ def _explained(kind: type[BaseModel], error: ValidationError) -> ApiError:
         return ApiError(400, message, code="unknown_parameter", param=param[:100])
     if problem["type"] == "missing":
         return ApiError(400, f"'{param}' is missing.", code="missing_parameter", param=param)
-    said = problem["msg"].replace("a valid tuple", "a list")
-    message = f"'{param}': {said[0].lower()}{said[1:]}."
-    return ApiError(400, message, code="invalid_value", param=param)
+    return ApiError(400, f"'{param}': {expectation(problem)}.", code="invalid_value", param=param)
+
+
+def expectation(problem: ErrorDetails) -> str:
+    """Return what a field was expected to be, in words of JSON; pydantic's own are Python's."""
+    kind, about = problem["type"], problem.get("ctx", {})
+    match kind:
+        case "too_short" | "string_too_short":
+            return f"is empty; expected at least {about['min_length']}"
+        case "too_long" | "string_too_long":
+            unit = "characters" if kind == "string_too_long" else "items"
+            return f"expected at most {about['max_length']} {unit}"
+        case "tuple_type" | "list_type":
+            text = problem["loc"][-1:] in (("content",), ("stop",))
+            return "expected a text or a list" if text else "expected a list"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return "expected an object"
+        case "union_tag_invalid":
+            return f"type is '{about['tag'][:40]}'; expected {about['expected_tags']}"
+        case "union_tag_not_found":
+            return "has no type"
+    said = problem["msg"]
+    return f"{said[0].lower()}{said[1:]}"
