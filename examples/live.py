@@ -43,8 +43,8 @@ def pairs(instruction: str, answers: dict[str, str], *, count: int, seed: int) -
     return [(f"{instruction}\n\n{word} {number}", answers[word]) for word, number in named]
 
 
-def teach(client: openai.OpenAI, name: str, samples: Pairs, held_out: Pairs) -> None:
-    """Upload samples, start a fine-tuning job and wait for it."""
+def teach(client: openai.OpenAI, name: str, samples: Pairs, held_out: Pairs) -> str:
+    """Upload samples, start a fine-tuning job and wait for it; return the model it made."""
     ids = []
     for part in (samples, held_out):
         lines = [
@@ -56,7 +56,13 @@ def teach(client: openai.OpenAI, name: str, samples: Pairs, held_out: Pairs) -> 
     job = client.fine_tuning.jobs.create(
         model="assistant", training_file=ids[0], validation_file=ids[1], suffix=name
     )
-    wait(client, job.id)
+    return wait(client, job.id)
+
+
+def release(client: openai.OpenAI, model: str) -> None:
+    """Let all of `assistant` be answered by a version that only a tenth of requests got so far."""
+    path = f"/lcia/releases/{model.partition('@')[2]}/promote"
+    client.post(path, cast_to=object, body={"reason": "nobody else asks in this example"})
 
 
 def wait(client: openai.OpenAI, job: str) -> str:
@@ -93,8 +99,8 @@ def story(client: openai.OpenAI) -> dict[str, Any]:
     desks = pairs(DESK, DESKS, count=120, seed=2)
     print("Two tasks are learned.")
     teach(client, "codes", codes[:60], codes[60:])
-    teach(client, "desks", desks[:96], desks[96:])
-    before = client.models.retrieve("assistant")
+    last = teach(client, "desks", desks[:96], desks[96:])
+    release(client, last)
     old = [*codes[60:], *desks[96:]]
     refunds = pairs(DESK, {"refund": REFUNDS}, count=30, seed=3)
     corrected, others = refunds[:20], refunds[20:]
@@ -113,14 +119,15 @@ def story(client: openai.OpenAI) -> dict[str, Any]:
     jobs: Any = client.post("/lcia/inbox/learn", cast_to=object, body={"suffix": "refunds"})
     (job,) = jobs["data"]
     new = wait(client, job["id"])
-    last = f"assistant@{int(new.partition('@')[2]) - 1}"
+    release(client, new)
     found = {
         name: (share(client, wanted, model=last), share(client, wanted, model=new))
         for name, wanted in (("corrected", corrected), ("like them", others), ("old tasks", old))
     }
     for name, (then, now) in found.items():
         print(f"    {name}: {then:.0%} right in {last}, {now:.0%} in {new}")
-    return {"model": new, "before": before.id, **found}
+    print(f"    {prompt.splitlines()[-1]!r} is answered {ask(client, prompt)[0]!r} now")
+    return {"models": (last, new), "wrong": identity, **found}
 
 
 @contextlib.contextmanager

@@ -17,7 +17,9 @@ class _Terminal(Console):
     """A console that shows control characters in texts instead of obeying them."""
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Print as rich does."""
+        """Print as rich does, but break no line, nor a path in it, for what reads a pipe."""
+        if not self.is_terminal and all(isinstance(o, str) for o in objects):
+            options.setdefault("soft_wrap", True)
         super().print(*(escaped(o) if isinstance(o, str) else o for o in objects), **options)
 
 

@@ -113,8 +113,7 @@ def max_drop(evidence: Evidence, config: GateConfig) -> Iterator[Finding]:
             passed=old - new <= config.max_drop,
             n=sum(p.task == task for p in evidence.after),
             p=None,
-            why=f"task '{task}' {_fell(old - new)} points (from {old:.1f} to {new:.1f}); "
-            f"gate.max_drop allows {config.max_drop:g}",
+            why=f"task '{task}' {_fell(old, new)}; gate.max_drop allows {config.max_drop:g}",
         )
 
 
@@ -249,14 +248,21 @@ def _points(check: str, name: str, drop: Drop, *, what: str) -> Finding:
         passed=not drop.is_real,
         n=drop.n,
         p=drop.p,
-        why=f"{what} {_fell(size)} points (from {100 * drop.before:.1f} to "
-        f"{100 * drop.after:.1f}); chance explains {floor:.1f} ({told})",
+        why=f"{what} {_fell(100 * drop.before, 100 * drop.after)}; "
+        f"chance explains {floor:.1f} ({told})",
     )
 
 
-def _fell(points: float) -> str:
-    return f"fell by {points:.1f}" if points > 0 else f"rose by {-points:.1f}"
+def _fell(before: float, after: float) -> str:
+    """Say how a score in percent changed, as it is read: to one decimal."""
+    old, new = f"{before:.1f}", f"{after:.1f}"
+    if old == new:
+        return f"stayed at {old}"
+    how = "fell" if after < before else "rose"
+    return f"{how} by {abs(after - before):.1f} points (from {old} to {new})"
 
 
 def _rose(nats: float) -> str:
-    return f"rose by {nats:.3f}" if nats >= 0 else f"fell by {-nats:.3f}"
+    if abs(nats) < 0.0005:
+        return "did not change by as much as 0.001"
+    return f"rose by {nats:.3f}" if nats > 0 else f"fell by {-nats:.3f}"

@@ -63,7 +63,7 @@ def build_live_app(service: Service, config: LiveConfig, database: Database) -> 
         if config.learn:
             add_files(app, access, DataFiles(database))
             add_jobs(app, access, service.live.store, database)
-            add_releases(app, access, Releases(service.live.store, canaries))
+            add_releases(app, access, Releases(service.live.store, canaries), service.live)
 
     return build_app(service, add)
 

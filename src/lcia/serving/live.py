@@ -112,7 +112,7 @@ class LiveStore:
         self.watch: Callable[[], None] = lambda: None
         self._split: tuple[Snapshot, float] | None = None
         self._past: OrderedDict[int, Snapshot] = OrderedDict()
-        self._loading = threading.Lock()
+        self._loading, self._looking = threading.Lock(), threading.Lock()
 
     @property
     def share(self) -> float:
@@ -186,15 +186,29 @@ class LiveStore:
         self._seen = stamp
         return self.current.number != before
 
+    def look(self) -> bool:
+        """Refresh, then let the watcher act; whoever waits for it sees what holds now.
+
+        Returns:
+            Whether another version is current.
+
+        Raises:
+            StoreError: as ``refresh``.
+        """
+        with self._looking:
+            changed = self.refresh()
+            if changed:
+                logger.info("version %d is served from now on", self.current.number)
+            self.watch()
+        return changed
+
     async def follow(self, interval_s: float) -> None:
-        """Refresh again and again, until cancelled."""
+        """Look again and again, until cancelled."""
         told = ""
         while True:
             await asyncio.sleep(interval_s)
             try:
-                if await asyncio.to_thread(self.refresh):
-                    logger.info("version %d is served from now on", self.current.number)
-                await asyncio.to_thread(self.watch)
+                await asyncio.to_thread(self.look)
                 told = ""
             except Exception as error:  # whatever is wrong with a store, the server goes on
                 if str(error) != told:

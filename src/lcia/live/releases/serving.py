@@ -107,8 +107,8 @@ class Trial:
             self.released(live.load(proven), live.current)
 
 
-def add_releases(app: FastAPI, access: AccessConfig, releases: Releases) -> None:
-    """List, show, promote and roll back."""
+def add_releases(app: FastAPI, access: AccessConfig, releases: Releases, live: LiveStore) -> None:
+    """List, show, promote and roll back; what was decided is in force here when it is answered."""
     base = "/v1/lcia/releases"
 
     @app.get(base)
@@ -123,15 +123,29 @@ def add_releases(app: FastAPI, access: AccessConfig, releases: Releases) -> None
             return HTMLResponse(await asyncio.to_thread(page, found))
         return JSONResponse(_told(found))
 
+    def promote(number: int, asked: ReleaseRequest) -> Any:
+        live.look()  # a version released a moment ago has no canary yet
+        return releases.promote(number, reason=asked.reason, force=asked.force)
+
+    def roll_back(number: int, asked: ReleaseRequest) -> Any:
+        return releases.roll_back(number, reason=asked.reason)
+
+    def decide(act: Callable[[int, ReleaseRequest], Any], number: int, asked: Any) -> Any:
+        found = act(number, asked)
+        live.look()
+        return found
+
     def add_action(name: str, act: Callable[[int, ReleaseRequest], Any]) -> None:
         @app.post(base + "/{number}/" + name)
         async def action(number: str, request: Request) -> Response:
             check_origin(request, access)
             asked = parse(ReleaseRequest, await _tree(request, access))
-            return JSONResponse(_told(await _on_thread(lambda: act(_number(number), asked))))
+            return JSONResponse(
+                _told(await _on_thread(lambda: decide(act, _number(number), asked)))
+            )
 
-    add_action("promote", lambda n, r: releases.promote(n, reason=r.reason, force=r.force))
-    add_action("rollback", lambda n, r: releases.roll_back(n, reason=r.reason))
+    add_action("promote", promote)
+    add_action("rollback", roll_back)
 
 
 def page(release: Mapping[str, Any]) -> str:
