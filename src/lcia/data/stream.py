@@ -248,8 +248,7 @@ def _splits(
         train, test = hold_out(samples, at_most=entry.max_test or HELD_OUT, seed=seed)
         if not test:
             raise DataError(
-                f"{source}: {len(samples)} samples are too few to hold out a fifth of them. "
-                f"Give task '{entry.name}' a test file."
+                f"{source}: {_why_none_is_held_out(samples)} Give task '{entry.name}' a test file."
             )
     else:
         train = tuple(samples)
@@ -259,6 +258,17 @@ def _splits(
         test = _draw(held_out, at_most=entry.max_test, seed=seed)
         _warn_of_overlap(entry.name, train, test)
     return _draw(train, at_most=max_train, seed=seed), test
+
+
+def _why_none_is_held_out(samples: Sequence[Sample]) -> str:
+    count, size = len(samples), len(samples) // HELD_OUT_SHARE
+    if size:
+        return (
+            f"none of {count} samples can be held out: a fifth is {size}, each prompt or "
+            "conversation has more, and none may stand in both parts."
+        )
+    held = "1 sample is" if count == 1 else f"{count} samples are"
+    return f"{held} too few to hold out a fifth of them."
 
 
 def _path(entry: TaskConfig, key: str, *, base: Path) -> Path:

@@ -270,13 +270,21 @@ def _examples(host: AdapterHost, method: Method, context: TaskContext) -> list[A
     examples = [host.chat.encode_example(sample) for sample in samples]
     if cut := sum(example.truncated for example in examples):
         logger.warning(
-            "task '%s': %d of %d prompts are longer than %d tokens and lose their middle.",
+            "task '%s': %d of %d prompts are %s and lose their middle.",
             task.name,
             cut,
             len(examples),
-            host.chat.max_prompt_tokens,
+            _too_long(host, longest_answer=max(len(example.answer_ids) for example in examples)),
         )
     return examples
+
+
+def _too_long(host: AdapterHost, *, longest_answer: int) -> str:
+    """Return what prompts are that are cut: the setting is the bound, or the model itself."""
+    most, positions = host.chat.max_prompt_tokens, host.base.facts.positions
+    if positions is None or positions >= most + longest_answer:
+        return f"longer than {most} tokens"
+    return f"too long for the {positions} tokens that the model reads with their answers"
 
 
 def _passes(trainer: MethodTrainer) -> int:

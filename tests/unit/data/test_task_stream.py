@@ -120,6 +120,16 @@ def test_too_few_samples_to_hold_out(tmp_path):
         load_tasks([TaskConfig(name="t", train="all.jsonl")], base=tmp_path)
 
 
+def test_samples_all_alike_are_not_called_too_few(tmp_path):
+    lines = [json.dumps({"prompt": "Say a.", "completion": "a"})] * 10
+    (tmp_path / "all.jsonl").write_text("\n".join(lines))
+    with pytest.raises(DataError, match=r"none of 10 samples can be held out: a fifth is 2, each"):
+        load_tasks([TaskConfig(name="t", train="all.jsonl")], base=tmp_path)
+    (tmp_path / "all.jsonl").write_text(lines[0])
+    with pytest.raises(DataError, match=r"1 sample is too few to hold out"):
+        load_tasks([TaskConfig(name="t", train="all.jsonl")], base=tmp_path)
+
+
 @pytest.mark.parametrize(
     ("limits", "sizes"), [({}, (500, 100)), ({"max_train": 50, "max_test": 9}, (50, 9))]
 )

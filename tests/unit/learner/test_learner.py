@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 from lcia.config import AssistantConfig
-from lcia.data import Task
+from lcia.data import Message, Sample, Task
 from lcia.distributed.checkpoint import last_checkpoint
 from lcia.errors import ConfigError, GateError, ModelError, StoreError
 from lcia.learner import ContinualLearner, Store
@@ -278,3 +278,19 @@ def test_wrong_settings_make_no_store(tiny_model, tmp_path):
     with pytest.raises(ModelError, match="does not exist"):
         ContinualLearner.create(tmp_path / "a", configure("./nowhere"))
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        (400, "longer than 400 tokens"),
+        (1024, "too long for the 512 tokens that the model reads with their answers"),
+    ],
+)
+def test_what_cuts_prompts_is_said_as_it_is(tiny_model, tmp_path, caplog, limit, said):
+    turns = (Message(role="user", content="Say a.\n\n" + "y" * 600),)
+    samples = tuple(Sample(id=str(i), messages=turns, answers=("a",)) for i in range(2))
+    task = Task(name="long", train=samples, test=samples, max_new_tokens=4)
+    config = configure(tiny_model, generation={"max_prompt_tokens": limit})
+    ContinualLearner.create(tmp_path / "assistant", config).learn(task)
+    assert f"task 'long': 2 of 2 prompts are {said} and lose their middle." in caplog.text
