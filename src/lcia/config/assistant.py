@@ -37,7 +37,9 @@ ADAPTER_DEFAULTS: Mapping[str, Any] = {
     "target_modules": "all-linear",
 }
 
-BEFORE: Mapping[str, Mapping[str, Any]] = {"lcia": {"validation": 0.0, "price": 0.02, "worst": 0.0}}
+BEFORE: Mapping[str, Mapping[str, Any]] = {
+    "lcia": {"validation": 0.0, "price": 0.02, "worst": 0.0, "opening": 0.0}
+}
 """Settings of methods that came later, each with what an assistant means by it that was made
 without: it goes on as it was."""
 

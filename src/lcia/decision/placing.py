@@ -10,7 +10,7 @@ from lcia.data.sample import Sample
 from lcia.data.task import Task
 from lcia.decision.choice import EXPAND
 from lcia.decision.instructions import instructions_of, tell_odd_fields
-from lcia.decision.validation import hold_back
+from lcia.decision.validation import hold_back, taught_too
 from lcia.grouping import Extraction, GroupDecision, InstructionCodebook, Prompt, Router, told
 from lcia.grouping.instruction import whole
 from lcia.store.journal import Journal
@@ -86,6 +86,7 @@ def place(
         journal: told the decision.
     """
     config, now = store.config, current.codebook()
+    method = config.build_method()
     seed = config.seed + 1000 * len(current.manifest["tasks"])
     lesson, held = hold_back(task, 0.0 if task.corrects else share, seed=seed)
     measured = bool(held)
@@ -95,7 +96,7 @@ def place(
     answering = answering_group(now, prompts) if task.corrects and similar else None
     extraction = instructions_of(lesson) if answering is None else answering[1]
     tell_odd_fields(lesson, extraction)
-    if config.build_method().config.get("remembered") == 0:  # which promises to keep none
+    if method.config.get("remembered") == 0:  # which promises to keep none
         extraction = extraction.without_prompts(list(map(whole, prompts)), task=task.name)
     if answering is not None:
         decision = answering[0]
@@ -111,6 +112,8 @@ def place(
         return book, book.add(to, extraction, task=task.name, prompts=prompts, content=content)
 
     joined, group = added(decision.group)
+    if held and decision.group is None:  # routing is still judged by words not in the codebook
+        lesson = taught_too(lesson, task, held, method.trained_when_opening)
     placed = Placed(
         lesson=lesson,
         held=held,

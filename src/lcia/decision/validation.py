@@ -15,6 +15,8 @@ more than one in ``PART`` holds none back."""
 def hold_back(task: Task, share: float, *, seed: int) -> tuple[Task, tuple[Sample, ...]]:
     """Return the task with fewer training samples, and the others; its test samples stay.
 
+    A task that opens a group may train on the others as well: see ``taught_too``.
+
     Args:
         task: the task.
         share: of its training samples, in [0, 1], rounded up; at least ``LEAST``, at most ``MOST``.
@@ -31,3 +33,20 @@ def hold_back(task: Task, share: float, *, seed: int) -> tuple[Task, tuple[Sampl
     drawn = set(random.Random(f"validation {seed}").sample(range(len(task.train)), count))
     kept = tuple(sample for i, sample in enumerate(task.train) if i not in drawn)
     return replace(task, train=kept), tuple(task.train[i] for i in sorted(drawn))
+
+
+def taught_too(lesson: Task, task: Task, held: tuple[Sample, ...], share: float) -> Task:
+    """Return the lesson of a task that opens a group: with a share of the held-back samples.
+
+    There is nothing to choose yet. What these samples tell later of forgetting was trained on, so a
+    fall looks larger than it is: the choice errs on the side of the earlier task.
+
+    Args:
+        lesson: the task without its held-back samples.
+        task: the whole task; its order is kept.
+        held: the held-back samples.
+        share: of them that is trained on, in [0, 1].
+    """
+    left = set(map(id, held[round(share * len(held)) :]))
+    train = tuple(sample for sample in task.train if id(sample) not in left)
+    return replace(lesson, train=train)

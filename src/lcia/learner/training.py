@@ -97,7 +97,7 @@ def train_adapter(
     if projector is not None and host.projector is not None:
         host.projector.load(projector)
     context = context_of(host, model, task, task_index=task_index, group=group, own=own, seed=seed)
-    context = replace(context, measured=choose is not None)
+    context = replace(context, held=held, measured=choose is not None)
     target = folder / (TRAINED if train else UNTRAINED)
     on_main(lambda: discard(_draft(target)))  # what a killed process left half written
     if not train:

@@ -25,6 +25,7 @@ class TaskContext:
         encode: samples to one batch as the model takes it, on the model's device.
         carried: tensors the method left for this group after its last task, by name.
         remembered: samples the method kept for this group after its last task.
+        held: the task's validation samples; some may be in ``task.train``, none is remembered.
         measured: whether what a retrained group becomes is chosen on validation samples.
         seed: seed of this task.
     """
@@ -37,6 +38,7 @@ class TaskContext:
     encode: Callable[[Sequence[Sample]], Mapping[str, Any]]
     carried: Mapping[str, Any] = field(default_factory=dict)
     remembered: Sequence[Sample] = ()
+    held: Sequence[Sample] = ()
     measured: bool = False
     seed: int = 0
 
@@ -132,6 +134,11 @@ class Method:
     @property
     def held_back(self) -> float:
         """Share of a task's training samples that is not trained on, to choose by."""
+        return 0.0
+
+    @property
+    def trained_when_opening(self) -> float:
+        """Share of the held-back samples that a task opening a group is trained on after all."""
         return 0.0
 
     @property

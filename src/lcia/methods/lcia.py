@@ -25,6 +25,14 @@ precision is known; the precision-weighted path did better in the choices that d
 WEIGHED = (0.3, 1.0)
 """Values of lambda on the precision-weighted path."""
 
+SHARES = {
+    "remembered": "each task's samples",
+    "validation": "each task's samples",
+    "worst": "the worst task",
+    "opening": "the held-back samples",
+}
+"""Settings that are shares, and of what."""
+
 State = Mapping[str, Tensor]
 
 
@@ -40,7 +48,8 @@ class Lcia(Merge):
 
     ``remembered`` is the share of every task's samples that stay with its group, and are shuffled
     among the new ones when it is retrained. With ``remembered`` 0 held-back samples are not kept
-    either: then the quadratic estimate stands for the earlier tasks. docs/study.md has the
+    either: then the quadratic estimate stands for the earlier tasks. ``opening`` is the share of
+    the held-back samples that a task which opens a group trains on after all. docs/study.md has the
     measurements behind the defaults.
 
     Source: arXiv:2410.10868, taken further. ``lcia_paper`` and ``lcia_release`` are what was
@@ -54,13 +63,14 @@ class Lcia(Merge):
         "validation": 0.0,
         "price": 0.02,
         "worst": 0.0,
+        "opening": 0.0,
     }
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        for key in ("remembered", "validation", "worst"):
+        for key in SHARES:
             if self.config[key] > 1:
-                what = "the worst task" if key == "worst" else "each task's samples"
+                what = SHARES[key]
                 raise ConfigError(
                     f"method.{key} is {self.config[key]!r}; expected a share of {what}, "
                     "from 0 to 1."
@@ -70,6 +80,11 @@ class Lcia(Merge):
     def held_back(self) -> float:
         """Share of a task's training samples that is not trained on, to choose by."""
         return float(self.config["validation"])
+
+    @property
+    def trained_when_opening(self) -> float:
+        """Share of the held-back samples that a task opening a group is trained on after all."""
+        return float(self.config["opening"])
 
     @property
     def keeps_held_back(self) -> bool:

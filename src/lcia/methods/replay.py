@@ -34,9 +34,11 @@ def with_remembered(context: TaskContext) -> list[Sample]:
 def quota(context: TaskContext, count: int) -> list[Sample]:
     """Return ``count`` training samples of the task, or all if it has fewer; drawn by its seed.
 
+    Validation samples are left out: trained on again, they would hide what is forgotten.
     Of corrections all stay, unless none may: the next one is not to undo them.
     """
-    train = context.task.train
+    held = set(map(id, context.held))
+    train = [sample for sample in context.task.train if id(sample) not in held]
     if count and context.task.corrects:
-        return list(train)
+        return train
     return random.Random(context.seed).sample(train, min(count, len(train)))

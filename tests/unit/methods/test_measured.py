@@ -12,7 +12,7 @@ from conftest import make_task
 from lcia.config import AssistantConfig
 from lcia.grouping import Router
 from lcia.learner import ContinualLearner, Store
-from lcia.store.samples import VALIDATION, kept_with
+from lcia.store.samples import REMEMBERED, VALIDATION, kept_with
 
 MEASURED = {"name": "lcia", "validation": 0.25, "remembered": 0.1, "price": 0.05}
 INSTRUCTION = "Say the letter."
@@ -90,6 +90,22 @@ def test_held_back_samples_stay_with_their_group_and_are_not_trained_on(learned,
         held = kept_with(folder, VALIDATION)
         assert [name for _, name in held] == [task.name] * 12, group
         assert {sample for sample, _ in held} <= set(task.train)
+
+
+def test_a_task_that_opens_a_group_may_train_on_what_it_holds_back(able_model, tmp_path, tasks):
+    learner = ContinualLearner.create(tmp_path / "assistant", configure(able_model, opening=1))
+    again = letters("more_animals", {"horse": "a", "sheep": "a"})
+    learner.run([tasks[0], again])
+    steps = [
+        max(event["step"] for event in version.journal() if event["event"] == "step")
+        for version in learner.store.history()
+    ]
+    # 48 samples; then 36 and the 5 remembered ones: 4 epochs in batches of 4
+    assert steps == [48, 44]
+    _, folder = learner.store.current.adapters["g1"]
+    held = {(name, s) for s, name in kept_with(folder, VALIDATION)}
+    remembered = {(name, s) for s, name in kept_with(folder, REMEMBERED)}
+    assert len(held) == 24 and remembered and not held & remembered
 
 
 def test_a_task_that_adds_nothing_new_retrains_its_group(learned, tasks, able_model, tmp_path):
