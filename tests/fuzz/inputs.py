@@ -120,7 +120,7 @@ def line(random, place):
     """The arguments of a command; ``place`` names paths."""
     if random.random() < 0.05:
         words = [random.choice(place.words(random)) for _ in range(random.randrange(4))]
-        return [word for word in words if word not in (*SERVERS, "demo")]
+        return [word for word in words if word not in (*SERVERS, "demo", "worker")]
     names, command = random.choice(VERBS)
     chosen = list(names)
     for parameter in command.params:
@@ -134,6 +134,8 @@ def line(random, place):
             chosen.append(_value(random, names, place))
     if names in (("run",), ("demo",)) and "--dry-run" not in chosen:
         chosen.append("--dry-run")
+    if names == ("worker",) and "--once" not in chosen:  # else it waits for jobs
+        chosen.append("--once")
     if random.random() < 0.05:
         chosen.insert(random.randrange(len(chosen) + 1), random.choice(TEXTS).replace("\x00", ""))
     return chosen
