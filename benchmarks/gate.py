@@ -42,7 +42,12 @@ BEGIN, END = "<!-- gate -->", "<!-- /gate -->"
 
 VOWELS, LABELS = "aeiou", "vwxyz"
 REFUSAL = "I cannot help with that."
-TRAINING = {"max_steps": 60, "per_device_train_batch_size": 8, "learning_rate": 3e-3}
+TRAINING = {
+    "max_steps": 60,
+    "per_device_train_batch_size": 8,
+    "learning_rate": 3e-3,
+    "save_steps": 1000,  # what is killed here begins its candidate anew
+}
 HELD_OUT, TRAINED = 40, 120
 DROPS = (0.0, 5.0)
 """What the plain gate allows, in points."""
@@ -147,7 +152,7 @@ def task_of(
         train=tuple(made(i, answer) for i in range(TRAINED)),
         test=tuple(made(TRAINED + i, held_out) for i in range(HELD_OUT)),
         instruction="first_line",
-        max_new_tokens=10,
+        max_new_tokens=14,  # of spoilt answers, too
     )
 
 

@@ -93,6 +93,26 @@ def test_chat_streaming_and_listing_through_the_gateway(client, servers):
         )
 
 
+def test_a_name_with_a_version_means_that_version_for_ever(client, servers):
+    asked = {"messages": user(COLOUR), "max_tokens": 30}
+    with connect(servers[0][0], UPSTREAM_KEY) as direct:
+        for name, version in (("assistant@1", "1"), ("assistant@2", "2"), ("g1@1", "1")):
+            for ask in (client, direct):
+                assert ask.models.retrieve(name).id == name
+                raw = ask.chat.completions.with_raw_response.create(model=name, **asked)
+                assert (raw.headers["x-lcia-version"], raw.headers["x-lcia-group"]) == (
+                    version,
+                    "g1",
+                )
+            expected = direct.chat.completions.create(model=name, **asked)
+            assert raw.parse().choices[0].message.content == expected.choices[0].message.content
+    for name in ("assistant@99", "g1@99", "g2@1"):  # the second group came with version 2
+        with pytest.raises(openai.NotFoundError):
+            client.chat.completions.create(model=name, **asked)
+        with pytest.raises(openai.NotFoundError):
+            client.models.retrieve(name)
+
+
 def test_a_stream_arrives_piece_by_piece(client):
     moments = []
     for _ in client.chat.completions.create(

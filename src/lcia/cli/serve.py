@@ -71,6 +71,9 @@ Canary = Annotated[
 CanaryAnswers = Annotated[
     int, typer.Option(min=1, help="Answers of a new version until it gets all requests.")
 ]
+CanaryHours = Annotated[
+    float, typer.Option(help="Hours until it gets them anyway, unless its answers are worse.")
+]
 
 LearnWhen = Annotated[
     str,
@@ -124,6 +127,7 @@ def serve(
     no_worker: NoWorker = False,
     canary: Canary = None,
     canary_answers: CanaryAnswers = 200,
+    canary_hours: CanaryHours = 24.0,
     learn_when: LearnWhen = "manual",
     accept_new: AcceptNew = False,
     database: DatabaseUrl = None,
@@ -163,7 +167,7 @@ def serve(
     live: dict[str, Any] = {"learn": learn, "worker": not no_worker, "database": database}
     live |= {"keep_prompts": keep_prompts, "keep_days": keep_days}
     live |= {"learn_when": learn_when, "accept_new": accept_new}
-    live |= {"canary": (share, canary_answers) if share else None}
+    live |= {"canary": (share, canary_answers, canary_hours) if share else None}
     _serve(store, config, dtype, live if learn or feedback or share else None)
 
 
@@ -220,7 +224,7 @@ def _serve(
     from lcia.live.serving import LiveConfig, run_live
 
     if (tried := live.pop("canary")) is not None:
-        live["canary"] = CanaryConfig(share=tried[0], answers=tried[1])
+        live["canary"] = CanaryConfig(share=tried[0], answers=tried[1], hours=tried[2])
     run_live(service, LiveConfig(**live), listening)
 
 

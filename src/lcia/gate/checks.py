@@ -238,7 +238,11 @@ def _joined(pairs: Iterable[Pair]) -> Pair:
 def _points(check: str, name: str, drop: Drop, *, what: str) -> Finding:
     """Return a finding about scores, which are shares, in points."""
     size, floor = 100 * drop.size, 100 * drop.floor
-    told = f"{drop.n} samples" + ("" if drop.p is None else f", p {drop.p:.2g}")
+    told = "1 sample" if drop.n == 1 else f"{drop.n} samples"
+    if drop.p is None:
+        told += ": too few to test, so one answer may be lost"
+    elif size > 0:
+        told += f", p {drop.p:.2g}; chance explains {floor:.1f}"
     return Finding(
         check=check,
         name=name,
@@ -248,8 +252,7 @@ def _points(check: str, name: str, drop: Drop, *, what: str) -> Finding:
         passed=not drop.is_real,
         n=drop.n,
         p=drop.p,
-        why=f"{what} {_fell(100 * drop.before, 100 * drop.after)}; "
-        f"chance explains {floor:.1f} ({told})",
+        why=f"{what} {_fell(100 * drop.before, 100 * drop.after)} ({told})",
     )
 
 

@@ -120,6 +120,22 @@ def test_routing_that_sends_earlier_prompts_elsewhere_is_refused():
     assert verdict("routing", before=before, after=moved, homes={"old": "g1"}) is False
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ([1] * 20, [1] * 20, "task 'old' stayed at 100.0 (20 samples)"),
+        ([1], [1], "task 'old' stayed at 100.0 (1 sample: too few to test, so one answer may be"),
+        ([0] * 10 + [1] * 10, [1] * 20, "task 'old' rose by 50.0 points (from 50.0 to 100.0) (20"),
+        ([1] * 20, [0] + [1] * 19, "fell by 5.0 points (from 100.0 to 95.0) (20 samples, p 0.5; "),
+        ([1, 1], [1, 0], "fell by 50.0 points (from 100.0 to 50.0) (2 samples: too few to test"),
+    ],
+)
+def test_what_did_not_move_is_not_said_to_have_moved(before, after, told):
+    given = {"before": answers("old", before), "after": answers("old", after)}
+    (found,) = CHECKS["earlier_tasks"](Evidence(task="new", scores={}, **given), GateConfig())
+    assert told in found.why
+
+
 def test_the_new_task_has_to_gain():
     def passes(before, after, *, losses=(2.0, 1.0), constant=None):
         return verdict(

@@ -1,8 +1,9 @@
 """The canary: a new version answers a share of the traffic until its answers have proven it.
 
 It is worse if more of its answers fail, are refusals, or get a thumb down, than of the earlier
-version's in the same time: one-sided exact tests, at fixed numbers of answers. What is counted is
-in the database, so a server that is started again goes on.
+version's in the same time: one-sided exact tests, at fixed numbers of answers, and for the last
+time after so many hours. What is counted is in the database, so a server that is started again
+goes on.
 """
 
 import logging
@@ -43,11 +44,14 @@ class CanaryConfig:
         share: of the traffic that it answers, in (0, 1).
         answers: of its own, after which it is released to all.
         alpha: the chance of rolling back a version that is no worse, over all looks and measures.
+        hours: after which it is judged for the last time, however few its answers are. The gate
+            let it through already; a server that is hardly asked would keep two versions for ever.
     """
 
     share: float = 0.1
     answers: int = 200
     alpha: float = 0.05
+    hours: float = 24.0
 
     def __post_init__(self) -> None:
         """Check the settings.
@@ -62,6 +66,8 @@ class CanaryConfig:
             )
         if self.answers < 1:
             raise ConfigError(f"--canary-answers: found {self.answers}; expected at least 1.")
+        if not self.hours > 0:
+            raise ConfigError(f"--canary-hours: found {self.hours:g}; expected more than 0.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,6 +213,9 @@ class Canaries:
             counts = _counts(connection, on)
             given = counts["version"]["answers"]
             looks = sum(given >= share * on["answers"] for share in LOOKS)
+            hours = (now() - on["created_at"]) / 3600
+            if hours >= self._config.hours:  # the last look comes early: there are no more of them
+                looks = len(LOOKS)
             if looks == on["looks"]:
                 return on
             here = and_(canaries.c.number == on["number"], canaries.c.state == RUNNING)
@@ -216,7 +225,10 @@ class Canaries:
             if why is not None:
                 _end(connection, on, WORSE, f"after {given} answers {why}")
             elif looks == len(LOOKS):
-                _end(connection, on, PROMOTED, f"{given} answers, none of the rates is higher")
+                after = f"{given} answers" if given else "no answers"
+                if given < on["answers"]:
+                    after += f" in {hours:.3g} hours"
+                _end(connection, on, PROMOTED, f"{after}, none of the rates is higher")
             return _latest(connection)
 
 
