@@ -22,9 +22,11 @@ NUMBER = "Write this number as a digit.\n\ntwo 7"
 TRAINING = {"max_steps": 2, "learning_rate": 3e-3, "save_steps": 100}
 
 
-def make_store(root: Path, model: Path, *, training: dict[str, Any] = TRAINING) -> Store:
+def make_store(
+    root: Path, model: Path, *, training: dict[str, Any] = TRAINING, **more: Any
+) -> Store:
     """An assistant with two groups: g1 for COLOUR, g2 for NUMBER; its gate tests nothing."""
-    settings: dict[str, Any] = {"training": training, "gate": {"tests": "none"}}
+    settings: dict[str, Any] = {"training": training, "gate": {"tests": "none"}, **more}
     config = AssistantConfig(model=str(model), dtype="float32", **settings)
     learner = ContinualLearner.create(root, config)
     learner.learn(make_task("colours", COLOUR.partition("\n")[0], {"red": "r", "green": "g"}))

@@ -250,6 +250,20 @@ def files_below(folder: Path) -> Iterator[Path]:
         yield from (Path(parent, name) for name in names)
 
 
+def check_tree(folder: str) -> None:
+    """Check that all below a folder is files and folders: what ``files_below`` checks, faster.
+
+    Raises:
+        StoreError: there is a link or something else that is neither file nor folder.
+    """
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                check_tree(entry.path)
+            elif not entry.is_file(follow_symlinks=False):
+                raise StoreError(f"{entry.path}: is neither file nor folder. Remove it.")
+
+
 def make_folders(folder: Path) -> None:
     """Make a folder and those above it, durably.
 
@@ -313,8 +327,9 @@ def discard(path: Path) -> None:
 
 def sweep(folder: Path) -> None:
     """Remove what killed processes left half written or half removed in ``folder``."""
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if _GONE.fullmatch(path.name):
+    for name in os.listdir(folder) if folder.is_dir() else ():
+        if _GONE.fullmatch(name):
+            path = folder / name
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:

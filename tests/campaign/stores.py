@@ -211,7 +211,7 @@ class Stores:
             "groups retire": on("three", "groups", "retire", "STORE", "g2"),
             "groups merge": on("three", "groups", "merge", "STORE", "g1", "g2"),
             "groups split": on("three", "groups", "split", "STORE", "g1", "--task", "shades"),
-            "prune": on("branched", "prune", "STORE", "--keep-last", "1", "--yes"),
+            "prune": on("branched", "prune", "STORE", "--keep-last", "1", "--pin", "1", "--yes"),
             "export": on("three", "export", "STORE", "OUT"),
         }
 

@@ -45,10 +45,11 @@ def receipt(answer, text, *, key=None):
     }
 
 
-@pytest.fixture(scope="module")
-def taught(tmp_path_factory, tiny_model):
+@pytest.fixture(scope="module", params=[None, 2], ids=["all", "two held-out samples a version"])
+def taught(request, tmp_path_factory, tiny_model):
     """An assistant that learned three corrections, two of them of one key."""
-    root = make_store(tmp_path_factory.mktemp("forget") / "assistant", tiny_model).root
+    folder = tmp_path_factory.mktemp("forget") / "assistant"
+    root = make_store(folder, tiny_model, evaluation={"samples": request.param}).root
     database = Database(root)
     texts = {"a1": COLOUR, "a2": f"{COLOUR.partition('7')[0]}{SECRET} 1", "a3": SECRET}
     keys = {"a1": "otto", "a2": "anna", "a3": "anna"}

@@ -60,6 +60,8 @@ def evaluate(
         "matrix": matrix.to_json(),
         "metrics": {**summarise(matrix), "routing_accuracy": routing_accuracy_of(opened)},
     }
+    if matrix.basis is not None:
+        result["basis"] = matrix.basis
     if again:
         result["scores_again"] = _answer_again(opened, task_given=None, quiet=as_json)
     if task_given:
@@ -76,6 +78,13 @@ def evaluate(
     ]
     console.print()
     print_table("Metrics", ["", "percent", "formula"], rows, left=(0, 2))
+    if basis := matrix.basis:
+        console.print(
+            f"The last row rests on {basis['samples']} held-out samples of {basis['tasks']} of "
+            f"{basis['of_tasks']} tasks (evaluation.samples). n: samples behind a cell; a dash: "
+            "not measured.",
+            markup=False,
+        )
     titles = {
         "scores_again": "Answered again",
         "scores_task_given": "Answered by the group that learned the task",
@@ -108,9 +117,9 @@ def print_matrix(matrix: "AccuracyMatrix", *, title: str) -> None:
     """
     from lcia.cli.console import number, print_table
 
-    rows = [
-        [f"{t} {matrix.tasks[t - 1]}" if t else "before", *(number(cell) for cell in row)]
-        for t, row in enumerate(matrix.rows)
-    ]
+    shown = [[number(cell) for cell in row] for row in matrix.rows]
+    for row, counts in zip(shown, matrix.counts or (), strict=False):
+        row[:] = [f"{cell} n={n}" if n else cell for cell, n in zip(row, counts, strict=True)]
+    rows = [[f"{t} {matrix.tasks[t - 1]}" if t else "before", *row] for t, row in enumerate(shown)]
     columns = ["after learning", *(str(i) for i in range(1, len(matrix.tasks) + 1))]
     print_table(title, columns, rows)

@@ -81,6 +81,13 @@ def prune(
     keep_every: Annotated[
         int | None, typer.Option("--keep-every", help="And each so many-th version.", min=1)
     ] = None,
+    pin: Annotated[
+        list[int] | None,
+        typer.Option("--pin", help="And this version, now and from now on. May be repeated."),
+    ] = None,
+    unpin: Annotated[
+        list[int] | None, typer.Option("--unpin", help="No longer keep a version pinned before.")
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Remove; without, only say what.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -94,6 +101,8 @@ def prune(
       lcia prune assistant --keep-last 5
 
       lcia prune assistant --keep-last 5 --keep-every 10 --yes
+
+      lcia prune assistant --keep-every 100 --pin 42 --yes
     """
     from lcia.cli.console import console, print_json
     from lcia.learner import Store
@@ -102,7 +111,13 @@ def prune(
     from lcia.store.prune import prune as remove
 
     opened = Store.open(store)
-    pruning = (remove if yes else plan)(opened, keep_last=keep_last, keep_every=keep_every)
+    pruning = (remove if yes else plan)(
+        opened,
+        keep_last=keep_last,
+        keep_every=keep_every,
+        pin=tuple(pin or ()),
+        unpin=tuple(unpin or ()),
+    )
     if as_json:
         names = {
             key: [path.relative_to(store).as_posix() for path in getattr(pruning, key)]
@@ -112,6 +127,7 @@ def prune(
         return
     lines = [
         f"keeps {_listed(pruning.kept)}",
+        f"pinned: {_listed(pruning.pinned)}",
         f"keeps scores, answers and journal, without adapters, of {_listed(pruning.told)}",
         f"removes {_listed(pruning.removed)}",
         f"removes {len(pruning.folders)} folders of adapters and samples",

@@ -172,6 +172,11 @@ class GateConfig(_Frozen):
     max_rise: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     max_kl: float = Field(default=2.0, ge=0, allow_inf_nan=False)
 
+    @property
+    def looks(self) -> bool:
+        """Whether anything is checked after ``lcia learn``."""
+        return self.tests == "all" or self.max_drop is not None
+
     def for_jobs(self) -> "GateConfig":
         """Return the settings as they are for a job: tested unless nothing is."""
         return self.model_copy(update={"tests": "all"}) if self.tests == "jobs" else self
@@ -182,6 +187,17 @@ class GateConfig(_Frozen):
         fields = type(self).model_fields
         dumped = serialise(self).items()
         return {k: v for k, v in dumped if k == "max_drop" or v != fields[k].default}
+
+
+class EvaluationConfig(_Frozen):
+    """How much of the held-out samples a version answers.
+
+    Attributes:
+        samples: of all earlier tasks together, at most, spread over tasks and other ones each time;
+            the new task's are always answered. None: all of them.
+    """
+
+    samples: int | None = Field(default=None, ge=1)
 
 
 class ProjectorConfig(_Frozen):
@@ -215,6 +231,7 @@ class AssistantConfig(_Frozen):
         quantize: ``4bit`` or ``8bit`` base weights through bitsandbytes; None: as they are.
         generation: how answers are generated.
         gate: when a new version is refused.
+        evaluation: how much of the held-out samples a version answers.
         dtype: of the base model; ``auto`` is bfloat16 where the hardware is faster with it.
         seed: of initialisation, shuffling and dropout.
     """
@@ -230,8 +247,19 @@ class AssistantConfig(_Frozen):
     quantize: Literal["4bit", "8bit"] | None = None
     generation: GenerationConfig = GenerationConfig()
     gate: GateConfig = GateConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     dtype: str = "auto"
     seed: Seed = 0
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what came later and is not set: stores stay the same to the byte."""
+        unset = EvaluationConfig()
+        return {
+            k: v
+            for k, v in serialise(self).items()
+            if k != "evaluation" or self.evaluation != unset
+        }
 
     def build_method(self) -> Any:
         """Return the configured method, ready to use.

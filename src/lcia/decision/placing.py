@@ -183,8 +183,8 @@ def start_of(decision: GroupDecision, store: Store, current: Version) -> Path | 
         return None
     if start == "nearest" and decision.nearest is not None:
         return adapters[decision.nearest]
-    trained = [version.manifest["group"] for version in store.history()]
-    latest = next((group for group in reversed(trained) if group in adapters), None)
+    trained = (version.manifest["group"] for version in store.lineage())
+    latest = next((group for group in trained if group in adapters), None)
     if latest is not None:
         return adapters[latest]
     return max(adapters.values(), key=lambda folder: folder.name)  # all made by hand

@@ -1,5 +1,6 @@
 """Answers of the assistant to held-out samples, routed one by one, generated in batches."""
 
+from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby, islice
@@ -288,6 +289,11 @@ def scores_percent(predictions: Iterable[Prediction]) -> dict[str, float]:
     for prediction in predictions:
         by_task.setdefault(prediction.task, []).append(prediction.score)
     return {task: mean_percent(scores) for task, scores in by_task.items()}
+
+
+def counts_of(predictions: Iterable[Prediction]) -> dict[str, int]:
+    """Return how many samples of each task were answered."""
+    return dict(Counter(prediction.task for prediction in predictions))
 
 
 def read_predictions(path: Path) -> list[Prediction]:

@@ -18,20 +18,27 @@ if TYPE_CHECKING:
 
 
 def average_accuracy(matrix: AccuracyMatrix) -> float | None:
-    """Mean over i of R[T, i], in percent (Avg.ACC, MFN, OP)."""
-    last = matrix.learned
-    return _mean(matrix[last, i] for i in _tasks(last))
+    """Mean over i of R[T, i], in percent (Avg.ACC, MFN, OP).
+
+    Where a version answers some of the held-out samples, the earlier tasks' mean is that of those
+    measured, and the last task, which always is, counts as one of T.
+    """
+    return _row_mean(matrix, matrix.learned)
 
 
 def forgetting(matrix: AccuracyMatrix) -> float | None:
     """Mean over i < T of max over j in [i, T-1] of R[j, i], minus R[T, i], in percentage points.
 
-    Positive means lost, negative means that later tasks helped.
+    Positive means lost, negative means that later tasks helped. None where a version answers some
+    of the held-out samples: the largest of scores of a few samples says more than the assistant
+    ever knew.
     """
     last = matrix.learned
+    if matrix.counts is not None:
+        return None
+    columns = list(zip(*matrix.rows, strict=True))
     return _mean(
-        _minus(_max(matrix[j, i] for j in range(i, last)), matrix[last, i])
-        for i in _tasks(last - 1)
+        _minus(_max(columns[i - 1][i:last]), columns[i - 1][last]) for i in _tasks(last - 1)
     )
 
 
@@ -41,9 +48,14 @@ def new_accuracy(matrix: AccuracyMatrix) -> float | None:
 
 
 def backward_transfer(matrix: AccuracyMatrix) -> float | None:
-    """Mean over i < T of R[T, i] - R[i, i], in percentage points (BWT)."""
+    """Mean over i < T of R[T, i] - R[i, i], in percentage points (BWT).
+
+    Where a version answers some of the held-out samples, over the i that it measured.
+    """
     last = matrix.learned
-    return _mean(_minus(matrix[last, i], matrix[i, i]) for i in _tasks(last - 1))
+    row = matrix.rows[last]
+    known = (i for i in _tasks(last - 1) if matrix.counts is None or row[i - 1] is not None)
+    return _mean(_minus(row[i - 1], matrix[i, i]) for i in known)
 
 
 def forward_transfer(matrix: AccuracyMatrix) -> float | None:
@@ -52,8 +64,19 @@ def forward_transfer(matrix: AccuracyMatrix) -> float | None:
 
 
 def mean_average_accuracy(matrix: AccuracyMatrix) -> float | None:
-    """Mean over t of the mean over i <= t of R[t, i], in percent (MAA)."""
-    return _mean(_mean(matrix[t, i] for i in _tasks(t)) for t in _tasks(matrix.learned))
+    """Mean over t of the mean over i <= t of R[t, i], in percent (MAA); see average_accuracy."""
+    return _mean(_row_mean(matrix, t) for t in _tasks(matrix.learned))
+
+
+def _row_mean(matrix: AccuracyMatrix, t: int) -> float | None:
+    """Return the mean of the first t cells of row t, or what those measured say of it."""
+    row = matrix.rows[t][:t]
+    if matrix.counts is None or t < 2:
+        return _mean(row)
+    earlier = _mean(score for score in row[:-1] if score is not None)
+    if earlier is None or row[-1] is None:
+        return None
+    return ((t - 1) * earlier + row[-1]) / t
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -328,7 +328,11 @@ class InstructionCodebook:
 
     def copy(self) -> "InstructionCodebook":
         """Return an independent codebook with the same content."""
-        return self.from_dict(self.to_dict())
+        made = InstructionCodebook(self.config)
+        made.backend, made._opened = self.backend, self._opened
+        made._groups = dict(self._groups)
+        made._reindex(self._undecided)
+        return made
 
     def save(self, path: str | Path) -> None:
         """Write the codebook as JSON."""

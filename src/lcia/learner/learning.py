@@ -1,7 +1,7 @@
 """Continual learning: one task as a transaction, a stream as one task after another."""
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from lcia.errors import DivergenceError, ModelError, StoreError
 from lcia.evaluation.generate import (
     Prediction,
     Progress,
+    counts_of,
     read_predictions,
     scores_percent,
 )
@@ -29,7 +30,7 @@ from lcia.grouping import InstructionCodebook, Router
 from lcia.learner.gate import Candidate, examine, pass_gate, refused_before
 from lcia.learner.outcome import Outcome, environment
 from lcia.learner.preflight import preflight
-from lcia.learner.scoring import score_tasks
+from lcia.learner.scoring import score_tasks, scored_tasks
 from lcia.learner.training import (
     TRAINED,
     UNTRAINED,
@@ -214,11 +215,11 @@ class ContinualLearner:
             matrix, before = current.matrix(), []
             if not method.joint:  # learned at once, tasks have no scores before
                 base = answer("base", [task], codebook=InstructionCodebook(), adapters={})
-                matrix = matrix.with_scores(0, scores_percent(base))
+                matrix = self._with(matrix, 0, base)
                 before = answer(
                     "current", [task], codebook=current.codebook(), adapters=current.adapters
                 )
-                matrix = matrix.with_scores(matrix.learned, scores_percent(before))
+                matrix = self._with(matrix, matrix.learned, before)
             try:
                 adapter = self._train(
                     placed,
@@ -236,29 +237,37 @@ class ContinualLearner:
             trained = self._new_adapters(group, adapter, current, run=run)
             keys = {name: (f"{name}@{run.number:04d}", path) for name, path in trained.items()}
             adapters = {**current.adapters, **keys}
-            tasks = [*current.tasks(), task]
-            known = current.predictions()
+            earlier = [] if gather else scored_tasks(current, self.config, matrix)
+            known, before_all = self._to_compare(current, earlier, before, matrix, answer=answer)
             after = (
                 []
                 if gather
-                else answer("after", tasks, codebook=codebook, adapters=adapters, known=known)
+                else answer(
+                    "after",
+                    [*earlier, task],
+                    codebook=codebook,
+                    adapters=adapters,
+                    known=known,
+                )
             )
             scores = scores_percent(after)
-            before_all = matrix.row(matrix.learned)
-            matrix = matrix.append(task.name, scores)
+            matrix = matrix.append(task.name, scores, counts=self._counts(after))
+            metrics = summarise(matrix)
             candidate = Candidate(
                 task=task,
                 codebook=codebook,
                 adapters=adapters,
                 before=before_all,
                 scores=scores,
+                earlier=known,
                 current=before,
                 after=after,
             )
             report = examine(self.host, self.config, current, candidate, run=run, journal=journal)
-            journal.write("learned", task=task.name, scores=scores, metrics=summarise(matrix))
+            journal.write("learned", task=task.name, scores=scores, metrics=metrics)
 
-            told = {**said, "metrics": summarise(matrix)}
+            basis = {} if matrix.basis is None else {"basis": matrix.basis}
+            told = {**said, "metrics": metrics, **basis}
             args = run, candidate, matrix, journal, told, group, trained
             on_main(lambda: self._propose(*args))
             pass_gate(self.store, self.host, report, run=run)
@@ -290,13 +299,46 @@ class ContinualLearner:
         contents = {**told, "seconds": journal.seconds(), "environment": environment()}
         propose(self.store, run, candidate.task, group=group, adapters=adapters, contents=contents)
 
+    def _with(
+        self, matrix: AccuracyMatrix, row: int, predictions: Sequence[Prediction]
+    ) -> AccuracyMatrix:
+        """Return the matrix with a row's cell of the new task: all its samples were answered."""
+        scores = scores_percent(predictions)
+        return matrix.with_scores(row, scores, counts=self._counts(predictions))
+
+    def _counts(self, predictions: Sequence[Prediction]) -> dict[str, int] | None:
+        """Return the samples behind each task's score; None where that is all of them."""
+        return None if self.config.evaluation.samples is None else counts_of(predictions)
+
+    def _to_compare(
+        self,
+        current: Version,
+        earlier: Sequence[Task],
+        before: Sequence[Prediction],
+        matrix: AccuracyMatrix,
+        *,
+        answer: Callable[..., list[Prediction]],
+    ) -> tuple[list[Prediction], Mapping[str, float | None]]:
+        """Return the current version's answers on earlier tasks, and its scores on all.
+
+        Where a version answers some of the samples, the new one answers others than this one did;
+        for the gate, this one answers those, too.
+        """
+        known = current.predictions()
+        bounded = self.config.evaluation.samples is not None
+        if not (bounded and earlier and self.config.gate.looks):
+            return known, matrix.row(matrix.learned)
+        own = {"codebook": current.codebook(), "adapters": current.adapters}
+        known = answer("earlier", earlier, known=known, **own)
+        return known, {**scores_percent(known), **scores_percent(before)}
+
     def _outcome(self, task: Task) -> Outcome:
         """Return what learning the task led to.
 
         Raises:
             StoreError: the task of this name was learned from other data.
         """
-        made = next(v for v in self.store.history() if v.manifest["task"] == task.name)
+        made = next(v for v in self.store.lineage() if v.manifest["task"] == task.name)
         if made.manifest["fingerprint"] != self._fingerprint(task, made.fingerprint_schema):
             raise StoreError(
                 f"{self.store.root}: task '{task.name}' was learned from other data in version "

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from lcia.errors import ConfigError
-from lcia.evaluation.generate import Adapters, scores_percent
+from lcia.evaluation.generate import Adapters
 from lcia.grouping import InstructionCodebook
 from lcia.learner.learning import ContinualLearner
-from lcia.learner.scoring import score_tasks
+from lcia.learner.scoring import measured_again, score_tasks, scored_again
 from lcia.registry import nearest
 from lcia.store import audit
 from lcia.store.samples import REMEMBERED, VALIDATION, keep_with, kept_with
@@ -169,14 +169,12 @@ def revise(
         predictions = score_tasks(
             learner.host,
             learner.config,
-            current.tasks(),
+            scored_again(current, learner.config),
             codebook=codebook,
             adapters=adapters,
             known=current.predictions(),
         )
-        matrix = current.matrix()
-        if predictions:
-            matrix = matrix.with_scores(matrix.learned, scores_percent(predictions))
+        matrix = measured_again(current.matrix(), learner.config, predictions)
         return store.revise(
             codebook, groups=kept, adapters=made, scored=(matrix, predictions), note=note
         )

@@ -52,7 +52,13 @@ class Outcome:
     def of(cls, version: Version) -> "Outcome":
         """Return what led to a version that holds a newly learned task."""
         manifest, matrix = version.manifest, version.matrix()
-        before = matrix.row(matrix.learned - 1)
+        gate = version.gate() or {"checks": ()}
+        before, scores = matrix.row(matrix.learned - 1), matrix.row(matrix.learned)
+        score_before = before[manifest["task"]]
+        if matrix.counts is not None:  # the rows before rest on other samples
+            scores = {task: score for task, score in scores.items() if score is not None}
+            before = {t: gate.get("before", {}).get(t) for t in scores}
+            before[manifest["task"]] = score_before
         return cls(
             task=manifest["task"],
             version=version.number,
@@ -60,12 +66,12 @@ class Outcome:
             reason=manifest["reason"],
             similarity=manifest["similarity"],
             score_base=matrix.row(0)[manifest["task"]],
-            score_before=before[manifest["task"]],
+            score_before=score_before,
             before=before,
-            scores=matrix.row(matrix.learned),
+            scores=scores,
             seconds=manifest["seconds"],
             choice=manifest.get("choice"),
-            gate=tuple((version.gate() or {"checks": ()})["checks"]),
+            gate=tuple(gate["checks"]),
         )
 
 

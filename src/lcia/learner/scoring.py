@@ -5,9 +5,48 @@ from typing import Any
 
 from lcia.config import AssistantConfig
 from lcia.data.task import Task
-from lcia.evaluation.generate import Adapters, Prediction, evaluate
+from lcia.evaluation.drawn import draw
+from lcia.evaluation.generate import (
+    Adapters,
+    Prediction,
+    counts_of,
+    evaluate,
+    scores_percent,
+)
+from lcia.evaluation.matrix import AccuracyMatrix
 from lcia.grouping import InstructionCodebook, Router
 from lcia.models.host import AdapterHost
+from lcia.store.version import Version
+
+
+def scored_tasks(version: Version, config: AssistantConfig, matrix: AccuracyMatrix) -> list[Task]:
+    """Return a version's tasks with the held-out samples that its successor answers."""
+    budget = config.evaluation.samples
+    if budget is None:
+        return version.tasks()
+    names = list(version.manifest["tasks"])
+    return draw(names, version.tasks, budget=budget, matrix=matrix, seed=config.seed)
+
+
+def scored_again(version: Version, config: AssistantConfig) -> list[Task]:
+    """Return the same for a version without a new task: its last task's samples all count."""
+    tasks, last = scored_tasks(version, config, version.matrix()), version.matrix().tasks[-1:]
+    if config.evaluation.samples is None:
+        return tasks
+    known = [task for task in tasks if task.name not in last]
+    return [*known, *version.tasks(last)]
+
+
+def measured_again(
+    matrix: AccuracyMatrix, config: AssistantConfig, predictions: Sequence[Prediction]
+) -> AccuracyMatrix:
+    """Return the matrix with its last row measured again, and with no older cell in it."""
+    if not predictions:
+        return matrix
+    scores, row = scores_percent(predictions), matrix.learned
+    if config.evaluation.samples is None:
+        return matrix.with_scores(row, scores)
+    return matrix.without_scores(row).with_scores(row, scores, counts=counts_of(predictions))
 
 
 def score_tasks(

@@ -27,6 +27,7 @@ LATER: dict[str, Any] = {
     "generation.date": None,
     "generation.fold_system": False,
     "generation.chat_template": None,
+    "evaluation.samples": None,
 }
 """Settings that came after schema 2 and change what is learned, by their path, such as
 ``grouping.content``, each with the value that means "as before": it counts only when it differs."""

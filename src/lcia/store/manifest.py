@@ -1,16 +1,17 @@
 """What the records of a store may say, checked before anything acts on it."""
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from lcia.data.task import NAME
 from lcia.errors import StoreError
-from lcia.files import RESTORE, checksums, files_below, read_record
+from lcia.files import RESTORE, check_tree, checksums, read_record
 
 SCHEMA = 2
 """1: no hashes but of adapters; the fingerprint was that of a dump of all settings."""
@@ -34,9 +35,11 @@ def check_record(record: Mapping[str, Any], path: Path) -> None:
     _expect(path, record["model"], {"name": str, "content_hash": str})
     _expect(path, {"groups_opened": 0, "earlier": {}, **record}, {"groups_opened": int})
     _check_files(path, record.get("earlier", {}))
+    for key in ("pruned", "pinned"):
+        numbers = record.get(key, [])
+        if not isinstance(numbers, list) or not all(type(number) is int for number in numbers):
+            raise StoreError(f"{path}: {key} is {str(numbers)[:60]!r}; expected version numbers.")
     pruned = record.get("pruned", [])
-    if not isinstance(pruned, list) or not all(type(number) is int for number in pruned):
-        raise StoreError(f"{path}: pruned is {str(pruned)[:60]!r}; expected version numbers.")
     if record["current"] in pruned:
         raise StoreError(f"{path}: the current version is said to be pruned. {RESTORE}")
 
@@ -90,17 +93,19 @@ def refuse_links(root: Path, paths: Iterable[Path]) -> None:
     Raises:
         StoreError: there is one.
     """
+    seen: set[str] = set()
+    base = str(root)
     for path in paths:
-        way = root
-        for part in path.relative_to(root).parts:
-            way = way / part
-            if way.is_symlink():
+        way = base
+        for part in os.path.relpath(path, base).split(os.sep):
+            way = os.path.join(way, part)
+            if way not in seen and os.path.islink(way):
                 raise StoreError(
                     f"{way}: is a link; a store has none. Put the files there in its place."
                 )
-        if path.is_dir():
-            for _ in files_below(path):
-                pass
+            seen.add(way)
+        if os.path.isdir(way):
+            check_tree(way)
 
 
 def check_adapter(folder: Path) -> None:
@@ -143,7 +148,7 @@ def files_of(
     """
     by_folder: dict[str, dict[str, str]] = {}
     for path, value in known.items():
-        by_folder.setdefault(str(PurePosixPath(*PurePosixPath(path).parts[:3])), {})[path] = value
+        by_folder.setdefault("/".join(path.split("/", 3)[:3]), {})[path] = value
     files: dict[str, str] = {}
     for place in dict.fromkeys(kept):
         if place in new:

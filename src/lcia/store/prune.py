@@ -1,6 +1,6 @@
 """Removing versions that nobody will go back to, and what they alone need."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ class Pruning:
 
     Attributes:
         kept: versions that can be gone back to.
+        pinned: those of them that every pruning keeps until they are unpinned.
         told: versions that led to one of those. Only what they tell stays: scores, answers,
             journal.
         emptied: files of those that hold prompts: samples were forgotten since.
@@ -29,6 +30,7 @@ class Pruning:
     """
 
     kept: list[int]
+    pinned: list[int]
     told: list[int]
     removed: list[int]
     emptied: list[Path]
@@ -36,7 +38,14 @@ class Pruning:
     size_bytes: int
 
 
-def plan(store: Store, *, keep_last: int, keep_every: int | None = None) -> Pruning:
+def plan(
+    store: Store,
+    *,
+    keep_last: int,
+    keep_every: int | None = None,
+    pin: Collection[int] = (),
+    unpin: Collection[int] = (),
+) -> Pruning:
     """Say what ``prune`` would remove.
 
     Args:
@@ -44,16 +53,20 @@ def plan(store: Store, *, keep_last: int, keep_every: int | None = None) -> Prun
         keep_last: how many of the newest versions are kept, at least one: so no number is given
             twice.
         keep_every: versions whose number is a multiple of it are kept, too.
+        pin: versions that are kept, now and by every later pruning.
+        unpin: versions that are no longer.
 
     Raises:
         ValueError: a number below one.
-        StoreError: a version, an unfinished run or a refused candidate is damaged.
+        StoreError: there is no such version to pin, or a version, an unfinished run or a refused
+            candidate is damaged.
     """
     if keep_last < 1 or (keep_every is not None and keep_every < 1):
         raise ValueError(f"keep_last {keep_last}, keep_every {keep_every}: expected at least 1")
     versions = store.versions()
     current = store.current
-    kept = {0, current.number, *versions[-keep_last:]}
+    pinned = store.pinned_with(pin, unpin)
+    kept = {0, current.number, *versions[-keep_last:], *pinned}
     kept |= {n for n in versions if keep_every is not None and n % keep_every == 0}
     runs = [unfinished(store), *(run for run, _ in refused(store).values())]
     # A version that forgets samples is not gone back from: the one before has them still.
@@ -79,6 +92,7 @@ def plan(store: Store, *, keep_last: int, keep_every: int | None = None) -> Prun
     gone = [*folders, *(version_path(store.root, number) for number in removed)]
     return Pruning(
         kept=sorted(kept),
+        pinned=sorted(pinned),
         told=sorted(led),
         removed=removed,
         emptied=emptied,
@@ -87,7 +101,14 @@ def plan(store: Store, *, keep_last: int, keep_every: int | None = None) -> Prun
     )
 
 
-def prune(store: Store, *, keep_last: int, keep_every: int | None = None) -> Pruning:
+def prune(
+    store: Store,
+    *,
+    keep_last: int,
+    keep_every: int | None = None,
+    pin: Collection[int] = (),
+    unpin: Collection[int] = (),
+) -> Pruning:
     """Remove versions; see ``plan``.
 
     Never the current one, nor the one before it, from which a server may still answer, nor one that
@@ -100,8 +121,8 @@ def prune(store: Store, *, keep_last: int, keep_every: int | None = None) -> Pru
     """
     with store.writing():
         store.upgrade()
-        pruning = plan(store, keep_last=keep_last, keep_every=keep_every)
-        store.give_up([*pruning.told, *pruning.removed])
+        pruning = plan(store, keep_last=keep_last, keep_every=keep_every, pin=pin, unpin=unpin)
+        store.give_up([*pruning.told, *pruning.removed], pinned=pruning.pinned)
         for number in reversed(pruning.removed):
             discard(version_path(store.root, number))
         for path in pruning.emptied:

@@ -5,7 +5,7 @@ import os
 import re
 import secrets
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,8 @@ class Store:
     def __init__(self, root: Path, record: Mapping[str, Any]) -> None:
         self.root = root
         self._record = dict(record)
+        # The version read last: a manifest names every file, and is asked for again and again.
+        self._last: tuple[tuple[int, ...], Version] | None = None
 
     @classmethod
     def create(cls, root: str | Path, config: AssistantConfig, *, content_hash: str) -> "Store":
@@ -175,9 +177,13 @@ class Store:
         earlier = self._record.get("earlier", {})
         if wanted := earlier.get(f"versions/{path.name}/manifest.json"):
             check_sum(path / "manifest.json", wanted)
-        manifest = read_sealed(path / "manifest.json")
-        check_manifest(manifest, root=self.root, number=number)
-        return Version(number=number, root=self.root, manifest=manifest)
+        status = os.stat(path / "manifest.json")
+        key = (number, status.st_ino, status.st_size, status.st_mtime_ns)
+        if self._last is None or self._last[0] != key:
+            manifest = read_sealed(path / "manifest.json")
+            check_manifest(manifest, root=self.root, number=number)
+            self._last = key, Version(number=number, root=self.root, manifest=manifest)
+        return self._last[1]
 
     def versions(self) -> list[int]:
         """Return the numbers of the versions that can be gone back to."""
@@ -190,12 +196,14 @@ class Store:
 
     def history(self) -> list[Version]:
         """Return the versions that led to the current one, the first task's first; see ``past``."""
-        chain = []
+        return list(self.lineage())[::-1]
+
+    def lineage(self) -> Iterator[Version]:
+        """Yield the current version and those that led to it, the last first, read one by one."""
         version = self.current
         while version.number:
-            chain.append(version)
+            yield version
             version = self.past(version.manifest["parent"])
-        return chain[::-1]
 
     def roll_back(self, number: int) -> Version:
         """Make an earlier version current; nothing is deleted.
@@ -364,11 +372,24 @@ class Store:
         opened = max(record["groups_opened"], _opened(version.manifest))
         self._write({**record, "groups_opened": opened, "current": version.number})
 
-    def give_up(self, numbers: Iterable[int]) -> None:
-        """Record that nobody can go back to these versions, before anything of them goes."""
-        if not self.pruned.issuperset(numbers):
-            pruned = sorted(self.pruned.union(numbers))
-            self._write({**read_store_record(self.root), "pruned": pruned})
+    def pinned_with(self, pin: Collection[int] = (), unpin: Collection[int] = ()) -> set[int]:
+        """Return the versions that pruning keeps: those pinned before, and after a change.
+
+        Raises:
+            StoreError: there is no such version to pin.
+        """
+        for number in pin:
+            self.version(number)
+        return {*read_store_record(self.root).get("pinned", ()), *pin} - {*unpin}
+
+    def give_up(self, numbers: Iterable[int], *, pinned: Collection[int]) -> None:
+        """Record which versions nobody can go back to, before anything of them goes, and pins."""
+        record = read_store_record(self.root)
+        changed = {**record, "pruned": sorted(self.pruned.union(numbers))}
+        changed["pinned"] = sorted(pinned)
+        changed = {k: v for k, v in changed.items() if v or k not in {"pruned", "pinned"}}
+        if changed != record:
+            self._write(changed)
 
     def upgrade(self) -> None:
         """Write the record as this lcia does, if an earlier one wrote it."""

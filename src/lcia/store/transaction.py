@@ -231,7 +231,7 @@ def propose(
     """
     parent = store.version(run.parent)
     kept = run.folder / TASK
-    _write_task(task, kept)
+    write_task(task, kept)
     place = _place_of(store, task, kept)
     manifest = {
         "version": run.number,
@@ -378,7 +378,8 @@ def _place_of(store: Store, task: Task, kept: Path) -> str:
     return place.as_posix()
 
 
-def _write_task(task: Task, folder: Path) -> None:
+def write_task(task: Task, folder: Path) -> None:
+    """Write what a store keeps of a task: how it is scored, and its held-out samples."""
     with tempfile.TemporaryDirectory() as scratch:
         draft = Path(scratch)
         about = {

@@ -1,6 +1,6 @@
 """Whether every file of an assistant is as it was stored."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -43,18 +43,13 @@ def verify(
         return [str(error)]
     checker = _Checker(store, weights=weights, progress=progress)
     findings = list(checker.links())
-    versions: list[Version] = []
-    for number in store.numbers():
-        try:
-            versions.append(store.past(number))
-        except StoreError as error:
-            findings.append(f"version {number}: {error} {checker.way_back([number])}")
+    findings += checker.read(store.numbers())
     if findings:
         return findings
     return [
         *audit.check(store.root),
-        *checker.lineage(versions),
-        *checker.versions(versions),
+        *checker.lineage(),
+        *checker.versions(),
         *checker.refused(),
         *checker.runs(),
     ]
@@ -73,6 +68,8 @@ class _Checker:
         self._places: dict[str, set[str]] = {}
         self._pruned = store.pruned
         self._forgot = 0
+        self._parents: dict[int, int] = {}
+        self._wrong: dict[int, dict[str, str]] = {}
 
     def links(self) -> Iterator[str]:
         """Yield what is neither file nor folder."""
@@ -83,26 +80,40 @@ class _Checker:
         except StoreError as error:
             yield str(error)
 
-    def lineage(self, versions: list[Version]) -> Iterator[str]:
+    def read(self, numbers: Iterable[int]) -> list[str]:
+        """Compare the files of versions, one manifest in memory at a time; return unread ones.
+
+        The newest first: what forgot samples is known before what that emptied is looked at.
+        """
+        findings = []
+        for number in sorted(numbers, reverse=True):
+            try:
+                version = self.store.past(number)
+            except StoreError as error:
+                findings.append(f"version {number}: {error} {self.way_back([number])}")
+                continue
+            if version.manifest.get("forgets"):
+                self._forgot = max(self._forgot, number)
+            self._parents[number] = version.manifest["parent"]
+            self._wrong[number] = dict(self._version(version))
+        return findings[::-1]
+
+    def lineage(self) -> Iterator[str]:
         """Yield versions that are gone though others build on them."""
-        there = {version.number for version in versions}
-        for version in versions:
-            parent = version.manifest["parent"]
-            if version.number and parent not in there:
+        for number, parent in sorted(self._parents.items()):
+            if number and parent not in self._parents:
                 gone = version_path(self.root, parent)
                 yield f"{gone} (version {parent}): is missing. Put the folder back from a copy."
 
-    def versions(self, versions: list[Version]) -> Iterator[str]:
+    def versions(self) -> Iterator[str]:
         """Yield what differs in the files of versions, once each."""
         wrong: dict[str, tuple[str, list[int]]] = {}
         whole = []
-        self._forgot = max((v.number for v in versions if v.manifest.get("forgets")), default=0)
-        for version in versions:
-            found = dict(self._version(version))
+        for number, found in sorted(self._wrong.items()):
             for path, problem in found.items():
-                wrong.setdefault(path, (problem, []))[1].append(version.number)
-            if not found and version.number not in self._pruned:
-                whole.append(version.number)
+                wrong.setdefault(path, (problem, []))[1].append(number)
+            if not found and number not in self._pruned:
+                whole.append(number)
         for path, (problem, numbers) in wrong.items():
             named = f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
             kind = "version" if len(numbers) == 1 else "versions"

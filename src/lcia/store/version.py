@@ -1,7 +1,8 @@
 """One immutable state of an assistant."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,10 @@ class Version:
         Raises:
             StoreError: the file is damaged.
         """
+        return self._codebook.copy()
+
+    @cached_property
+    def _codebook(self) -> InstructionCodebook:
         path = self.path / "codebook.json"
         wanted = self.manifest.get("files", {}).get(path.relative_to(self.root).as_posix())
         if wanted is not None:
@@ -86,12 +91,16 @@ class Version:
         """Return the events of the run that made this version."""
         return list(read_journal(self.path / "journal.jsonl"))
 
-    def tasks(self) -> list[Task]:
-        """Return the learned tasks in order, with their held-out samples.
+    def tasks(self, names: Collection[str] | None = None) -> list[Task]:
+        """Return the learned tasks in order, or those of these names, with held-out samples.
 
         Their ``train`` holds the held-out samples too: the training data are not kept.
         """
-        return [_read_task(name, self.root / path) for name, path in self.manifest["tasks"].items()]
+        return [
+            _read_task(name, self.root / path)
+            for name, path in self.manifest["tasks"].items()
+            if names is None or name in names
+        ]
 
     def check(self) -> None:
         """Check what is cheap: codebook, no links, adapters no larger than their files.
@@ -103,7 +112,7 @@ class Version:
         refuse_links(self.root, [self.root / path for path in self.manifest["tasks"].values()])
         for _, folder in self.adapters.values():
             check_adapter(folder)
-        self.codebook()
+        _ = self._codebook
 
 
 def version_path(root: Path, number: int) -> Path:

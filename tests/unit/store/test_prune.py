@@ -113,6 +113,23 @@ def test_what_unfinished_runs_and_refused_candidates_build_on_stays(learner, num
         store.version(number).check()
 
 
+def test_pinned_versions_stay_until_they_are_unpinned(learner):
+    store = learner.store
+    assert prune(store, keep_last=1, pin=[1]).kept == [0, 1, 3, 5]
+    assert read_sealed(store.root / "assistant.json")["pinned"] == [1]
+    again = Store.open(store.root)
+    assert (prune(again, keep_last=1).kept, again.verify()) == ([0, 1, 3, 5], [])
+    again.version(1).check()
+    assert again.roll_back(1).number == 1
+    again.roll_back(5)
+    assert prune(again, keep_last=1, unpin=[1]).kept == [0, 3, 5]
+    assert "pinned" not in read_sealed(store.root / "assistant.json")
+    with pytest.raises(StoreError, match="version 1 was pruned"):
+        prune(again, keep_last=1, pin=[1])
+    with pytest.raises(StoreError, match="has no version 77"):
+        prune(again, keep_last=1, pin=[77])
+
+
 @pytest.mark.parametrize("step", range(2))
 def test_killed_while_pruning_the_same_call_goes_on(learner, step, monkeypatch):
     store, left = learner.store, step
@@ -126,9 +143,10 @@ def test_killed_while_pruning_the_same_call_goes_on(learner, step, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr("lcia.store.prune.discard", dies)
-        prune(store, keep_last=1)
+        prune(store, keep_last=1, pin=[3])
     assert store.verify() == []
-    assert prune(Store.open(store.root), keep_last=1).kept == [0, 3, 5]
+    again = prune(Store.open(store.root), keep_last=1)
+    assert (again.kept, again.pinned) == ([0, 3, 5], [3]), "pins are recorded before anything goes"
     assert adapters(store) == ["groups/g1/0002", "groups/g2/0003"]
     assert (store.numbers(), store.verify()) == ([0, 1, 2, 3, 5], [])
 
