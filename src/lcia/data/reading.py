@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any, Literal
 from lcia.data.images import below, inspect
 from lcia.data.readers.base import Problem, Reader, Record, RecordError, found
 from lcia.data.readers.fields import ROLES, TURN
-from lcia.data.readers.meaning import refuse, unread
+from lcia.data.readers.meaning import SWITCHES, refuse, unread
 from lcia.data.sample import Sample
 from lcia.data.tables import check_columns, load_values, mapped
 from lcia.errors import ConfigError, DataError
@@ -150,7 +150,7 @@ def _samples(
 ) -> Iterator[Sample | Problem]:
     seen: dict[str, str] = {}
     named = _ids_named(values)
-    for record in _expanded(values, reader):
+    for record in _expanded(values, reader, unread_fields):
         if isinstance(record, Problem):
             yield record
             continue
@@ -180,15 +180,31 @@ def _names_no_id(row: Mapping[str, Any]) -> bool:
     return row.get("id") is None
 
 
-def _expanded(values: list[Record | Problem], reader: Reader) -> Iterator[Record | Problem]:
+def _expanded(
+    values: list[Record | Problem], reader: Reader, unread_fields: Counter[str]
+) -> Iterator[Record | Problem]:
     for value in values:
         if isinstance(value, Problem):
             yield value
             continue
         try:
-            yield from reader.expand(value)
+            made = list(reader.expand(value))
         except RecordError as error:
             yield Problem(where=value.where, text=str(error))
+        else:
+            unread_fields.update(_unanswered(value.value, made))
+            yield from made
+
+
+def _unanswered(value: Any, made: Sequence[Record]) -> Iterator[str]:
+    """Yield the field of a conversation that goes on after its last answer: a question is left."""
+    for field in ("conversations", "messages") if isinstance(value, Mapping) else ():
+        said = value.get(field)
+        if not isinstance(said, list) or not isinstance(last := said[-1] if said else None, dict):
+            continue
+        kept = max((len(record.value[field]) for record in made), default=len(said))
+        if kept < len(said) and not SWITCHES & last.keys():  # one that is not to be learned
+            yield f"{field}[-1], which has no answer"
 
 
 def _sample(record: Record, reader: Reader, unread_fields: Counter[str]) -> Sample:

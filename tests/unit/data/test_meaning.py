@@ -121,6 +121,20 @@ def test_a_label_that_is_a_class_is_counted_and_one_that_says_good_needs_no_word
     assert report.unread == {"label": 3}
 
 
+def test_a_conversation_that_ends_with_a_question_says_so(tmp_path):
+    left = talk("human", "gpt")
+    left["conversations"].append({"from": "human", "value": "and then?"})
+    path = write(tmp_path, left, talk("human", "gpt"))
+    assert check(path).unread == {"conversations[-1], which has no answer": 1}
+    assert len(read(path)) == 4
+    chat = [*said("a", "b"), {"role": "user", "content": "and then?"}]
+    assert check(write(tmp_path, {"messages": [*said("x", "y"), *chat]}), turns="all").unread == {
+        "messages[-1], which has no answer": 1
+    }
+    off = [*said("a", "b"), *said("c", "d", weight=0)]
+    assert check(write(tmp_path, {"messages": off})).unread == {}
+
+
 def test_speakers_mapped_by_roles_keep_every_answer(tmp_path):
     want = read(write(tmp_path, talk("human", "gpt", turns=3)))
     roles = {"customer": "user", "agent": "assistant"}

@@ -28,7 +28,7 @@ REFUSED: Mapping[str, str] = {
 }
 """Field to why it cannot be read past, and what to do."""
 
-SWITCHES = ("weight", "train", "loss", "label")
+SWITCHES = frozenset({"weight", "train", "loss", "label"})
 """Fields that say whether something is learned: 1 and true change nothing, 0 and false do."""
 
 NEUTRAL = (
