@@ -122,7 +122,7 @@ def test_a_dry_run_lists_every_bad_image(coin, lcia):
     assert done.returncode == 2
     assert "2 of 78 images cannot be used" in done.stderr
     assert "GQA/1.jpg: no such file (task 'GQA', sample 1)" in done.stderr
-    assert "VQAv2/7.jpg: is no whole image" in done.stderr
+    assert "VQAv2/7.jpg: is no image of a kind that lcia reads" in done.stderr
 
 
 def test_a_text_model_is_refused(coin, fails, tiny_model):

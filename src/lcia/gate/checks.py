@@ -153,7 +153,7 @@ def new_task(evidence: Evidence, config: GateConfig) -> Iterator[Finding]:
             n=len(loss_before),
             p=None,
             why=f"the new task '{task}' {'gained' if gained else 'did not gain'}: its score is "
-            f"{100 * drop.after:.1f}, its loss {_rose(rise)} nats per token",
+            f"{100 * drop.after:.1f}, its loss {_rose(rise)}",
         )
     if evidence.constant is not None:
         missing = evidence.constant - 100 * drop.after
@@ -203,7 +203,7 @@ def general(evidence: Evidence, config: GateConfig) -> Iterator[Finding]:
             passed=not drop.is_real,
             n=len(rises),
             p=drop.p,
-            why=f"{name} {_rose(rise)} nats per token; {allowed:g} and noise are tolerated",
+            why=f"{name} {_rose(rise)}; {allowed:g} and noise are tolerated",
         )
 
 
@@ -266,6 +266,7 @@ def _fell(before: float, after: float) -> str:
 
 
 def _rose(nats: float) -> str:
-    if abs(nats) < 0.0005:
-        return "did not change by as much as 0.001"
-    return f"rose by {nats:.3f}" if nats > 0 else f"fell by {-nats:.3f}"
+    if nats == 0:
+        return "did not change"
+    size = f"{abs(nats):.3f}" if abs(nats) >= 0.0005 else f"{abs(nats):.0e}"
+    return f"{'rose' if nats > 0 else 'fell'} by {size} nats per token"
