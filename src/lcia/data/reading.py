@@ -202,7 +202,8 @@ def _unanswered(value: Any, made: Sequence[Record]) -> Iterator[str]:
         said = value.get(field)
         if not isinstance(said, list) or not isinstance(last := said[-1] if said else None, dict):
             continue
-        kept = max((len(record.value[field]) for record in made), default=len(said))
+        cut = (record.value.get(field) for record in made if isinstance(record.value, Mapping))
+        kept = max((len(turns) for turns in cut if isinstance(turns, list)), default=len(said))
         if kept < len(said) and not SWITCHES & last.keys():  # one that is not to be learned
             yield f"{field}[-1], which has no answer"
 
