@@ -1,5 +1,6 @@
 """A thousand tasks: what one more costs outside training, and what a large store costs.
 
+    export PYTHONPATH=tests
     python -m benchmarks.scale --superni DATA --folder WORK         # goes on where it stopped
 
 A tiny random Llama learns tasks resampled from Super-NaturalInstructions task files, with 100 kinds
@@ -46,10 +47,6 @@ ANSWER = 4
 CHECKPOINTS = (10, 30, 60, 100, 200, 350, 500, 650, 800, 1000)
 ROUTED = 300
 COMPARED = 6
-CHAT_TEMPLATE = (
-    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
 SENTENCE = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -116,39 +113,6 @@ def task_of(number: int, kinds: list[Kind]) -> Task:
         instruction="field",
         max_new_tokens=4,
     )
-
-
-def save_model(folder: Path) -> Path:
-    """Write a two-layer Llama with random weights and a tokenizer of bytes."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    specials = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate(specials + alphabet)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(specials)
-    fast = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>"
-    )
-    fast.chat_template = CHAT_TEMPLATE
-    torch.manual_seed(0)
-    sizes = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-    }
-    config = transformers.LlamaConfig(
-        vocab_size=len(fast), eos_token_id=0, pad_token_id=0, bos_token_id=0, **sizes
-    )
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
-    fast.save_pretrained(folder)
-    return folder
 
 
 def config_of(model: Path, *, budget: int | None) -> AssistantConfig:
@@ -342,7 +306,10 @@ def main() -> None:
     kinds = kinds_of(asked.superni, KINDS)
     root, model = asked.folder / "assistant", asked.folder / "model"
     if not (root / "assistant.json").exists():
-        ContinualLearner.create(root, config_of(save_model(model), budget=asked.budget or None))
+        from conftest import save_tiny_model  # only what learns needs the tests at hand
+
+        config = config_of(save_tiny_model(model), budget=asked.budget or None)
+        ContinualLearner.create(root, config)
     host = load_host(Store.open(root).config)
     gc.freeze()  # Trainer collects garbage; what was imported is none, and takes half a second
     noted, told_of = asked.folder / "tasks.jsonl", asked.folder / "checkpoints.jsonl"

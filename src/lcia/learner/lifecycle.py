@@ -166,15 +166,16 @@ def revise(
         adapters = {group: _key(group, store.root / e["adapter"]) for group, e in kept.items()}
         number = store.next_number()
         adapters |= {group: (f"{group}@{number:04d}", folder) for group, folder in made.items()}
+        matrix = current.matrix()
         predictions = score_tasks(
             learner.host,
             learner.config,
-            scored_again(current, learner.config),
+            scored_again(current, learner.config, matrix),
             codebook=codebook,
             adapters=adapters,
             known=current.predictions(),
         )
-        matrix = measured_again(current.matrix(), learner.config, predictions)
+        matrix = measured_again(matrix, learner.config, predictions)
         return store.revise(
             codebook, groups=kept, adapters=made, scored=(matrix, predictions), note=note
         )

@@ -28,13 +28,13 @@ def scored_tasks(version: Version, config: AssistantConfig, matrix: AccuracyMatr
     return draw(names, version.tasks, budget=budget, matrix=matrix, seed=config.seed)
 
 
-def scored_again(version: Version, config: AssistantConfig) -> list[Task]:
+def scored_again(version: Version, config: AssistantConfig, matrix: AccuracyMatrix) -> list[Task]:
     """Return the same for a version without a new task: its last task's samples all count."""
-    tasks, last = scored_tasks(version, config, version.matrix()), version.matrix().tasks[-1:]
+    tasks = scored_tasks(version, config, matrix)
     if config.evaluation.samples is None:
         return tasks
-    known = [task for task in tasks if task.name not in last]
-    return [*known, *version.tasks(last)]
+    last = matrix.tasks[-1:]
+    return [*(task for task in tasks if task.name not in last), *version.tasks(last)]
 
 
 def measured_again(
