@@ -152,7 +152,7 @@ def task_of(
         train=tuple(made(i, answer) for i in range(TRAINED)),
         test=tuple(made(TRAINED + i, held_out) for i in range(HELD_OUT)),
         instruction="first_line",
-        max_new_tokens=14,  # of spoilt answers, too
+        max_new_tokens=26,  # a refusal takes 24
     )
 
 

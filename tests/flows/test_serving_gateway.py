@@ -356,7 +356,7 @@ def test_the_least_busy_server_is_asked_first(served_store, odd):
     ):
         first = {gateway.upstreams.serving("g1@0001")[0][0].url for _ in range(4)}
         assert first == {upstream, second}, "in turn"
-        gateway.upstreams.all[0].running = 3
+        gateway.upstreams.all[0].answering["base"] = 3
         assert {gateway.upstreams.serving("g1@0001")[0][0].url for _ in range(4)} == {second}
 
 

@@ -52,7 +52,7 @@ def _write(store: Store, version: Version, draft: Path) -> dict[str, Any]:
     for group, (_, adapter) in version.adapters.items():
         check_plain(group, adapter, reader="vLLM")
     ranks = {
-        group: _write_adapter(adapter, draft / "adapters" / key)
+        group: write_adapter(adapter, draft / "adapters" / key)
         for group, (key, adapter) in version.adapters.items()
     }
     model = store.config.model
@@ -72,8 +72,8 @@ def _write(store: Store, version: Version, draft: Path) -> dict[str, Any]:
     return about
 
 
-def _write_adapter(source: Path, target: Path) -> int:
-    """Write one adapter as vLLM takes it; return its rank."""
+def write_adapter(source: Path, target: Path) -> int:
+    """Write one adapter as vLLM takes it, into a new folder; return its rank."""
     import torch
     from safetensors.torch import save_file
 

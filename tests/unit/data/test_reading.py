@@ -90,7 +90,10 @@ def test_line_separators_inside_a_text_do_not_end_a_line(path):
         (b"[" * 100_000, ":1: lists and objects stand in each other too deeply"),
         (b'{"id": ' + b"9" * 6000 + b"}", ":1: a number has over 4300 digits; write it as a text."),
         (dump(record("a")) + b"\0" * 4096, ": is filled with NUL bytes from line 2 on, as a crash"),
-        (gzip.compress(gzip.compress(dump(record("a")), mtime=0), mtime=0), ": is packed twice. Unpack it once."),
+        (
+            gzip.compress(gzip.compress(dump(record("a")), mtime=0), mtime=0),
+            ": is packed twice. Unpack it once.",
+        ),
         (b"null", ": found no JSON object, which fits no format; expected one of messages: {"),
         (b"[]", ": has no records; expected at least one."),
         (dump({"text": "a"}), ": found records with the keys text, which fits no format; expected"),

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,6 +18,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from lcia.grouping import Said
 from lcia.serving.config import AccessConfig
 from lcia.serving.gateway.relay import StaleModelError, Try, forward
+from lcia.serving.gateway.sync import KEEP_S, Sync
 from lcia.serving.gateway.upstreams import Upstreams
 from lcia.serving.http.api_error import ApiError
 from lcia.serving.http.app import READ, add_errors, add_guard, add_models
@@ -43,6 +45,10 @@ class GatewayConfig:
         timeout_s: longest silence of a server, in seconds.
         check_s: seconds between two looks at the servers.
         poll_s: seconds between two looks for a new version.
+        sync_folder: where the adapters are written that vLLM servers are kept in sync with; None:
+            they are left alone.
+        sync_seen_as: what the servers call that folder; None: the same.
+        sync_keep_s: how long they keep an adapter that nobody wants, in seconds.
     """
 
     upstreams: Sequence[str]
@@ -52,6 +58,9 @@ class GatewayConfig:
     timeout_s: float = 300.0
     check_s: float = 5.0
     poll_s: float = 1.0
+    sync_folder: Path | None = None
+    sync_seen_as: str | None = None
+    sync_keep_s: float = KEEP_S
 
 
 class Gateway:
@@ -74,6 +83,14 @@ class Gateway:
             trust_env=False,
         )
         self.upstreams = Upstreams(config.upstreams, self.client, base_model=config.base_model)
+        self.sync = config.sync_folder and Sync(
+            live,
+            self.upstreams,
+            self.client,
+            folder=config.sync_folder,
+            seen_as=config.sync_seen_as,
+            keep_s=config.sync_keep_s,
+        )
         self.ending = asyncio.Event()
         self._routing = ThreadPoolExecutor(1, thread_name_prefix="lcia-route")
         self.monitoring.watch(
@@ -81,6 +98,9 @@ class Gateway:
             "Servers that answer.",
             lambda: sum(upstream.healthy for upstream in self.upstreams.all),
         )
+        if self.sync:
+            text = "Servers that answer and lack an adapter of the version in use."
+            self.monitoring.watch("upstreams_behind", text, self.sync.behind)
         self.monitoring.watch("store_version", "Version in use.", lambda: self.live.current.number)
 
     async def in_thread(self, work: Any, *args: Any) -> Any:
@@ -105,8 +125,11 @@ class Gateway:
         choice = await self.in_thread(choose_named, self.live, model, said)
         self.monitoring.routing_seconds.observe(time.perf_counter() - started)
         adapter = choice.adapter[0] if choice.adapter else None
+        past = choice.version != self.live.current.number
+        if self.sync and choice.adapter and (past or not self.upstreams.serving(adapter)):
+            await self.sync.lend(*choice.adapter)
         choices = self.upstreams.serving(adapter)
-        if not choices and choice.version != self.live.current.number:
+        if not choices and past:
             choices = self.upstreams.with_past(f"{choice.group or BASE}@{choice.version}")
         if not choices:
             raise self._nowhere(adapter)
@@ -163,9 +186,10 @@ class Gateway:
             wanted = f"'{adapter or BASE}'"
             if adapter in [key for key, _ in self.live.current.adapters.values()]:
                 wanted += f", which version {self.live.current.number} wants"
-            text = (
-                f"No server behind this gateway has {wanted}. Export the version that has it and "
-                "load it there."
+            text = f"No server behind this gateway has {wanted}. " + (
+                "It is being loaded, or cannot be: the gateway's log says which."
+                if self.sync
+                else "Export the version that has it and load it there."
             )
         return ApiError(503, text, code="no_upstream", headers={"Retry-After": "5"})
 
@@ -183,6 +207,9 @@ def build_gateway(gateway: Gateway) -> FastAPI:
             asyncio.create_task(gateway.upstreams.follow(gateway.config.check_s)),
             asyncio.create_task(gateway.live.follow(gateway.config.poll_s)),
         ]
+        if gateway.sync:
+            gateway.sync.start()
+            following.append(asyncio.create_task(gateway.sync.follow(gateway.config.check_s)))
         yield
         for task in following:
             task.cancel()
@@ -193,6 +220,8 @@ def build_gateway(gateway: Gateway) -> FastAPI:
 
     @app.post("/v1/chat/completions")
     @app.post("/v1/completions")
+    @app.post("/v1/responses")
+    @app.post("/v1/messages")
     async def generate(request: Request) -> Response:
         return await gateway.send_on(request, request.url.path)
 
@@ -235,17 +264,18 @@ def build_gateway(gateway: Gateway) -> FastAPI:
 
 
 def _said(asked: Mapping[str, Any]) -> Said:
-    """Return what a conversation says to the model.
+    """Return what a request says to the model, in the words of any of the four endpoints.
 
-    Other fields are the server's business, and are not looked at.
+    ``messages``, with ``system`` beside them in Anthropic's form; ``input`` with ``instructions``;
+    or ``prompt``. Other fields are the server's business, and are not looked at.
 
     Raises:
         ApiError: 400, there is no text of a user.
     """
-    prompt = asked.get("prompt")
-    prompts = [prompt] if isinstance(prompt, str) else prompt if isinstance(prompt, list) else []
-    if prompts and all(isinstance(text, str) for text in prompts):
-        if len(prompts) > 1:
+    texts = next((asked[key] for key in ("prompt", "input") if key in asked), None)
+    texts = [texts] if isinstance(texts, str) else texts if isinstance(texts, list) else []
+    if texts and all(isinstance(text, str) for text in texts):
+        if len(texts) > 1:
             raise ApiError(
                 400,
                 "'prompt' has several texts, which may belong to different groups; send them one "
@@ -253,18 +283,21 @@ def _said(asked: Mapping[str, Any]) -> Said:
                 code="invalid_value",
                 param="prompt",
             )
-        return Said(turns=tuple(prompts))
-    messages = asked.get("messages")
-    said = Said.by(
-        (str(message.get("role")), _text(message.get("content")))
-        for message in (messages if isinstance(messages, list) else ())
-        if isinstance(message, dict)
-    )
+        turns = [("user", texts[0])]
+    else:
+        given = asked.get("messages", texts)
+        turns = [
+            (str(turn.get("role")), _text(turn.get("content")))
+            for turn in (given if isinstance(given, list) else ())
+            if isinstance(turn, dict)
+        ]
+    told = [("system", _text(asked[key])) for key in ("system", "instructions") if key in asked]
+    said = Said.by([*told, *turns])
     if not said.turns:
         raise ApiError(
             400,
-            "There is nothing to route by; expected 'messages' with a turn of the user, or "
-            "'prompt' as one text.",
+            "There is nothing to route by; expected 'messages' with a turn of the user, or one "
+            "text in 'prompt' or 'input'.",
             code="invalid_messages",
             param="messages",
         )

@@ -87,7 +87,7 @@ async def forward(
         one = waiting.popleft()
         upstream = one.upstream
         async with contextlib.AsyncExitStack() as stack:
-            stack.enter_context(upstreams.busy(upstream))
+            stack.enter_context(upstreams.busy(upstream, one.name))
             try:
                 answer = await _unless(ending, client.send(one.request, stream=True))
                 stack.push_async_callback(answer.aclose)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -18,6 +19,9 @@ logger = logging.getLogger(__name__)
 CHECK_TIMEOUT_S = 30.0
 """A server that is busy lists its models late; that alone makes it no worse."""
 
+ZEROS = f"{BASE}@zeros"
+"""An adapter that changes nothing, by which a server that is kept in sync is asked for the base."""
+
 FAILURES = 3
 """Checks or connections in a row that have to fail before a server counts as not well."""
 
@@ -30,13 +34,20 @@ class Upstream:
         url: without ``/v1``.
         models: what it served when it last said so, name to record.
         failures: checks and connections in a row that failed.
-        running: requests on their way through this gateway.
+        answering: model to requests for it that are on their way through this gateway.
+        folder: where a server that is kept in sync reads its adapters; None: it is not.
     """
 
     url: str
     models: Mapping[str, Any] = field(default_factory=dict)
     failures: int = 0
-    running: int = 0
+    answering: Counter[str] = field(default_factory=Counter)
+    folder: PurePosixPath | None = None
+
+    @property
+    def running(self) -> int:
+        """Requests on their way through this gateway."""
+        return self.answering.total()
 
     @property
     def healthy(self) -> bool:
@@ -49,11 +60,18 @@ class Upstream:
         shown = [f"{name} ({record.get('root')})" for name, record in self.models.items()]
         return ", ".join(shown) or "no models"
 
+    def has(self, adapter: str) -> bool:
+        """Whether a server that is kept in sync has an adapter, read where ours are."""
+        if self.folder is None or adapter not in self.models:
+            return False
+        return bool(self.models[adapter].get("root") == str(self.folder / adapter))
+
     def name_of(self, adapter: str | None, *, base_model: str | None) -> str | None:
         """Return what it calls an adapter, or the base model; None if it does not serve it.
 
         A name alone does not say which version is behind it. So the adapter is the model called
-        ``g1@0002``, or one whose ``root``, where vLLM read it, ends in that.
+        ``g1@0002``, or one whose ``root``, where vLLM read it, ends in that. Where the gateway
+        keeps vLLM in sync, it is the one that the gateway loaded.
 
         Args:
             adapter: group and version, ``g1@0002``; None for the base model, which is called
@@ -61,19 +79,28 @@ class Upstream:
                 lists an adapter's base model as its ``parent``.
             base_model: see there.
         """
+        if self.has(adapter or ZEROS):
+            return adapter or ZEROS
         if adapter is None:
             if base_model is None and BASE not in self.models:
                 plain = (name for name, record in self.models.items() if not record.get("parent"))
                 return next(plain, None)
             name = base_model or BASE
             return name if name in self.models else None
+        if self.folder is not None and not self.is_lcia:
+            return None
         if adapter in self.models:
             return adapter
         for name, record in self.models.items():
             if PurePosixPath(str(record.get("root"))).name == adapter:
                 # lcia's servers know the pinned name as well, and refuse it after a change.
-                return adapter if record.get("owned_by") == "lcia" else name
+                return adapter if self.is_lcia else name
         return None
+
+    @property
+    def is_lcia(self) -> bool:
+        """Whether it is ``lcia serve``, which follows the store by itself."""
+        return any(record.get("owned_by") == "lcia" for record in self.models.values())
 
     def well(self) -> None:
         """Note that it answered."""
@@ -126,23 +153,18 @@ class Upstreams:
         Args:
             name: of a group as of a version, ``g1@7``.
         """
-        found = [
-            upstream
-            for upstream in self.all
-            if upstream.healthy
-            and any(record.get("owned_by") == "lcia" for record in upstream.models.values())
-        ]
+        found = [upstream for upstream in self.all if upstream.healthy and upstream.is_lcia]
         found.sort(key=lambda upstream: (upstream.failures, upstream.running))
         return [(upstream, name) for upstream in found]
 
     @contextlib.contextmanager
-    def busy(self, upstream: Upstream) -> Iterator[None]:
-        """Count a request while it is on its way."""
-        upstream.running += 1
+    def busy(self, upstream: Upstream, name: str) -> Iterator[None]:
+        """Count a request for a model while it is on its way."""
+        upstream.answering[name] += 1
         try:
             yield
         finally:
-            upstream.running -= 1
+            upstream.answering[name] -= 1
 
     async def follow(self, interval_s: float) -> None:
         """Ask every server again and again, until cancelled; none waits for another."""
