@@ -101,7 +101,9 @@ def server(store: Path, log: Path, options: Sequence[str] = ()) -> Iterator[Serv
     """Run ``lcia serve`` in a process of its own; it must end well when it is told to."""
     command = [sys.executable, "-m", "lcia", "serve", str(store), "--port", "0", *options]
     with log.open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=os.environ)
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, env=os.environ, start_new_session=True
+        )
     try:
         while not (found := re.search(r"listening on (\S+)", log.read_text(encoding="utf-8"))):
             if process.poll() is not None:

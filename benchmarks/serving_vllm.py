@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,14 @@ class Server:
         since: when that was last changed.
     """
 
-    def __init__(self, vllm: str, log: Path) -> None:
+    def __init__(
+        self,
+        vllm: str,
+        log: Path,
+        *,
+        options: Sequence[str] = OPTIONS,
+        environment: Mapping[str, str] = ENVIRONMENT,
+    ) -> None:
         import socket
 
         with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -92,17 +99,18 @@ class Server:
         self.adapters: dict[str, str] = {}
         self.since = 0.0
         self._vllm, self._log = vllm, log
+        self._options, self._environment = options, environment
         self._process: subprocess.Popen[bytes] | None = None
 
     async def start(self, exported: Path) -> None:
         """Serve an export, by the script in it; return once it answers."""
         path = f"{Path(self._vllm).parent}:{os.environ['PATH']}"
-        command = [exported / "serve.sh", "--port", str(self.port), "--host", "127.0.0.1", *OPTIONS]
+        command = [exported / "serve.sh", "--port", str(self.port), "--host", "127.0.0.1"]
         kept = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                command,
-                env={**kept, **ENVIRONMENT, "PATH": path},
+                [*command, *self._options],
+                env={**kept, **self._environment, "PATH": path},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,

@@ -2,16 +2,19 @@
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from lcia.learner import Store
+from conftest import make_task
+from lcia.errors import GateError
+from lcia.learner import ContinualLearner, Store
 from lcia.live.database import Database
 from lcia.live.inbox import Inbox
 from lcia.live.serving import LiveConfig, build_live_app
 from lcia.serving.config import AccessConfig
-from serving_server import COLOUR, NUMBER, make_service, running, serving
+from serving_server import COLOUR, NUMBER, make_service, make_store, running, serving
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -164,11 +167,19 @@ def test_an_error_is_shown_and_the_page_goes_on(open_page, url):
     assert ask(page, NUMBER).locator(".group").first.inner_text() == "g2"
 
 
+PICTURES = "LCIA_WRITE_PICTURES" in os.environ
+RIGHT = "green" if PICTURES else "g"
+
+
 @pytest.fixture(scope="module")
 def live(tmp_path_factory, served_store):
-    """A server that takes feedback, with an inbox of its own."""
+    """A server that takes feedback, with an inbox of its own; for pictures, of a real model."""
     root = tmp_path_factory.mktemp("live") / "desk"
-    shutil.copytree(served_store.root, root)
+    if PICTURES:
+        training = {"num_train_epochs": 6, "learning_rate": 1e-3}
+        make_store(root, "smollm2-135m", training=training)
+    else:
+        shutil.copytree(served_store.root, root)
     service = make_service(Store.open(root), max_new_tokens=8)
     app = build_live_app(service, LiveConfig(learn=True, keep_prompts=True), Database(root))
     with running(app, service.config.access) as url:
@@ -177,7 +188,7 @@ def live(tmp_path_factory, served_store):
 
 def picture(page, name):
     """Write a picture for the docs, where LCIA_WRITE_PICTURES asks for it."""
-    if os.environ.get("LCIA_WRITE_PICTURES"):
+    if PICTURES:
         page.set_viewport_size({"width": 900, "height": 620})
         page.screenshot(path=DOCS / f"{name}.png")
 
@@ -189,7 +200,7 @@ def test_an_answer_is_corrected_below_it_and_the_inbox_decides_by_keyboard(open_
     answer.get_by_role("button", name="Bad answer").click()
     answer.get_by_text("Thank you.").wait_for()
     answer.get_by_role("button", name="Correct this answer").click()
-    answer.locator("textarea").fill("g")
+    answer.locator("textarea").fill(RIGHT)
     picture(page, "live-correction")
     answer.get_by_role("button", name="Send correction").click()
     answer.get_by_text("It waits in the inbox.").wait_for()
@@ -203,7 +214,7 @@ def test_an_answer_is_corrected_below_it_and_the_inbox_decides_by_keyboard(open_
     page.locator(".entries li").nth(3).wait_for()
     inbox = Inbox(Database(root))
     page.keyboard.press("j")
-    assert page.locator(".side.said").inner_text().endswith("g")
+    assert page.locator(".side.said").inner_text().endswith(RIGHT)
     assert page.locator(".side.given p").inner_text() == inbox.get(2)["answer"]
     picture(page, "live-inbox")
     page.keyboard.press("a")
@@ -217,10 +228,29 @@ def test_an_answer_is_corrected_below_it_and_the_inbox_decides_by_keyboard(open_
     page.keyboard.press("r")
     page.locator("[data-state=rejected]").wait_for()
     states = [(entry["state"], entry["correction"]) for entry in inbox.listed()]
-    assert states == [("new", None), ("accepted", "g"), ("accepted", "2"), ("rejected", "1")]
+    assert states == [("new", None), ("accepted", RIGHT), ("accepted", "2"), ("rejected", "1")]
     page.keyboard.press("l")
     page.get_by_text("learns corrections-").wait_for()
     assert [entry["state"] for entry in inbox.listed()][1:3] == ["taught", "taught"]
+    assert not open_page.problems
+
+
+def test_the_report_of_a_release_says_what_the_gate_measured(open_page, live):
+    url, root = live
+    learner = ContinualLearner(Store.open(root))
+    gate = learner.config.gate.model_copy(update={"tests": "all"})
+    learner.config = learner.config.model_copy(update={"gate": gate})
+    with suppress(GateError):  # a model that knows nothing may lose by chance
+        learner.learn(make_task("shades", COLOUR.partition("\n")[0], {"blue": "b", "white": "w"}))
+    page = open_page(f"{url}/v1/lcia/releases/3")
+    text = page.locator("main").inner_text()
+    assert "3: shades" in text
+    for check in ("earlier_tasks", "new_task", "routing", "general", "suites"):
+        assert page.locator("tbody th", has_text=check).count() >= 1
+    verdicts = page.locator("tbody td:last-child", has_text="passes").count()
+    assert verdicts >= 3
+    assert page.locator("section", has_text="Scores in percent").locator("tbody tr").count() == 3
+    picture(page, "live-release")
     assert not open_page.problems
 
 

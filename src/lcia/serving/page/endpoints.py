@@ -25,13 +25,14 @@ def add_page(app: FastAPI, live: LiveStore, *, feedback: bool) -> None:
     The files are read once: no path of a request ever reaches the file system.
     """
     folder = files("lcia.serving") / "page"
+    style = files("lcia.reports") / "templates" / "report.css"  # of a release's report
     contents = {
         file.name: Response(
             file.read_bytes(),
             media_type=TYPES[file.name.rpartition(".")[2]],
             headers={"Cache-Control": "no-cache"},
         )
-        for file in folder.iterdir()
+        for file in (*folder.iterdir(), style)
         if file.name.rpartition(".")[2] in TYPES
     }
     shown: dict[int, dict[str, Any]] = {}

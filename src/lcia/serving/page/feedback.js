@@ -1,7 +1,7 @@
 // What people say about an answer, below it: good, bad, or what it should have been.
 
 import { getJson } from "./api.js";
-import { element } from "./dom.js";
+import { element, thumb } from "./dom.js";
 
 export function feedbackOn(id, messages, text) {
   const told = element("span", { className: "muted", role: "status" });
@@ -21,8 +21,8 @@ export function feedbackOn(id, messages, text) {
   const mark = (chosen, rating) => async () => {
     if (await send({ rating })) chosen().ariaPressed = "true";
   };
-  const good = button("👍", "Good answer", mark(() => good, 1));
-  const bad = button("👎", "Bad answer", mark(() => bad, -1));
+  const good = button(thumb(1), "Good answer", mark(() => good, 1));
+  const bad = button(thumb(-1), "Bad answer", mark(() => bad, -1));
   const correct = button("Correct this answer", "Correct this answer", () => {
     form.hidden = !form.hidden;
     if (!form.hidden) area.focus();

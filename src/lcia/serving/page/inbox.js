@@ -1,7 +1,7 @@
 // The inbox: what people said, side by side with what was answered, decided with a key each.
 
 import { getJson } from "./api.js";
-import { element, groupTag } from "./dom.js";
+import { element, groupTag, thumb } from "./dom.js";
 
 const KEYS = "j k: next, previous · a: accept · r: reject · e: edit · l: learn what is accepted";
 const EMPTY = { entries: [], counts: {}, at: 0 };
@@ -91,13 +91,13 @@ function one(entry) {
     element("div", { className: `side ${kind}` }, element("h3", {}, title), ...content);
   const button = (label, name) => element("button", { type: "button", onclick: () => decide(name) }, label);
   const asked = (entry.prompt ?? []).map((turn) => element("p", {}, element("span", { className: "muted" }, `${turn.role} `), turn.content));
-  const sign = { 1: "👍 ", [-1]: "👎 " }[entry.rating] ?? "";
+  const sign = entry.rating ? [thumb(entry.rating), " "] : [];
   return element(
     "article",
     { className: "entry" },
     element("p", {}, groupTag(entry.group, entry.group), element("span", { className: "muted" }, ` version ${entry.version ?? "–"} · ${entry.state}`), entry.mark ? element("strong", {}, ` ${entry.mark}`) : null),
     element("div", { className: "asked" }, ...asked),
-    element("div", { className: "sides" }, side("Answered", "given", element("p", {}, entry.answer ?? "(not kept)")), side("Correction", "said", element("p", {}, sign + (entry.correction ?? entry.comment ?? "")))),
+    element("div", { className: "sides" }, side("Answered", "given", element("p", {}, entry.answer ?? "(not kept)")), side("Correction", "said", element("p", {}, ...sign, entry.correction ?? entry.comment ?? ""))),
     element("p", { className: "row" }, button("Accept", "accept"), button("Reject", "reject"), element("button", { type: "button", onclick: edit }, "Edit"), element("button", { type: "button", className: "quiet", onclick: () => act("learn") }, "Learn what is accepted")),
   );
 }

@@ -1,0 +1,290 @@
+"""``lcia serve`` beside vLLM for the CPU and llama.cpp's server, on the same weights, in turns.
+
+    export LCIA_VLLM=/path/to/vllm/bin/vllm LCIA_LLAMA=/path/to/python
+    python -m benchmarks.serving_peers         # benchmarks/results/serving_peers.json
+
+LCIA_LLAMA is the Python of an environment with llama-cpp-python[server]; a program that is not
+given is left out. All servers run all the time; whoever has no turn is stopped (SIGSTOP), so that
+the one that is asked has the machine. vLLM is asked for its groups by name, ``lcia serve`` routes.
+llama.cpp's server has one model and answers one request after another.
+
+``bound`` is what the memory allows one client: the weights are read once a token, and this machine
+reads so many bytes a second (the best of ten sums over 1 GiB).
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import signal
+import statistics
+import subprocess
+import tempfile
+import time
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+
+from benchmarks.serving_server import INSTRUCTIONS, make_store, prompt, server
+from benchmarks.serving_vllm import ENVIRONMENT, START_S, Server, program
+from lcia.exports.gguf import export_gguf
+from lcia.exports.vllm import export_vllm
+from lcia.files import write_json
+from lcia.learner import Store
+from lcia.models.loading import load_model
+
+RESULTS = Path(__file__).parent / "results" / "serving_peers.json"
+LLAMA = "LCIA_LLAMA"
+CLIENTS = {1: 3, 8: 16, 32: 64}
+"""Clients at once, and the answers of one turn."""
+
+TOKENS = 64
+BASE, MIX = "base", "mix of 4"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peer:
+    """A server that takes turns.
+
+    Attributes:
+        name: of the program.
+        url: of the server.
+        group: its process group.
+        models: kind to the models that are asked for in turns.
+    """
+
+    name: str
+    url: str
+    group: int
+    models: dict[str, list[str]]
+
+    def let(self, *, run: bool) -> None:
+        """Let it run, or stop it."""
+        os.killpg(self.group, signal.SIGCONT if run else signal.SIGSTOP)
+
+
+async def ask(http: httpx.AsyncClient, model: str, number: int) -> tuple[float, int]:
+    """Return when the first token of an answer came, in seconds, and how many came."""
+    content = prompt(list(INSTRUCTIONS)[number % 4], number)
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": content}],
+        "max_tokens": TOKENS,
+        "temperature": 0,
+        "stream": True,
+    }
+    begun, first, tokens = time.perf_counter(), 0.0, 0
+    async with http.stream("POST", "/v1/chat/completions", json=body) as answer:
+        answer.raise_for_status()
+        async for line in answer.aiter_lines():
+            if not line.startswith("data: {"):
+                continue
+            choices = json.loads(line.removeprefix("data: "))["choices"]
+            if choices and choices[0]["delta"].get("content"):
+                first = first or time.perf_counter() - begun
+                tokens += 1  # all three send one event a token
+    return first, tokens
+
+
+async def turn(peer: Peer, kind: str, clients: int, seed: int) -> dict[str, Any]:
+    """Return tokens per second and first tokens of some clients at once."""
+    numbers = iter(range(seed, seed + CLIENTS[clients]))
+    found: list[tuple[float, int]] = []
+    async with httpx.AsyncClient(base_url=peer.url, timeout=600) as http:
+
+        async def client() -> None:
+            for number in numbers:
+                models = peer.models[kind]
+                found.append(await ask(http, models[number % len(models)], number))
+
+        begun = time.perf_counter()
+        await asyncio.gather(*(client() for _ in range(clients)))
+        seconds = time.perf_counter() - begun
+    return {
+        "tokens_per_s": sum(tokens for _, tokens in found) / seconds,
+        "first_s": statistics.median(first for first, _ in found),
+        "tokens": sum(tokens for _, tokens in found),
+    }
+
+
+def measure(peers: list[Peer], *, rounds: int) -> list[dict[str, Any]]:
+    """Return one record a server, kind and number of clients; in each round all take a turn."""
+    cases = [(clients, kind) for clients in CLIENTS for kind in (BASE, MIX)]
+    turns: dict[tuple[int, str, str], list[dict[str, Any]]] = {}
+    for peer in peers:
+        peer.let(run=False)
+    for number in range(-1, rounds):  # the first warms up
+        for clients, kind in cases:
+            able = [peer for peer in peers if kind in peer.models]
+            if number < 0 and clients == 32:
+                continue
+            for peer in able[number % len(able) :] + able[: number % len(able)]:
+                peer.let(run=True)
+                seed = 1000 * (number + 1) + 10 * clients
+                found = asyncio.run(turn(peer, kind, clients, seed))
+                peer.let(run=False)
+                if number >= 0:
+                    turns.setdefault((clients, kind, peer.name), []).append(found)
+    for peer in peers:
+        peer.let(run=True)
+    return [
+        {
+            "clients": clients,
+            "kind": kind,
+            "server": name,
+            "tokens_per_s": round(statistics.median(t["tokens_per_s"] for t in found), 1),
+            "first_token_s": round(statistics.median(t["first_s"] for t in found), 3),
+            "turns": [round(t["tokens_per_s"], 1) for t in found],
+            "tokens": sum(t["tokens"] for t in found),
+        }
+        for (clients, kind, name), found in turns.items()
+    ]
+
+
+def bandwidth() -> float:
+    """Return the bytes a second that this machine reads, at its best."""
+    block = torch.ones(1 << 28)
+    taken = []
+    for _ in range(10):
+        begun = time.perf_counter()
+        block.sum()
+        taken.append(time.perf_counter() - begun)
+    return block.numel() * block.element_size() / min(taken)
+
+
+@contextmanager
+def llama(python: str, model: Path, log: Path) -> Any:
+    """Run llama.cpp's server of llama-cpp-python; yield its address and process group."""
+    port = Server("", log).port
+    command = [python, "-m", "llama_cpp.server", "--model", str(model), "--port", str(port)]
+    command += ["--n_ctx", "1024", "--n_threads", str(os.cpu_count()), "--verbose", "False"]
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, env=kept, start_new_session=True
+        )
+    url, end = f"http://127.0.0.1:{port}", time.monotonic() + START_S
+    try:
+        while True:
+            try:
+                httpx.get(f"{url}/v1/models").raise_for_status()
+                break
+            except httpx.HTTPError as error:
+                if process.poll() is not None or time.monotonic() > end:
+                    said = log.read_text(encoding="utf-8", errors="replace")
+                    raise SystemExit(f"llama.cpp did not start:\n{said}") from error
+                time.sleep(0.5)
+        yield url, process.pid
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def run(scratch: Path, store: Store, *, vllm: str | None, python: str | None, rounds: int) -> Any:
+    """Start the servers, let them take turns; return what was found."""
+    groups = list(store.current.adapters)
+    peers = []
+    with ExitStack() as stack:
+        ours = stack.enter_context(server(store.root, scratch / "lcia.log"))
+        models = {BASE: ["base"], MIX: ["assistant"]}
+        peers.append(Peer(name="lcia", url=ours.url, group=ours.pid, models=models))
+        if vllm:
+            export_vllm(store, scratch / "vllm")
+            threads = {"OMP_NUM_THREADS": str(os.cpu_count()), "VLLM_CPU_KVCACHE_SPACE": "2"}
+            options = ["--dtype", "bfloat16", "--max-model-len", "1024", "--max-num-seqs", "64"]
+            other = Server(
+                vllm,
+                scratch / "vllm.log",
+                options=options,
+                environment={**ENVIRONMENT, **threads},
+            )
+            asyncio.run(other.start(scratch / "vllm"))
+            pid = other._process.pid if other._process else 0
+            stack.callback(other.signal, signal.SIGKILL)
+            models = {BASE: ["base"], MIX: groups}
+            peers.append(Peer(name="vLLM", url=other.url, group=pid, models=models))
+        if python:
+            export_gguf(store, scratch / "gguf")
+            file = next((scratch / "gguf").glob("*/*.gguf"))
+            url, pid = stack.enter_context(llama(python, file, scratch / "llama.log"))
+            name = httpx.get(f"{url}/v1/models").json()["data"][0]["id"]
+            peers.append(Peer(name="llama.cpp", url=url, group=pid, models={BASE: [name]}))
+        rows = measure(peers, rounds=rounds)
+    base = load_model(store.config.model, dtype="bfloat16")
+    weights = sum(p.numel() * p.element_size() for p in base.model.parameters())
+    read = bandwidth()
+    return {
+        "rows": rows,
+        "weights_mb": round(weights / 1e6, 1),
+        "reads_gb_per_s": round(read / 1e9, 1),
+        "bound_tokens_per_s": round(read / weights, 1),
+        "machine": {
+            "cores": os.cpu_count(),
+            "cpu": torch.cpu.get_capabilities().get("cpu_name"),
+            "capability": torch.backends.cpu.get_cpu_capability(),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "load_before": os.getloadavg()[0],
+        },
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """Return the table of docs/serving.md."""
+    cells = {(r["clients"], r["kind"], r["server"]): r for r in result["rows"]}
+    names = list(dict.fromkeys(r["server"] for r in result["rows"]))
+    head = " | ".join(names)
+    over = "".join(f" lcia / {name} |" for name in names[1:])
+    lines = [
+        f"| clients | kind | {head} |{over} first token, s: {' / '.join(names)} |",
+        "| --- " * (3 + 2 * len(names) - 1) + "|",
+    ]
+    for clients in CLIENTS:
+        for kind in (BASE, MIX):
+            found = [cells.get((clients, kind, name)) for name in names]
+            own = found[0]["tokens_per_s"] if found[0] else 0.0
+            speeds = " | ".join(f"{c['tokens_per_s']:.0f}" if c else "–" for c in found)
+            ratios = " | ".join(f"{own / c['tokens_per_s']:.2f}" if c else "–" for c in found[1:])
+            firsts = " / ".join(f"{c['first_token_s']:.2f}" if c else "–" for c in found)
+            lines.append(f"| {clients} | {kind} | {speeds} | {ratios} | {firsts} |")
+    own = cells[1, BASE, "lcia"]["tokens_per_s"]
+    lines.append(
+        f"\nBound of one client: {result['weights_mb']:.0f} MB of weights a token at "
+        f"{result['reads_gb_per_s']:.1f} GB/s: {result['bound_tokens_per_s']:.0f} tokens/s; of it "
+        + ", ".join(
+            f"{name} {cells[1, BASE, name]['tokens_per_s'] / result['bound_tokens_per_s']:.2f}"
+            for name in names
+        )
+        + "."
+    )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--store", type=Path, help="keep the assistant here; default: temporary")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        store = make_store(options.store or folder / "assistant")
+        found = run(
+            folder,
+            store,
+            vllm=program(),
+            python=os.environ.get(LLAMA),
+            rounds=options.rounds,
+        )
+    write_json(options.results, found)
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()
