@@ -60,10 +60,10 @@ class Lcia(Merge):
     settings: ClassVar[dict[str, Any]] = {
         "old_weight": 0.3,
         "remembered": 0.125,
-        "validation": 0.0,
+        "validation": 0.1,
         "price": 0.02,
         "worst": 0.0,
-        "opening": 0.0,
+        "opening": 1.0,
     }
 
     def __init__(self, **settings: Any) -> None:
