@@ -17,6 +17,8 @@ from lcia.store.transaction import PLAN, PROPOSAL, REPORT, abandoning
 from lcia.store.version import Version, version_path
 
 WEIGHTS = ".safetensors"
+UNREAD, TOO_LARGE = "unread", "too large"
+"""What stands for the checksum of a file whose content was not read."""
 
 Progress = Callable[[int, int], None]
 
@@ -169,27 +171,37 @@ class _Checker:
             if problem := self._problem(path, value):
                 yield path, problem
         if "files" in version.manifest:
+            known = {*version.manifest["files"], f"{folder}/manifest.json"}
             for place in [*places, *(entry["adapter"] for entry in groups)]:
-                for name in self._names(place) - version.manifest["files"].keys():
-                    if name != f"{folder}/manifest.json":
+                if not known >= (names := self._names(place)):
+                    for name in sorted(names - known):
                         yield name, "is not one of the version's files"
 
     def _emptied(self, number: int, path: str) -> bool:
         return number < self._forgot and is_emptied(self.root / path)
 
     def _problem(self, path: str, wanted: str) -> str | None:
-        unread = path.endswith(WEIGHTS) and not self.weights
-        file = self.root / path
-        if not path.endswith(WEIGHTS) and file.is_file() and file.stat().st_size > LINES_LIMIT:
-            return f"has more than {LINES_LIMIT:,} bytes, which lcia never writes"
+        """Return what is wrong with a file; each is read once, though many versions name it."""
         if path not in self._known:
-            self._known[path] = (wanted if unread else sha256_of(file)) if file.is_file() else None
-            self._read += file.stat().st_size if self._known[path] else 0
-            self._progress(self._read, self._size)
+            self._known[path] = self._sum(path)
         found = self._known[path]
-        if found == wanted or (unread and found is not None):
+        if found in (wanted, UNREAD):
             return None
+        if found == TOO_LARGE:
+            return f"has more than {LINES_LIMIT:,} bytes, which lcia never writes"
         return "is missing" if found is None else "differs from its checksum"
+
+    def _sum(self, path: str) -> str | None:
+        """Return the checksum of a file, or why it was not read; None if it is missing."""
+        file = self.root / path
+        if not file.is_file():
+            return None
+        size = file.stat().st_size
+        self._read += size
+        self._progress(self._read, self._size)
+        if path.endswith(WEIGHTS):
+            return sha256_of(file) if self.weights else UNREAD
+        return TOO_LARGE if size > LINES_LIMIT else sha256_of(file)
 
     def _names(self, place: str) -> set[str]:
         """Return the files of a folder; each folder is looked at once."""
