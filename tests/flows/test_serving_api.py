@@ -215,6 +215,7 @@ def test_a_text_whose_beginning_is_too_long_is_neither_routed_nor_tokenised(serv
         routed = service.monitoring.routing_seconds._sum.get()
         answer = httpx.post(f"{url}/v1/{path}", json={"model": "assistant", **asked})
         assert answer.json()["error"]["code"] == "context_length_exceeded"
+        assert answer.json()["error"]["param"] in asked
         assert "the prompt has more than" in answer.text
         assert service.monitoring.routing_seconds._sum.get() == routed
     assert max(read) < 10_000, "of 100,000 characters"

@@ -50,6 +50,7 @@ def test_an_answer_put_back_into_the_history_is_accepted(client):
         {"content": "Hm.", "tool_calls": [], "annotations": [], "audio": None, "refusal": None},
         {"content": "Hm.", "reasoning_content": "so", "annotations": [{"type": "url"}]},
         {"content": [{"type": "text", "text": "Hm.", "cache_control": None}]},
+        {"content": [{"type": "refusal", "refusal": "I would rather not."}]},
     ],
 )
 def test_null_and_what_history_adds_are_absent(url, turn):

@@ -97,6 +97,8 @@ def add_errors(app: FastAPI) -> None:
     @app.exception_handler(LciaError)
     async def known(request: Request, error: Exception) -> Response:
         told = api_error(error)
+        if told.param == "messages" and request.url.path == "/v1/completions":
+            told.param = "prompt"
         if told.status >= 500:
             logger.error("%s: %s", type(error).__name__, error)
         return told.response()

@@ -87,7 +87,18 @@ class ImagePart(_Strict):
 
 
 def _as_parts(content: Any) -> Any:
-    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+    """Read a text as one part, and a refusal that comes back with the history as what it says."""
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    if not isinstance(content, list):
+        return content
+    return [_refused(part) if isinstance(part, dict) else part for part in content]
+
+
+def _refused(part: dict[str, Any]) -> dict[str, Any]:
+    if part.get("type") == "refusal" and part.keys() == {"type", "refusal"}:
+        return {"type": "text", "text": part["refusal"]}
+    return part
 
 
 def _as_list(value: Any) -> Any:
