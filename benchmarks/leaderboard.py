@@ -193,6 +193,8 @@ def _settings(run: FinishedRun) -> Iterator[str]:
     }
     if not METHODS.get(run.method).averages:
         chosen = {k: v for k, v in chosen.items() if not k.startswith("rule.")}
+    if not chosen.get("validation"):
+        chosen.pop("opening", None)  # it is a share of what is held back
     for key, value in chosen.items():
         if value != defaults.get(key):
             yield f"{key} {_short(value)}"
