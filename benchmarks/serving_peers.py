@@ -163,6 +163,7 @@ def llama(python: str, model: Path, log: Path) -> Any:
     port = Server("", log).port
     command = [python, "-m", "llama_cpp.server", "--model", str(model), "--port", str(port)]
     command += ["--n_ctx", "1024", "--n_threads", str(os.cpu_count()), "--verbose", "False"]
+    command += ["--interrupt_requests", "False"]  # else a second request ends the first
     kept = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
     with log.open("w") as output:
         process = subprocess.Popen(

@@ -12,8 +12,9 @@ from lcia.models.answering import NAMED
 from lcia.models.loading import BaseModel, load_model
 from lcia.models.lora import load_adapter, read_config
 
-TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 5e-3}
-"""Largest difference of a logit to the adapter's, as a share of the largest logit, by dtype."""
+TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 3e-3}
+"""Largest difference of a logit to the adapter's, as a share of the largest logit, by the dtype to
+which merged weights are rounded. Both are computed in float32: bfloat16 alone differs by more."""
 
 PROBE = 32
 """Tokens of the text on which both are compared."""
@@ -90,9 +91,9 @@ def _merge(base: BaseModel, adapter: Path, *, group: str) -> tuple[Any, float]:
     dtype = base.model.dtype
     _check_untied(base.model, adapter, group=group)
     peft: Any = load_adapter(base.model, adapter).eval()
-    expected = _logits(peft, base)
-    merged = peft.float().merge_and_unload().to(dtype)
-    found = _logits(merged, base)
+    expected = _logits(peft.float(), base)
+    merged = peft.merge_and_unload().to(dtype)
+    found = _logits(merged.float(), base)
     share = float((found - expected).abs().max() / expected.abs().max())
     allowed = TOLERANCE[str(dtype).removeprefix("torch.")]
     if not share <= allowed:
@@ -100,7 +101,7 @@ def _merge(base: BaseModel, adapter: Path, *, group: str) -> tuple[Any, float]:
             f"group {group}: merged, its logits differ by {share:.1e} of the largest; expected at "
             f"most {allowed:.0e}. Export it with --format peft."
         )
-    return merged, share
+    return merged.to(dtype), share  # exact: these values were rounded before
 
 
 def _logits(model: Any, base: BaseModel) -> Any:

@@ -11,6 +11,7 @@ from lcia.learner import ContinualLearner, Store
 from lcia.models import load_model
 from lcia.models.projector import FILE
 from lcia.registry import METHODS
+from lcia.store.samples import VALIDATION, kept_with
 from tiny_visual import image_task, llava, save
 
 TRAINING = {
@@ -203,4 +204,25 @@ def test_every_method_learns_with_images(model, tmp_path, tasks, method):
     store = learn(tmp_path / "a", configure(model, method=method), tasks)
     assert len(store.history()) == 3
     assert all((folder / FILE).is_file() for _, folder in store.current.adapters.values())
+    assert store.verify() == []
+
+
+@pytest.mark.parametrize("projector", ["per_group", "frozen"])
+def test_what_a_retrained_group_becomes_is_measured_with_images(model, tmp_path, projector):
+    letters, more = (
+        image_task(tmp_path, name, instruction=SAY, answers=answers, train=48)
+        for name, answers in (
+            ("letters", {"red": "r", "blue": "b"}),
+            ("more", {"lime": "l", "gold": "g"}),
+        )
+    )
+    store = learn(tmp_path / "assistant", configure(model, projector), [letters, more])
+    choice = store.current.manifest["choice"]
+    assert {row["name"] for row in choice["table"]} >= {"trained", "precision-1"}
+    assert choice["unmeasured"] == 0
+    assert all(set(row["losses"]) == {"letters", "more"} for row in choice["table"])
+    (_, folder), *_ = store.current.adapters.values()
+    held = kept_with(folder, VALIDATION)
+    assert {name for _, name in held} >= {"letters"}
+    assert any(sample.messages[0].images for sample, _ in held)
     assert store.verify() == []
