@@ -25,6 +25,7 @@ STREAMS: Mapping[str, str] = {
     "superni/small_batch4": "the same, larger steps",
     "superni/learning_rates": "the same, smaller steps",
     "superni/medium": "more tasks",
+    "superni/shared_short": "five tasks that share two instructions",
     "demo-visual": "eight kinds of questions about images",
 }
 """What README calls the folders of results in which ``sequential`` and ``lcia`` can be paired."""
