@@ -17,6 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
+from operator import truediv
 from pathlib import Path
 from typing import Any
 
@@ -167,20 +169,24 @@ def main() -> None:
             if done.returncode:
                 raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
             rates[name].append(float(done.stdout.splitlines()[-1]))
+        write(rates)  # a run that is stopped keeps its rounds
+    print(RESULTS.read_text(encoding="utf-8"))
+
+
+def write(rates: Mapping[str, Sequence[float]]) -> None:
+    """Write medians over the rounds so far, and those of the ratios within a round."""
     medians = {name: round(statistics.median(found), 1) for name, found in rates.items()}
+    over = {
+        name: round(statistics.median(map(truediv, found, rates["trl"])), 3)
+        for name, found in rates.items()
+    }
     report = {
         "tokens_per_processor_second": medians,
-        "over_trl": {
-            name: round(
-                statistics.median(a / b for a, b in zip(found, rates["trl"], strict=True)), 3
-            )
-            for name, found in rates.items()
-        },
+        "over_trl": over,
         "rounds": {name: [round(rate, 1) for rate in found] for name, found in rates.items()},
         "environment": environment(),
     }
     RESULTS.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":
