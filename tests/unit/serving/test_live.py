@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from lcia.cli.main import app
 from lcia.errors import StoreError
-from lcia.exports.vllm import _served_rank, _write_adapter, export_vllm
+from lcia.exports.vllm import _served_rank, export_vllm, write_adapter
 from lcia.files import read_sealed, sha256_of, write_sealed
 from lcia.grouping import InstructionCodebook, Said
 from lcia.learner import Store
@@ -121,7 +121,7 @@ def logits(tiny_model, folder):
 @pytest.mark.parametrize("index", range(4))
 def test_an_exported_adapter_is_the_same_function(adapters, tiny_model, tmp_path, index):
     source = adapters[index][1]
-    rank = _write_adapter(source, tmp_path / "a")
+    rank = write_adapter(source, tmp_path / "a")
     config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
     assert config["r"] == rank
     assert not config["rank_pattern"] and not config["alpha_pattern"]
