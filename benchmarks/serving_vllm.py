@@ -69,6 +69,40 @@ def program() -> str | None:
     return shutil.which(os.environ.get(VLLM) or "vllm")
 
 
+def required_program() -> str:
+    """Return where vLLM is; end with what to do if it is not."""
+    if (vllm := program()) is None:
+        raise SystemExit(f"vLLM is not on the path; set {VLLM} to where the program is.")
+    return vllm
+
+
+def draw_request(dice: random.Random) -> tuple[str, str, dict[str, Any]]:
+    """Return a group (or ``base``), a question of it, and a request: routed or by name."""
+    group = dice.choice(["g1", "g2", "base"])
+    question = dice.choice(QUESTIONS[group])
+    routed = group != "base" and dice.random() < 0.5
+    return (
+        group,
+        question,
+        {
+            "model": "assistant" if routed else group,
+            "messages": [{"role": "user", "content": question}],
+            "stream": dice.random() < 0.3,
+            **HOW,
+        },
+    )
+
+
+async def ask_one(http: httpx.AsyncClient, model: str, question: str) -> str:
+    """Return what a server answers when it is asked for nothing else."""
+    messages = [{"role": "user", "content": question}]
+    asked = {"model": model, "messages": messages, **HOW}
+    answer = await http.post("/v1/chat/completions", json=asked)
+    text, problem = read(answer, stream=False)
+    assert not problem, answer.text
+    return text
+
+
 def save_model(folder: Path) -> Path:
     """Write a tiny Llama whose heads are as large as vLLM wants them; return its folder."""
     return save_tiny_model(folder, hidden_size=64, num_attention_heads=2)
@@ -238,19 +272,10 @@ class Trial:
         """Ask again and again."""
         async with httpx.AsyncClient(base_url=self.url, timeout=120) as client:
             while not over.is_set():
-                group = draw.choice(["g1", "g2", "base"])
-                question = draw.choice(QUESTIONS[group])
-                routed = group != "base" and draw.random() < 0.5
-                stream = draw.random() < 0.3
-                asked = {
-                    "model": "assistant" if routed else group,
-                    "messages": [{"role": "user", "content": question}],
-                    "stream": stream,
-                    **HOW,
-                }
+                group, question, asked = draw_request(draw)
                 started = time.monotonic()
                 answer = await client.post("/v1/chat/completions", json=asked)
-                self.judge(group, question, answer, started=started, stream=stream)
+                self.judge(group, question, answer, started=started, stream=asked["stream"])
 
     def judge(
         self, group: str, question: str, answer: httpx.Response, *, started: float, stream: bool
@@ -314,23 +339,19 @@ async def ask_directly(server: Server) -> dict[tuple[str, str], str]:
     async with httpx.AsyncClient(base_url=server.url, timeout=120) as client:
         for name, questions in QUESTIONS.items():
             for question in questions:
-                messages = [{"role": "user", "content": question}]
-                asked = {"model": name, "messages": messages, **HOW}
-                answer = await client.post("/v1/chat/completions", json=asked)
-                text, problem = read(answer, stream=False)
-                assert not problem, answer.text
+                text = await ask_one(client, name, question)
                 found[server.adapters.get(name, "base"), question] = text
     return found
 
 
 @contextlib.contextmanager
-def gateway_before(store: Store, urls: list[str]) -> Iterator[str]:
-    """Run a gateway as it is by default; yield its address."""
+def gateway_before(store: Store, urls: list[str], **settings: Any) -> Iterator[tuple[str, Gateway]]:
+    """Run a gateway, by default as it is by default; yield its address and itself."""
     access = AccessConfig(port=0)
-    config = GatewayConfig(upstreams=urls, access=access)
+    config = GatewayConfig(upstreams=urls, access=access, **settings)
     gateway = Gateway(LiveStore(store.root, served_here=False), config=config)
     with running(build_gateway(gateway), access) as url:
-        yield url
+        yield url, gateway
 
 
 async def play(trial: Trial, exports: dict[int, Path], *, calm_s: float) -> None:
@@ -392,7 +413,7 @@ async def run(vllm: str, scratch: Path, *, calm_s: float) -> dict[str, Any]:
         for question in COLOURS:
             assert expected["g1@0001", question] != expected["g1@0003", question]
         over = asyncio.Event()
-        with gateway_before(store, [server.url for server in servers]) as url:
+        with gateway_before(store, [server.url for server in servers]) as (url, _):
             trial = Trial(store, url, servers, expected)
             clients = [
                 asyncio.create_task(trial.client(random.Random(i), over)) for i in range(CLIENTS)
@@ -424,9 +445,7 @@ def main() -> None:
     parser.add_argument("--calm", type=float, default=15, help="seconds of each phase")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
-    vllm = program()
-    if vllm is None:
-        raise SystemExit(f"vLLM is not on the path; set {VLLM} to where the program is.")
+    vllm = required_program()
     with tempfile.TemporaryDirectory() as scratch:
         result = asyncio.run(run(vllm, Path(scratch), calm_s=options.calm))
     options.results.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -12,7 +12,6 @@ Writes benchmarks/results/vllm_releases.json.
 import argparse
 import asyncio
 import collections
-import contextlib
 import json
 import random
 import signal
@@ -20,7 +19,6 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,23 +27,21 @@ import httpx
 
 from benchmarks.serving_vllm import (
     CLIENTS,
-    HOW,
     QUESTIONS,
     TRAINING,
-    VLLM,
     Server,
-    program,
+    ask_one,
+    draw_request,
+    gateway_before,
     read,
+    required_program,
     save_model,
 )
 from conftest import make_task
 from lcia.exports.vllm import export_vllm
 from lcia.files import write_json
 from lcia.learner import ContinualLearner, Store
-from lcia.serving.config import AccessConfig
-from lcia.serving.gateway.app import Gateway, GatewayConfig, build_gateway
-from lcia.serving.live import LiveStore
-from serving_server import make_store, running
+from serving_server import make_store
 
 RESULTS = Path(__file__).parent / "results" / "vllm_releases.json"
 RELEASES, BACK = 20, 5
@@ -100,15 +96,7 @@ class Trial:
                 await self._ask(http, dice)
 
     async def _ask(self, http: httpx.AsyncClient, dice: random.Random) -> None:
-        group = dice.choice(["g1", "g2", "base"])
-        question = dice.choice(QUESTIONS[group])
-        routed = group != "base" and dice.random() < 0.5
-        asked = {
-            "model": "assistant" if routed else group,
-            "messages": [{"role": "user", "content": question}],
-            "stream": dice.random() < 0.3,
-            **HOW,
-        }
+        group, question, asked = draw_request(dice)
         begun = time.monotonic()
         answer = await http.post("/v1/chat/completions", json=asked)
         text, problem = read(answer, stream=asked["stream"])
@@ -175,16 +163,6 @@ def make_versions(root: Path, model: Path) -> Store:
     return store
 
 
-@contextlib.contextmanager
-def gateway_before(store: Store, urls: list[str], folder: Path) -> Iterator[tuple[str, Gateway]]:
-    """Run ``lcia gateway --sync``; yield its address."""
-    access = AccessConfig(port=0)
-    config = GatewayConfig(upstreams=urls, access=access, sync_folder=folder)
-    gateway = Gateway(LiveStore(store.root, served_here=False), config=config)
-    with running(build_gateway(gateway), access) as url:
-        yield url, gateway
-
-
 async def play(trial: Trial, servers: list[Server], exported: Path, *, pause_s: float) -> None:
     """Release and roll back; kill a server in between and start it again."""
     first = trial.store.current.number
@@ -223,12 +201,7 @@ async def directly(
                 body = {"lora_name": name, "lora_path": str(folder / adapter)}
                 (await http.post("/v1/load_lora_adapter", json=body)).raise_for_status()
                 names.append(name)
-            messages = [{"role": "user", "content": question}]
-            body = {"model": name, "messages": messages, **HOW}
-            answer = await http.post("/v1/chat/completions", json=body)
-            text, problem = read(answer, stream=False)
-            assert not problem, answer.text
-            found[adapter, question] = text
+            found[adapter, question] = await ask_one(http, name, question)
     return found
 
 
@@ -246,7 +219,8 @@ async def run(vllm: str, scratch: Path, *, pause_s: float) -> dict[str, Any]:
         plain = {("base", question) for question in QUESTIONS["base"]}
         expected = await directly(servers[0], folder, plain)
         over = asyncio.Event()
-        with gateway_before(store, [s.url for s in servers], folder) as (url, gateway):
+        urls = [server.url for server in servers]
+        with gateway_before(store, urls, sync_folder=folder) as (url, gateway):
             trial = Trial(store, url)
             trial.current.append((time.monotonic(), store.current.number))
             clients = [
@@ -293,9 +267,7 @@ def main() -> None:
     parser.add_argument("--pause", type=float, default=3, help="seconds between two releases")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
-    vllm = program()
-    if vllm is None:
-        raise SystemExit(f"vLLM is not on the path; set {VLLM} to where the program is.")
+    vllm = required_program()
     with tempfile.TemporaryDirectory() as scratch:
         result = asyncio.run(run(vllm, Path(scratch), pause_s=options.pause))
     write_json(options.results, result)

@@ -5,6 +5,7 @@ The same against real vLLM: tests/clients/test_vllm.py.
 
 import asyncio
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -142,7 +143,10 @@ def test_traffic_moves_once_every_server_has_the_new_version(store, pair):
         }
         servers[1].may_load.set()
         until(lambda: ask(url).headers["x-lcia-version"] == "3")
+        for server in servers:
+            server.asked.clear()
         assert {ask(url).json()["model"] for _ in range(4)} == {"g1@0003"}
+        assert [server.asked for server in servers] == [["g1@0003"] * 2] * 2, "they take turns"
         until(lambda: all(set(s.adapters) == VERSION_3 for s in servers))
         store.roll_back(2)
         until(lambda: ask(url).json()["model"] == "g1@0001")
@@ -154,8 +158,6 @@ def test_an_adapter_stays_until_its_last_answer_ended(store, pair):
         server = servers[0]
         until(lambda: set(server.adapters) == VERSION_2)
         server.may_answer.clear()
-        from concurrent.futures import ThreadPoolExecutor
-
         with ThreadPoolExecutor(1) as pool:
             body = {"model": "assistant", "messages": [{"role": "user", "content": COLOUR}]}
             answer = pool.submit(client.post, f"{url}/v1/chat/completions", json=body)

@@ -173,9 +173,8 @@ class _Checker:
         if "files" in version.manifest:
             known = {*version.manifest["files"], f"{folder}/manifest.json"}
             for place in [*places, *(entry["adapter"] for entry in groups)]:
-                if not known >= (names := self._names(place)):
-                    for name in sorted(names - known):
-                        yield name, "is not one of the version's files"
+                for name in sorted(self._names(place) - known):
+                    yield name, "is not one of the version's files"
 
     def _emptied(self, number: int, path: str) -> bool:
         return number < self._forgot and is_emptied(self.root / path)

@@ -126,9 +126,13 @@ class Gateway:
         self.monitoring.routing_seconds.observe(time.perf_counter() - started)
         adapter = choice.adapter[0] if choice.adapter else None
         past = choice.version != self.live.current.number
-        if self.sync and choice.adapter and (past or not self.upstreams.serving(adapter)):
-            await self.sync.lend(*choice.adapter)
         choices = self.upstreams.serving(adapter)
+        if self.sync and choice.adapter:
+            if past:
+                self.sync.keep(choice.adapter[0])
+            if not choices:
+                await self.sync.lend(*choice.adapter)
+                choices = self.upstreams.serving(adapter)
         if not choices and past:
             choices = self.upstreams.with_past(f"{choice.group or BASE}@{choice.version}")
         if not choices:

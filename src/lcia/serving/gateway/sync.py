@@ -114,11 +114,13 @@ class Sync:
             if isinstance(problem, BaseException):
                 raise problem
 
-    async def lend(self, adapter: str, source: Path) -> None:
-        """Have some server serve an adapter of a past version for a while; failure is told."""
+    def keep(self, adapter: str) -> None:
+        """Note that an adapter of a past version is in use."""
         self._lent[adapter] = time.monotonic()
-        if self._upstreams.serving(adapter):
-            return
+
+    async def lend(self, adapter: str, source: Path) -> None:
+        """Have some server serve an adapter that none has; failure is told."""
+        self.keep(adapter)
         for upstream in sorted(filter(self._ours, self._upstreams.all), key=lambda u: u.running):
             try:
                 async with self._locks[upstream]:
@@ -156,8 +158,7 @@ class Sync:
         """Load what a server lacks; unload what nobody has wanted for a while."""
         async with self._locks[upstream]:
             for adapter, source in self._wanted().items():
-                if not upstream.has(adapter):
-                    await self._load(upstream, adapter, source)
+                await self._load(upstream, adapter, source)
             for adapter in self._forgotten(upstream):
                 await self._unload(upstream, adapter)
         await self._clean()
@@ -188,6 +189,8 @@ class Sync:
         return [n for n in idle if self._unwanted.setdefault(n, now) + self._keep_s <= now]
 
     async def _load(self, upstream: Upstream, adapter: str, source: Path) -> None:
+        if upstream.has(adapter):  # by now: several requests may have waited for it
+            return
         async with self._writing:  # two servers may want the same
             await asyncio.to_thread(self._write, adapter, source)
         path = str(self._there / adapter)
