@@ -1,12 +1,12 @@
 """``lcia serve`` beside vLLM for the CPU and llama.cpp's server, on the same weights, in turns.
 
-    export LCIA_VLLM=/path/to/vllm/bin/vllm LCIA_LLAMA=/path/to/python
-    python -m benchmarks.serving_peers         # benchmarks/results/serving_peers.json
+    export LCIA_VLLM=/path/to/vllm/bin/vllm LCIA_LLAMA_SERVER=/path/to/llama-server
+    PYTHONPATH=tests python -m benchmarks.serving_peers      # benchmarks/results/serving_peers.json
 
-LCIA_LLAMA is the Python of an environment with llama-cpp-python[server]; a program that is not
-given is left out. All servers run all the time; whoever has no turn is stopped (SIGSTOP), so that
-the one that is asked has the machine. vLLM is asked for its groups by name, ``lcia serve`` routes.
-llama.cpp's server has one model and answers one request after another.
+A program that is not there is left out. All servers run all the time; whoever has no turn is
+stopped (SIGSTOP), so that the one that is asked has the machine. ``lcia serve`` routes; vLLM is
+asked for its groups by name; llama.cpp's server has no names, and is asked through ``lcia
+gateway``, which routes as well.
 
 ``bound`` is what the memory allows one client: the weights are read once a token, and this machine
 reads so many bytes a second (the best of ten sums over 1 GiB).
@@ -19,9 +19,9 @@ import os
 import platform
 import signal
 import statistics
-import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,15 +31,14 @@ import httpx
 import torch
 
 from benchmarks.serving_server import INSTRUCTIONS, make_store, prompt, server
-from benchmarks.serving_vllm import ENVIRONMENT, START_S, Server, program
-from lcia.exports.gguf import export_gguf
+from benchmarks.serving_vllm import ENVIRONMENT, Server, llama_server, program
+from lcia.exports.llama_cpp import export_llama_cpp
 from lcia.exports.vllm import export_vllm
 from lcia.files import write_json
 from lcia.learner import Store
 from lcia.models.loading import load_model
 
 RESULTS = Path(__file__).parent / "results" / "serving_peers.json"
-LLAMA = "LCIA_LLAMA"
 CLIENTS = {1: 3, 8: 16, 32: 64}
 """Clients at once, and the answers of one turn."""
 
@@ -54,18 +53,19 @@ class Peer:
     Attributes:
         name: of the program.
         url: of the server.
-        group: its process group.
+        groups: its process groups.
         models: kind to the models that are asked for in turns.
     """
 
     name: str
     url: str
-    group: int
+    groups: tuple[int, ...]
     models: dict[str, list[str]]
 
     def let(self, *, run: bool) -> None:
         """Let it run, or stop it."""
-        os.killpg(self.group, signal.SIGCONT if run else signal.SIGSTOP)
+        for group in self.groups:
+            os.killpg(group, signal.SIGCONT if run else signal.SIGSTOP)
 
 
 async def ask(http: httpx.AsyncClient, model: str, number: int) -> tuple[float, int]:
@@ -158,63 +158,47 @@ def bandwidth() -> float:
 
 
 @contextmanager
-def llama(python: str, model: Path, log: Path) -> Any:
-    """Run llama.cpp's server of llama-cpp-python; yield its address and process group."""
-    port = Server("", log).port
-    command = [python, "-m", "llama_cpp.server", "--model", str(model), "--port", str(port)]
-    command += ["--n_ctx", "1024", "--n_threads", str(os.cpu_count()), "--verbose", "False"]
-    command += ["--interrupt_requests", "False"]  # else a second request ends the first
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            command, stdout=output, stderr=output, env=kept, start_new_session=True
-        )
-    url, end = f"http://127.0.0.1:{port}", time.monotonic() + START_S
+def served(peer: Server, exported: Path) -> Iterator[int]:
+    """Start a server of an export; yield its process group."""
+    asyncio.run(peer.start(exported))
     try:
-        while True:
-            try:
-                httpx.get(f"{url}/v1/models").raise_for_status()
-                break
-            except httpx.HTTPError as error:
-                if process.poll() is not None or time.monotonic() > end:
-                    said = log.read_text(encoding="utf-8", errors="replace")
-                    raise SystemExit(f"llama.cpp did not start:\n{said}") from error
-                time.sleep(0.5)
-        yield url, process.pid
+        yield peer.group
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        peer.signal(signal.SIGKILL)
 
 
-def run(scratch: Path, store: Store, *, vllm: str | None, python: str | None, rounds: int) -> Any:
+def run(scratch: Path, store: Store, *, vllm: str | None, llama: str | None, rounds: int) -> Any:
     """Start the servers, let them take turns; return what was found."""
     groups = list(store.current.adapters)
     peers = []
     with ExitStack() as stack:
         ours = stack.enter_context(server(store.root, scratch / "lcia.log"))
         models = {BASE: ["base"], MIX: ["assistant"]}
-        peers.append(Peer(name="lcia", url=ours.url, group=ours.pid, models=models))
+        peers.append(Peer(name="lcia", url=ours.url, groups=(ours.pid,), models=models))
         if vllm:
             export_vllm(store, scratch / "vllm")
             threads = {"OMP_NUM_THREADS": str(os.cpu_count()), "VLLM_CPU_KVCACHE_SPACE": "2"}
-            options = ["--dtype", "bfloat16", "--max-model-len", "1024", "--max-num-seqs", "64"]
             other = Server(
                 vllm,
                 scratch / "vllm.log",
-                options=options,
+                options=["--dtype", "bfloat16", "--max-model-len", "1024", "--max-num-seqs", "64"],
                 environment={**ENVIRONMENT, **threads},
             )
-            asyncio.run(other.start(scratch / "vllm"))
-            pid = other._process.pid if other._process else 0
-            stack.callback(other.signal, signal.SIGKILL)
+            pid = stack.enter_context(served(other, scratch / "vllm"))
             models = {BASE: ["base"], MIX: groups}
-            peers.append(Peer(name="vLLM", url=other.url, group=pid, models=models))
-        if python:
-            export_gguf(store, scratch / "gguf")
-            file = next((scratch / "gguf").glob("*/*.gguf"))
-            url, pid = stack.enter_context(llama(python, file, scratch / "llama.log"))
-            name = httpx.get(f"{url}/v1/models").json()["data"][0]["id"]
-            peers.append(Peer(name="llama.cpp", url=url, group=pid, models={BASE: [name]}))
+            peers.append(Peer(name="vLLM", url=other.url, groups=(pid,), models=models))
+        if llama:
+            export_llama_cpp(store, scratch / "llama")
+            options = ["--threads", str(os.cpu_count()), "--parallel", "32", "--ctx-size", "32768"]
+            other = Server(llama, scratch / "llama.log", options=options, environment={})
+            pid = stack.enter_context(served(other, scratch / "llama"))
+            behind = ["--upstream", other.url, "--store"]
+            gateway = stack.enter_context(
+                server(store.root, scratch / "gateway.log", verb=("gateway", *behind))
+            )
+            models = {BASE: ["base"], MIX: ["assistant"]}
+            both = (pid, gateway.pid)
+            peers.append(Peer(name="llama.cpp", url=gateway.url, groups=both, models=models))
         rows = measure(peers, rounds=rounds)
     base = load_model(store.config.model, dtype="bfloat16")
     weights = sum(p.numel() * p.element_size() for p in base.model.parameters())
@@ -280,7 +264,7 @@ def main() -> None:
             folder,
             store,
             vllm=program(),
-            python=os.environ.get(LLAMA),
+            llama=llama_server(),
             rounds=options.rounds,
         )
     write_json(options.results, found)

@@ -77,7 +77,7 @@ def make_store(root: Path) -> Store:
 
 @dataclass(frozen=True)
 class ServerProcess:
-    """A running ``lcia serve``."""
+    """A running ``lcia serve`` or ``lcia gateway``."""
 
     url: str
     pid: int
@@ -97,9 +97,11 @@ class ServerProcess:
 
 
 @contextmanager
-def server(store: Path, log: Path, options: Sequence[str] = ()) -> Iterator[ServerProcess]:
-    """Run ``lcia serve`` in a process of its own; it must end well when it is told to."""
-    command = [sys.executable, "-m", "lcia", "serve", str(store), "--port", "0", *options]
+def server(
+    store: Path, log: Path, options: Sequence[str] = (), *, verb: Sequence[str] = ("serve",)
+) -> Iterator[ServerProcess]:
+    """Run ``lcia serve``, or another verb, in a process of its own; it must end well when told."""
+    command = [sys.executable, "-m", "lcia", *verb, str(store), "--port", "0", *options]
     with log.open("w") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=output, env=os.environ, start_new_session=True

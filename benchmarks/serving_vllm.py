@@ -39,7 +39,7 @@ from lcia.serving.live import LiveStore
 from serving_server import make_versions, running
 
 RESULTS = Path(__file__).parent / "results" / "serving_vllm.json"
-VLLM = "LCIA_VLLM"
+VLLM, LLAMA_SERVER = "LCIA_VLLM", "LCIA_LLAMA_SERVER"
 START_S = 300.0
 CLIENTS = 6
 OPTIONS = [
@@ -67,6 +67,11 @@ TRAINING = {"max_steps": 4, "learning_rate": 2e-2, "save_steps": 100}
 def program() -> str | None:
     """Return where vLLM is: ``LCIA_VLLM``, else on the path; None if it is not."""
     return shutil.which(os.environ.get(VLLM) or "vllm")
+
+
+def llama_server() -> str | None:
+    """Return where llama.cpp's server is, in the same way."""
+    return shutil.which(os.environ.get(LLAMA_SERVER) or "llama-server")
 
 
 def required_program() -> str:
@@ -109,7 +114,13 @@ def save_model(folder: Path) -> Path:
 
 
 class Server:
-    """A vLLM server, started and ended as often as one likes; always on the same port.
+    """A server of an export, started and ended as often as one likes; always on the same port.
+
+    Args:
+        program: that the export's script runs: vLLM's, or llama.cpp's server.
+        log: what it says.
+        options: of the program.
+        environment: beyond this one's.
 
     Attributes:
         adapters: group to the adapter that it serves under the group's name; empty while it is not
@@ -119,7 +130,7 @@ class Server:
 
     def __init__(
         self,
-        vllm: str,
+        program: str,
         log: Path,
         *,
         options: Sequence[str] = OPTIONS,
@@ -132,13 +143,13 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}"
         self.adapters: dict[str, str] = {}
         self.since = 0.0
-        self._vllm, self._log = vllm, log
+        self._program, self._log = program, log
         self._options, self._environment = options, environment
         self._process: subprocess.Popen[bytes] | None = None
 
     async def start(self, exported: Path) -> None:
         """Serve an export, by the script in it; return once it answers."""
-        path = f"{Path(self._vllm).parent}:{os.environ['PATH']}"
+        path = f"{Path(self._program).parent}:{os.environ['PATH']}"
         command = [exported / "serve.sh", "--port", str(self.port), "--host", "127.0.0.1"]
         kept = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
         with self._log.open("ab") as log:
@@ -157,7 +168,7 @@ class Server:
                         break
                 if self._process.poll() is not None or time.monotonic() > end:
                     said = self._log.read_text(encoding="utf-8", errors="replace")[-3000:]
-                    raise SystemExit(f"vLLM did not start:\n{said}")
+                    raise SystemExit(f"{self._program} did not start:\n{said}")
                 await asyncio.sleep(0.5)
         about = json.loads((exported / "lcia.json").read_text(encoding="utf-8"))
         self._has(about["adapters"])
@@ -174,13 +185,18 @@ class Server:
                 (await client.post(path, json=body)).raise_for_status()
         self._has({**others, group: folder.name})
 
+    @property
+    def group(self) -> int:
+        """Its process group."""
+        assert self._process is not None
+        return self._process.pid
+
     def signal(self, number: int) -> None:
         """Send a signal to all of its processes; if it ends them, it is down from now on."""
-        assert self._process is not None
         if number not in (signal.SIGSTOP, signal.SIGCONT):
             self._has({})
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, number)
+            os.killpg(self.group, number)
 
     def terminate(self) -> None:
         """Do what an operator does: ask it to end."""

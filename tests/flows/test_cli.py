@@ -346,6 +346,27 @@ def test_a_command_that_trains_says_nothing_of_its_libraries(tmp_path, tiny_mode
     assert done.stdout.startswith("  red: opens group g1\n")
 
 
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (("lern",), "No such command 'lern'. Did you mean 'learn'? See 'lcia --help'."),
+        (("learn",), "Missing argument 'store'. See 'lcia learn --help'."),
+        (("learn", "a", "b", "--nme", "x"), "No such option: --nme"),
+        (("gateway", "--store", "x"), "Missing option '--upstream'. See 'lcia gateway --help'."),
+        (("ls", "tigers"), "Invalid value for 'kind': 'tigers' is not one of 'methods', "),
+        (("groups", "merge", "\x1b[2Jx" * 999), "Missing argument"),
+    ],
+)
+def test_a_wrong_command_is_told_in_one_line_with_where_to_look(lcia, typed, said):
+    done = lcia(*typed)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(said)
+    assert line.endswith("--help'.")
+    assert len(line) < 2000
+
+
 def on_a_terminal(*command):
     """Run a command on a terminal; return what it shows there."""
     controller, terminal = pty.openpty()

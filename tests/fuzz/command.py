@@ -50,8 +50,6 @@ class Ended:
             return f"exit code {self.code}: {self.err[:200]}"
         if self.code and not self.err.strip():
             return f"exit code {self.code} without a word"
-        if "Usage: " in self.err:
-            return None  # it repeats what was typed
         if len(lines) > LINES or any(len(line) > CHARACTERS for line in lines):
             return f"{len(lines)} lines, the longest of {max(map(len, lines))} characters"
         for text in (self.out, PROGRESS.sub("", self.err)):

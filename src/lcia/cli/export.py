@@ -16,6 +16,7 @@ class Format(str, Enum):
     peft = "peft"
     merged = "merged"
     gguf = "gguf"
+    llama_cpp = "llama.cpp"
     ollama = "ollama"
 
 
@@ -31,8 +32,8 @@ def export(
         Format,
         typer.Option(
             "--format",
-            help="Adapters for vLLM or peft; or one model per group: merged, gguf for llama.cpp, "
-            "ollama.",
+            help="Adapters for vLLM, llama.cpp's server or peft; or one model per group: merged, "
+            "gguf, ollama.",
         ),
     ] = Format.vllm,
     push: Annotated[
@@ -46,11 +47,13 @@ def export(
 ) -> None:
     """Write the groups for other tools, each with a model card.
 
-    In front of vLLM, 'lcia gateway' sends each request to its group.
+    In front of vLLM or llama.cpp's server, 'lcia gateway' sends each request to its group.
 
     Examples:
 
       lcia export assistant exported --format vllm
+
+      lcia export assistant exported --format llama.cpp
 
       lcia export assistant models --format ollama
 
@@ -85,6 +88,15 @@ def _write(store: Any, output: Path, form: Format, *, quiet: bool) -> tuple[dict
         return about, (
             f"{output}: {len(about['ranks'])} adapters of version {about['version']}, for "
             f"--max-lora-rank {about['max_lora_rank']}.\nServe: {output / 'serve.sh'}\n"
+            f"Route: lcia gateway --upstream http://127.0.0.1:8000 --store {store.root}"
+        )
+    if form is Format.llama_cpp:
+        from lcia.exports.llama_cpp import export_llama_cpp
+
+        about = export_llama_cpp(store, output)
+        return about, (
+            f"{output}: the base model and {len(about['adapters'])} adapters of version "
+            f"{about['version']}.\nServe: {output / 'serve.sh'}\n"
             f"Route: lcia gateway --upstream http://127.0.0.1:8000 --store {store.root}"
         )
     if form is Format.peft:

@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import traceback
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -43,6 +43,11 @@ from lcia.files import disk_error
 
 UNUSABLE = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM)
 """What is wrong with a path wherever it is first looked at."""
+
+UsageError: Any = typer.BadParameter.__base__
+"""What typer raises for a command that is wrong; some of its versions have a click of their own."""
+
+INTERRUPTED = 130
 
 app = typer.Typer(
     help="An assistant that keeps learning: teach a language model one task after another.",
@@ -130,12 +135,17 @@ def main() -> None:
     if "--json" in sys.argv:
         sys.stdout = sys.stderr  # some libraries log to stdout when they are imported
     try:
-        app()
+        ended = app(prog_name="lcia", standalone_mode=False)
+        if ended == INTERRUPTED:
+            raise KeyboardInterrupt
+        sys.exit(ended if isinstance(ended, int) else 0)
+    except UsageError as error:
+        _fail(_usage(error), 2, debug=debug)
     except LciaError as error:
         _fail(str(error), error.exit_code, debug=debug)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write("Stopped. Run the same command again to continue.\n")
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except Exception as error:  # noqa: BLE001  the outermost edge
         if isinstance(error, OSError) and error.errno in UNUSABLE and error.filename is not None:
             text = f"{error.filename}: cannot be used: {error.strerror}."
@@ -144,6 +154,15 @@ def main() -> None:
             _fail(str(refused), refused.exit_code, debug=debug)
         text = f"{type(error).__name__}: {error}\nRun with --debug for the traceback."
         _fail(text, 1, debug=debug)
+
+
+def _usage(error: Any) -> str:
+    """Return what is wrong with a command in one line; the help where nothing was asked for."""
+    message, context = error.format_message().replace("Value error, ", ""), error.ctx
+    if context is None or "\n" in message:
+        return str(message)
+    stop = "" if message.endswith(("?", ".")) else "."
+    return f"{message}{stop} See '{context.command_path} --help'."
 
 
 def _fail(message: str, code: int, *, debug: bool) -> None:

@@ -63,9 +63,9 @@ def export_gguf(
 
     def write(version: Version, draft: Path) -> dict[str, Any]:
         about: dict[str, Any] = {"model": store.config.model, "difference": {}}
-        check = partial(_vocabulary, store, ollama=ollama)
+        check = partial(vocabulary, store, ollama=ollama)
         for group, base, merged, share in merged_groups(store, version, told=told, check=check):
-            tokens = _vocabulary(store, base, ollama=ollama)
+            tokens = vocabulary(store, base, ollama=ollama)
             (draft / group).mkdir()
             write_gguf(merged, tokens, draft / group / FILE, name=f"{store.root.name}-{group}")
             about["difference"][group], about["stop"] = share, tokens.stops
@@ -225,7 +225,12 @@ def write_gguf(model: Any, tokens: Vocabulary, path: Path, *, name: str) -> None
         if found is None:
             raise StoreError(f"model: a Llama model of llama.cpp has no place for {key}.")
         kv = config.num_key_value_heads if ".k_proj." in key else config.num_attention_heads
-        _add(writer, found, _paired(tensor, heads=kv) if _is_rotated(key) else tensor)
+        add_tensor(writer, found, paired(tensor, heads=kv) if is_rotated(key) else tensor)
+    write_file(writer)
+
+
+def write_file(writer: Any) -> None:
+    """Write the file of a ``gguf.GGUFWriter`` that has been told all of it."""
     try:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -234,7 +239,7 @@ def write_gguf(model: Any, tokens: Vocabulary, path: Path, *, name: str) -> None
         writer.close()
 
 
-def _add(writer: Any, name: str, tensor: Any) -> None:
+def add_tensor(writer: Any, name: str, tensor: Any) -> None:
     """Add a tensor; numpy has no bfloat16, so that its bytes are told to be that."""
     import gguf
     import torch
@@ -249,11 +254,12 @@ def _add(writer: Any, name: str, tensor: Any) -> None:
         writer.add_tensor(name, tensor.numpy())
 
 
-def _is_rotated(key: str) -> bool:
+def is_rotated(key: str) -> bool:
+    """Whether a weight's outputs are turned by their place: queries and keys."""
     return ".q_proj." in key or ".k_proj." in key
 
 
-def _paired(tensor: Any, *, heads: int) -> Any:
+def paired(tensor: Any, *, heads: int) -> Any:
     """Return rows in llama.cpp's order: it turns neighbours, transformers the two halves.
 
     Args:
@@ -314,7 +320,7 @@ def _pair(merge: Any) -> list[str]:
     return merge.split(" ") if isinstance(merge, str) else list(merge)
 
 
-def _vocabulary(store: Store, base: BaseModel, *, ollama: bool) -> Vocabulary:
+def vocabulary(store: Store, base: BaseModel, *, ollama: bool) -> Vocabulary:
     """Return what is said about tokens and prompts, if the base model can be written at all."""
     check_llama(base.model.config)
     chat = chat_format(

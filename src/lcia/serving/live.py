@@ -198,7 +198,7 @@ class LiveStore:
         with self._looking:
             changed = self.refresh()
             if changed:
-                logger.info("version %d is served from now on", self.current.number)
+                logger.info("version %d is current now", self.current.number)
             self.watch()
         return changed
 

@@ -1,7 +1,11 @@
 """GGUF files and Modelfiles: what llama.cpp, Ollama and transformers read is what was written."""
 
+import asyncio
+import shutil
+import signal
 from dataclasses import replace
 
+import httpx
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -15,17 +19,20 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from benchmarks.serving_vllm import LLAMA_SERVER, Server, gateway_before, llama_server
 from conftest import CHAT_TEMPLATE
 from lcia.config import AssistantConfig
 from lcia.demo.embedded import SMOLLM2
 from lcia.demo.skills import skills
 from lcia.errors import StoreError
 from lcia.exports.gguf import _WORDS, FILE, PLAIN, Vocabulary, check_llama, export_gguf, write_gguf
+from lcia.exports.llama_cpp import export_llama_cpp, write_adapter
 from lcia.exports.ollama import _quoted, find_pieces
-from lcia.learner import ContinualLearner
+from lcia.learner import ContinualLearner, Store
 from lcia.models import load_model
 from lcia.models.answering import NAMED, TemplateSettings
 from lcia.models.host import chat_format
+from lcia.serving.engine.factors import Factors
 
 SPECIALS = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
 CORPUS = [
@@ -374,3 +381,129 @@ def test_a_modelfile_holds_template_and_stops(learned, tmp_path):
         "PARAMETER repeat_penalty 1",
     ]
     assert (tmp_path / "out" / "g1" / FILE).is_file()
+
+
+# llama.cpp's server: the base once, adapters beside it
+
+
+def tensors(path):
+    """Name to values of a GGUF file, in torch's order of dimensions."""
+    from gguf import GGUFReader
+
+    return {
+        tensor.name: torch.from_numpy(tensor.data.copy().reshape(*reversed(tensor.shape.tolist())))
+        for tensor in GGUFReader(path).tensors
+    }
+
+
+def test_base_and_adapter_are_the_merged_model_in_two_files(learned, tmp_path):
+    export_gguf(learned.store, tmp_path / "merged")
+    about = export_llama_cpp(learned.store, tmp_path / "out")
+    key = about["adapters"]["g1"]
+    base, merged = tensors(tmp_path / "out" / "base.gguf"), tensors(tmp_path / "merged/g1" / FILE)
+    adapter = tensors(tmp_path / "out" / "adapters" / f"{key}.gguf")
+    assert base.keys() == merged.keys()
+    adapted = {name.rpartition(".lora_")[0] for name in adapter}
+    assert adapted < base.keys()
+    assert {name.split(".")[2] for name in adapted} >= {"attn_q", "attn_k", "attn_v"}
+    for name, weight in base.items():
+        change = merged[name] - weight
+        if name not in adapted:
+            assert not change.any(), name
+            continue
+        found = adapter[f"{name}.lora_b"] @ adapter[f"{name}.lora_a"]
+        assert found.abs().max() > 1e-4, name
+        torch.testing.assert_close(found, change, atol=2e-6, rtol=0, msg=name)
+
+
+def test_the_script_for_llama_cpp_names_every_adapter_by_group_and_version(learned, tmp_path):
+    about = export_llama_cpp(learned.store, tmp_path / "out")
+    text = (tmp_path / "out" / "serve.sh").read_text(encoding="utf-8")
+    assert f"--lora adapters/{about['adapters']['g1']}.gguf" in text
+    assert "--lora-init-without-apply" in text
+    assert (tmp_path / "out" / "README.md").is_file()
+
+
+def test_llama_cpps_server_answers_as_the_assistant_does_whatever_its_numbers(
+    learned, tmp_path, colours, numbers
+):
+    program = llama_server()
+    if program is None:
+        pytest.skip(f"llama-server is not on the path; {LLAMA_SERVER} names the program")
+    asyncio.run(ask_llama_cpp(program, learned, tmp_path, colours, numbers))
+
+
+async def ask_llama_cpp(program, learned, tmp_path, colours, numbers):
+    shutil.copytree(learned.store.root, tmp_path / "assistant")
+    learned = ContinualLearner(Store.open(tmp_path / "assistant"), host=learned.host)
+    learned.learn(numbers)
+    store = learned.store
+    export_llama_cpp(store, tmp_path / "out")
+    turned = tmp_path / "turned"
+    shutil.copytree(tmp_path / "out", turned)
+    text = (turned / "serve.sh").read_text(encoding="utf-8")
+    first, second = [f"adapters/{key}.gguf" for key, _ in store.current.adapters.values()]
+    assert f"{first},{second}" in text
+    (turned / "serve.sh").write_text(text.replace(f"{first},{second}", f"{second},{first}"))
+    server = Server(program, tmp_path / "log", options=["--threads", "1"], environment={})
+    asked = [sample.messages for task in (colours, numbers) for sample in task.test]
+    groups = ["g1"] * len(colours.test) + ["g2"] * len(numbers.test)
+    adapters = store.current.adapters
+
+    def said(keys):
+        return learned.host.generate([list(m) for m in asked], keys, max_new_tokens=8)
+
+    wanted, plain = said([adapters[group] for group in groups]), said([None] * len(groups))
+    other = said([adapters["g2" if group == "g1" else "g1"] for group in groups])
+    assert all(len({*three}) > 1 for three in zip(wanted, plain, other, strict=True))
+
+    async def check(url):
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+            for i, messages in enumerate(asked):
+                for model in ("assistant", groups[i], "base"):
+                    got = await ask_until_known(client, model, messages)
+                    text = got.json()["choices"][0]["message"]["content"].strip()
+                    right = (plain if model == "base" else wanted)[i]
+                    # The last character may be half there, which llama.cpp keeps to itself.
+                    assert text.rstrip("\ufffd") == right.rstrip("\ufffd"), (model, i)
+                    if model != "base":
+                        assert got.headers["x-lcia-group"] == groups[i]
+
+    try:
+        await server.start(tmp_path / "out")
+        # It looks by itself once a minute: it does not hear that the server starts anew.
+        with gateway_before(store, [server.url], check_s=60.0) as (url, _):
+            await check(url)
+            server.signal(signal.SIGKILL)
+            await server.ended()
+            await server.start(turned)
+            await check(url)
+    finally:
+        if server._process is not None:
+            server.signal(signal.SIGKILL)
+
+
+async def ask_until_known(client, model, messages):
+    """Ask; a gateway that finds a server changed says so once, and knows it then."""
+    body = {
+        "model": model,
+        "messages": [{"role": m.role, "content": m.content} for m in messages],
+        "max_tokens": 8,
+        "temperature": 0,
+        "lora": [{"id": 0, "scale": 5.0}],  # the gateway decides
+    }
+    for _ in range(3):
+        answer = await client.post("/v1/chat/completions", json=body)
+        if answer.status_code == 200:
+            return answer
+        assert answer.status_code == 503, answer.text
+    raise AssertionError(answer.text)
+
+
+def test_an_adapter_on_an_output_layer_that_is_the_embedding_too_is_refused(tmp_path):
+    model = model_of(tokenizer_of(), tie_word_embeddings=True)
+    rank = {"down": torch.ones(2, 64), "up": torch.ones(2, len(tokenizer_of()))}
+    factors = Factors(modules={"lm_head": (rank["down"], rank["up"])}, rank=2)
+    with pytest.raises(StoreError, match=r"group g1: adapts lm_head.*--format peft"):
+        write_adapter(factors, model, tmp_path / "a.gguf", name="g1")
+    assert not (tmp_path / "a.gguf").exists()

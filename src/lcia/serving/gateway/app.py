@@ -19,7 +19,7 @@ from lcia.grouping import Said
 from lcia.serving.config import AccessConfig
 from lcia.serving.gateway.relay import StaleModelError, Try, forward
 from lcia.serving.gateway.sync import KEEP_S, Sync
-from lcia.serving.gateway.upstreams import Upstreams
+from lcia.serving.gateway.upstreams import Upstream, Upstreams
 from lcia.serving.http.api_error import ApiError
 from lcia.serving.http.app import READ, add_errors, add_guard, add_models
 from lcia.serving.http.body import read_tree
@@ -139,17 +139,7 @@ class Gateway:
             raise self._nowhere(adapter)
         self.monitoring.routed.labels(choice.group or BASE, choice.reason).inc()
         tries = [
-            Try(
-                upstream,
-                name,
-                self.client.build_request(
-                    "POST",
-                    f"{upstream.url}{path}",
-                    content=json.dumps({**asked, "model": name}).encode(),
-                    headers={"Content-Type": "application/json"},
-                ),
-            )
-            for upstream, name in choices
+            self._try(upstream, name, f"{upstream.url}{path}", asked) for upstream, name in choices
         ]
         try:
             return await while_connected(
@@ -167,6 +157,16 @@ class Gateway:
             return Response(status_code=CLIENT_GONE)
         except StaleModelError as error:
             raise self._nowhere(adapter) from error
+
+    def _try(self, upstream: Upstream, name: str, url: str, asked: Mapping[str, Any]) -> Try:
+        fields = upstream.addressed(name)
+        request = self.client.build_request(
+            "POST",
+            url,
+            content=json.dumps({**asked, **fields}).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        return Try(upstream, name, fields, request)
 
     def model_names(self) -> list[str]:
         """Return the models that some server has, and the routed assistant."""

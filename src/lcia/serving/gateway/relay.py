@@ -6,7 +6,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx
 from fastapi.responses import Response, StreamingResponse
@@ -40,11 +40,13 @@ class Try:
     Attributes:
         upstream: the server.
         name: what it calls the model.
+        fields: of the request, by which it is asked for that.
         request: for this server.
     """
 
     upstream: Upstream
     name: str
+    fields: Mapping[str, Any]
     request: httpx.Request
 
 
@@ -92,7 +94,7 @@ async def forward(
                 answer = await _unless(ending, client.send(one.request, stream=True))
                 stack.push_async_callback(answer.aclose)
                 if answer.status_code == 404 or not await upstreams.had(
-                    upstream, adapter, name=one.name
+                    upstream, adapter, name=one.name, sent=one.fields
                 ):
                     stale = True
                     continue

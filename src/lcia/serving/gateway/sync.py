@@ -191,6 +191,11 @@ class Sync:
     async def _load(self, upstream: Upstream, adapter: str, source: Path) -> None:
         if upstream.has(adapter):  # by now: several requests may have waited for it
             return
+        if upstream.is_llama_cpp:
+            raise BehindError(
+                f"{upstream.url}: is llama.cpp's server, which takes no adapters at run time. "
+                "Export the version for it and start it anew, behind a gateway without --sync."
+            )
         async with self._writing:  # two servers may want the same
             await asyncio.to_thread(self._write, adapter, source)
         path = str(self._there / adapter)

@@ -19,6 +19,9 @@ logger = logging.getLogger(__name__)
 CHECK_TIMEOUT_S = 30.0
 """A server that is busy lists its models late; that alone makes it no worse."""
 
+LLAMA_CPP = "llamacpp"
+"""Who owns the models of llama.cpp's server, in its own words."""
+
 ZEROS = f"{BASE}@zeros"
 """An adapter that changes nothing, by which a server that is kept in sync is asked for the base."""
 
@@ -96,6 +99,19 @@ class Upstream:
                 # lcia's servers know the pinned name as well, and refuse it after a change.
                 return adapter if self.is_lcia else name
         return None
+
+    @property
+    def is_llama_cpp(self) -> bool:
+        """Whether it is llama.cpp's server, which has adapters by number and no names for them."""
+        return any(record.get("owned_by") == LLAMA_CPP for record in self.models.values())
+
+    def addressed(self, name: str) -> dict[str, Any]:
+        """Return the fields of a request by which it answers as one of its models."""
+        if not self.is_llama_cpp:
+            return {"model": name}
+        numbers = [r["number"] for r in self.models.values() if "number" in r]
+        own = self.models[name].get("number")
+        return {"model": name, "lora": [{"id": n, "scale": float(n == own)} for n in numbers]}
 
     @property
     def is_lcia(self) -> bool:
@@ -176,29 +192,43 @@ class Upstreams:
 
         await asyncio.gather(*map(ask, self.all))
 
-    async def had(self, upstream: Upstream, adapter: str | None, *, name: str) -> bool:
+    async def had(
+        self, upstream: Upstream, adapter: str | None, *, name: str, sent: Mapping[str, Any]
+    ) -> bool:
         """Whether a server that answers now under a name does so with this very adapter.
 
-        Behind a name like ``g1``, adapters may have been exchanged since the server was last
-        looked at, or it may have started anew with others: only a look after it took the request
-        tells. A name that holds the version is enough by itself.
+        Behind a name like ``g1``, or one of llama.cpp's numbers, adapters may have been exchanged
+        since the server was last looked at, or it may have started anew with others: only a look
+        after it took the request tells. A name that holds the version is enough by itself.
+
+        Args:
+            upstream: the server.
+            adapter: group and version that is to answer; None for the base model.
+            name: what it calls the adapter.
+            sent: the fields by which it was asked for; see ``Upstream.addressed``.
 
         Raises:
             httpx.ReadError: it cannot be looked at.
         """
-        if adapter is None or name == adapter or PINNED.fullmatch(name):
+        told = adapter is None or name == adapter or PINNED.fullmatch(name)
+        if told and not upstream.is_llama_cpp:
             return True
         if not await self.check(upstream):
             raise httpx.ReadError("it does not say any more which models it has")
-        return upstream.name_of(adapter, base_model=None) == name
+        found = upstream.name_of(adapter, base_model=self.base_model)
+        return found == name and upstream.addressed(name) == sent
 
     async def check(self, upstream: Upstream) -> bool:
         """Ask a server which models it has; return whether it told."""
         before = upstream.described
         try:
-            answer = await self._client.get(f"{upstream.url}/v1/models", timeout=CHECK_TIMEOUT_S)
-            answer.raise_for_status()
-            upstream.models = {str(record["id"]): record for record in answer.json()["data"]}
+            listed = (await self._ask(upstream, "/v1/models"))["data"]
+            models = {str(record["id"]): record for record in listed}
+            if any(record.get("owned_by") == LLAMA_CPP for record in listed):
+                models |= _numbered(
+                    await self._ask(upstream, "/lora-adapters"), of=next(iter(models))
+                )
+            upstream.models = models
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
             upstream.failed(f"{type(error).__name__}: {error}")
             return False
@@ -206,6 +236,19 @@ class Upstreams:
         if upstream.described != before:
             logger.info("%s serves %s", upstream.url, upstream.described)
         return True
+
+    async def _ask(self, upstream: Upstream, path: str) -> Any:
+        answer = await self._client.get(f"{upstream.url}{path}", timeout=CHECK_TIMEOUT_S)
+        answer.raise_for_status()
+        return answer.json()
+
+
+def _numbered(adapters: Sequence[Mapping[str, Any]], *, of: str) -> dict[str, Mapping[str, Any]]:
+    """Return the adapters of llama.cpp's server as models, each called like its file."""
+    return {
+        PurePosixPath(one["path"]).stem: {"root": one["path"], "number": one["id"], "parent": of}
+        for one in adapters
+    }
 
 
 def check_url(url: str) -> str:
