@@ -208,14 +208,19 @@ def run(scratch: Path, store: Store, *, vllm: str | None, llama: str | None, rou
         "weights_mb": round(weights / 1e6, 1),
         "reads_gb_per_s": round(read / 1e9, 1),
         "bound_tokens_per_s": round(read / weights, 1),
-        "machine": {
-            "cores": os.cpu_count(),
-            "cpu": torch.cpu.get_capabilities().get("cpu_name"),
-            "capability": torch.backends.cpu.get_cpu_capability(),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "load_before": os.getloadavg()[0],
-        },
+        "machine": machine(),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures were measured on."""
+    return {
+        "cores": os.cpu_count(),
+        "cpu": torch.cpu.get_capabilities().get("cpu_name"),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "load_before": os.getloadavg()[0],
     }
 
 

@@ -13,6 +13,7 @@ from lcia.serving.engine.arena import Arena
 from lcia.serving.engine.bank import AdapterBank
 from lcia.serving.engine.job import Job, State
 from lcia.serving.engine.prefill import Prefill
+from lcia.serving.engine.processor import prepare
 
 PREFILL_TOKENS = 512
 """Prompt tokens read between two steps of the running answers."""
@@ -24,7 +25,7 @@ class Batch:
     It moves rows and numbers. Which job comes, goes on or ends is the ``Scheduler``'s to say.
 
     Args:
-        base: the model; its weights are never changed, but for ``projector``.
+        base: the model; until ``detach`` nobody else may use it.
         max_adapters: adapters kept in memory.
         cache_bytes: keys and values of all rows together; None: no bound.
         projector: of a vision-language model; swapped for that of each prompt with images.
@@ -44,6 +45,7 @@ class Batch:
         cache_bytes: int | None = None,
         projector: Projector | None = None,
     ) -> None:
+        self._restore = prepare(base.model, leave=projector.parameters() if projector else ())
         self.bank = AdapterBank(base.model, max_loaded=max_adapters)
         self.rows: list[Job] = []
         self.reading: list[Prefill] = []
@@ -156,6 +158,12 @@ class Batch:
         if job.acquired and job.asked.adapter is not None:
             job.acquired = False
             self.bank.release(job.asked.adapter[0])
+
+    def detach(self) -> None:
+        """Leave the model as it came."""
+        self.bank.detach()
+        self._restore()
+        self._restore = lambda: None
 
     def clear(self) -> None:
         """Free everything but the adapters, which stay in memory unused."""

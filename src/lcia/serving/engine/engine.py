@@ -37,7 +37,7 @@ class Engine:
     in between.
 
     Args:
-        base: the model; its weights are never changed, but for ``projector``.
+        base: the model; until ``stop`` nobody else may use it.
         limits: what it may use.
         deliver: called with the news of each step; by default every job's listener is called, on
             the engine's threads.
@@ -104,7 +104,7 @@ class Engine:
     def stop(self) -> None:
         """End the thread after its step; answers that are not finished get an error.
 
-        The model is left without adapters, as it came.
+        The model is left as it came.
         """
         error = ShuttingDownError("The server is shutting down.")
         self.scheduler.close(error)
@@ -112,7 +112,7 @@ class Engine:
             self._thread.join()
         else:
             self._end_all(error)
-        self.bank.detach()
+        self.batch.detach()
 
     def submit(self, job: Job) -> None:
         """Queue a job; its listener hears of it from now on. See ``Scheduler.arrive``."""
