@@ -172,7 +172,7 @@ def run(scratch: Path, store: Store, *, vllm: str | None, llama: str | None, rou
     groups = list(store.current.adapters)
     peers = []
     with ExitStack() as stack:
-        ours = stack.enter_context(server(store.root, scratch / "lcia.log"))
+        ours = stack.enter_context(server(store.root, scratch / "lcia.log", threads=os.cpu_count()))
         models = {BASE: ["base"], MIX: ["assistant"]}
         peers.append(Peer(name="lcia", url=ours.url, groups=(ours.pid,), models=models))
         if vllm:

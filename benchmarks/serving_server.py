@@ -98,13 +98,27 @@ class ServerProcess:
 
 @contextmanager
 def server(
-    store: Path, log: Path, options: Sequence[str] = (), *, verb: Sequence[str] = ("serve",)
+    store: Path,
+    log: Path,
+    options: Sequence[str] = (),
+    *,
+    verb: Sequence[str] = ("serve",),
+    threads: int | None = None,
 ) -> Iterator[ServerProcess]:
-    """Run ``lcia serve``, or another verb, in a process of its own; it must end well when told."""
+    """Run ``lcia serve``, or another verb, in a process of its own; it must end well when told.
+
+    Args:
+        store: the assistant.
+        log: gets what it says.
+        options: after the store.
+        verb: what to run.
+        threads: of torch; None: as many as this process was told to have.
+    """
     command = [sys.executable, "-m", "lcia", *verb, str(store), "--port", "0", *options]
+    env = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
     with log.open("w") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=output, env=os.environ, start_new_session=True
+            command, stdout=output, stderr=output, env=env, start_new_session=True
         )
     try:
         while not (found := re.search(r"listening on (\S+)", log.read_text(encoding="utf-8"))):

@@ -1,5 +1,6 @@
 """``lcia serve``: an assistant as an OpenAI-compatible server."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -202,6 +203,8 @@ def _serve(
         from lcia.serving.extra import check_installed
 
         check_installed("live")
+    import torch
+
     from lcia.learner import load_host
     from lcia.memory import bound_kept_memory
     from lcia.serving.http.app import build_app
@@ -210,6 +213,11 @@ def _serve(
     from lcia.serving.live import LiveStore
 
     bound_kept_memory()
+    # GNU's OpenMP lets threads that wait fall asleep at once where more of them compute than there
+    # are processors: two teams are slower than none. So the engine's thread alone has a team.
+    limits = replace(config.limits, threads=torch.get_num_threads())
+    config = replace(config, limits=limits)
+    torch.set_num_threads(1)
     log_with_times()
     listening = listen(config.access)
     followed = LiveStore(store)

@@ -1,5 +1,7 @@
 """A model that is prepared for the processor answers as it did, and is left as it came."""
 
+import threading
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +10,8 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from lcia.models import load_model
 from lcia.models.batches import cache_argument
 from lcia.serving.engine.batch import Batch
+from lcia.serving.engine.engine import Engine
+from lcia.serving.engine.limits import EngineLimits
 from lcia.serving.engine.processor import MATMUL_FROM, NAME, attention, can_pack, prepare
 
 SHAPE = {
@@ -107,3 +111,28 @@ def test_weights_that_are_exchanged_stay_in_their_order():
     restore = prepare(model, leave=[gate.weight])
     assert not gate.weight.is_mkldnn
     restore()
+
+
+def test_the_engines_thread_alone_uses_several_processors(tiny_model):
+    before, found = torch.get_num_threads(), []
+    base = load_model(str(tiny_model), dtype="float32")
+    engine = Engine(base, limits=EngineLimits(threads=3))
+    step = engine.scheduler.step
+
+    def watched():
+        found.append(torch.get_num_threads())
+        step()
+
+    engine.scheduler.step = watched
+    try:
+        with engine:
+            engine.answer([engine.prompt("Say red.", max_new_tokens=3)])
+            other = []
+            thread = threading.Thread(target=lambda: other.append(torch.get_num_threads()))
+            thread.start()
+            thread.join()
+            here = torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+    assert set(found) == {3}
+    assert (here, other) == (1, [1])

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
+
 from lcia.data import Message
 from lcia.errors import ModelError
 from lcia.models import BaseModel, ChatFormat
@@ -73,6 +75,7 @@ class Engine:
             limits=self.limits,
             deliver=deliver or call_listeners,
         )
+        self._computes = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lcia-engine", daemon=True)
 
     @property
@@ -98,6 +101,9 @@ class Engine:
     def start(self) -> None:
         """Start the threads."""
         self._thread.start()
+        if self.limits.threads is not None:
+            self._computes.wait()
+            torch.set_num_threads(1)  # of this thread, and of those that have not computed yet
         for _ in range(self.limits.preparing):
             self._start_preparing()
 
@@ -180,6 +186,10 @@ class Engine:
         self.stop()
 
     def _run(self) -> None:
+        if self.limits.threads is not None:
+            torch.set_num_threads(self.limits.threads)
+            torch.get_num_threads()  # now: this thread takes what is set when it first asks
+        self._computes.set()
         while not self.scheduler.closed:
             self.scheduler.wait()
             try:

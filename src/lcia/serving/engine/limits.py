@@ -23,6 +23,8 @@ class EngineLimits:
         cache_bytes: keys and values of all answers together; requests wait for room. None: a
             quarter of the memory that is free when the engine is made.
         preparing: threads that prepare prompts; long ones leave at least one free for others.
+        threads: processors that the model's thread uses; all other threads then use one each. None:
+            as torch is set.
     """
 
     max_batch: int = 32
@@ -31,6 +33,7 @@ class EngineLimits:
     max_adapters: int = 64
     cache_bytes: int | None = None
     preparing: int = 2
+    threads: int | None = None
 
     @property
     def context(self) -> int:
