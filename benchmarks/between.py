@@ -57,17 +57,18 @@ from lcia.config import AssistantConfig
 from lcia.data import load_stream
 from lcia.learner import ContinualLearner
 tasks = {task.name: task for task in load_stream("builtin:skills")}
-settings = {"max_steps": 14, "per_device_train_batch_size": 8, "learning_rate": 1e-3}
+settings = {"max_steps": 10, "per_device_train_batch_size": 8, "learning_rate": 1e-3}
 begun = []
 def hear(event):
     if event.get("event") == "step":
         begun.append(time.perf_counter())
 config = AssistantConfig(model="smollm2-135m", dtype="float32", training=settings)
 learner = ContinualLearner.create(sys.argv[1], config, listener=hear)
-for name, tests in (("dates_german", 4), ("continents", 4)):
-    learner.learn(replace(tasks[name], test=tasks[name].test[:tests]))
-first = begun[:14]
-print(1000 * statistics.median(b - a for a, b in zip(first[3:], first[4:])))
+task = tasks["dates_german"]
+learner.learn(replace(task, test=task.test[:4]))
+learner.learn(replace(tasks["continents"], test=task.test[:4]))
+steps = [b - a for a, b in zip(begun, begun[1:]) if b - a < 5]
+print(1000 * statistics.median(steps))
 """
 
 
