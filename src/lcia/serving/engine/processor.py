@@ -1,6 +1,8 @@
 """What makes a step fast on a processor: weights in oneDNN's order, attention without copies."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -10,6 +12,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from lcia.memory import use_huge_pages
+
+logger = logging.getLogger(__name__)
 
 NAME = "lcia_processor"
 """Of the attention, as transformers knows it."""
@@ -49,15 +53,30 @@ def prepare(model: Any, *, leave: Sequence[nn.Parameter] = ()) -> Callable[[], N
 # Weights
 
 
+@cache
 def can_pack(dtype: torch.dtype) -> bool:
-    """Tell whether oneDNN multiplies by weights of a dtype on this processor."""
+    """Tell whether oneDNN multiplies by weights of a dtype on this processor: it is tried."""
     if not torch.backends.mkldnn.is_available():
         return False
-    if dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    if dtype == torch.float16:
-        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
-    return dtype == torch.float32
+    slow = {
+        torch.float32: lambda: False,
+        torch.bfloat16: lambda: not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+        torch.float16: lambda: not torch.ops.mkldnn._is_mkldnn_fp16_supported(),
+    }
+    try:
+        if dtype not in slow or slow[dtype]():
+            return False
+        layer = nn.utils.skip_init(nn.Linear, 32, 16, dtype=dtype)  # draws no random numbers
+        inputs = torch.linspace(-1, 1, 64).view(2, 32).to(dtype)
+        with torch.no_grad():
+            layer.weight.copy_(torch.linspace(-1, 1, 512).view(16, 32))
+            layer.bias.copy_(torch.linspace(0, 1, 16))
+            plain = layer(inputs)
+            _packed(layer, keep=True)
+            return torch.allclose(layer(inputs), plain, rtol=0.02, atol=0.02)
+    except (AttributeError, RuntimeError) as error:  # another torch, another kind of processor
+        logger.info("weights stay in their order: %s", str(error).partition("\n")[0])
+        return False
 
 
 def _pack(model: Any, leave: Sequence[nn.Parameter]) -> Iterator[Callable[[], None]]:
