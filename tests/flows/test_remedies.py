@@ -20,6 +20,7 @@ FOREIGN = {
     "--cpu",  # accelerate launch
     "--delete",  # tar, find
     "--jinja",  # llama-server
+    "--parallel",
     "--enable-lora",
     "--lora-modules",
     "--max-lora-rank",
