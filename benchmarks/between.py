@@ -1,6 +1,6 @@
 """This code beside an earlier commit's, in turns: what an update, a step and an answer take.
 
-    python -m benchmarks.between 61d09b0~1      # benchmarks/results/between.json, five minutes
+    python -m benchmarks.between 61d09b0~1 --rounds 2     # benchmarks/results/between.json
 
 Each measurement is a process of its own with one of the two sources; they alternate, and medians
 are compared. ``average``: an update of 420 tensors of LoRA (2.4 million values). ``training``: a
@@ -12,8 +12,6 @@ import argparse
 import asyncio
 import json
 import os
-import re
-import signal
 import statistics
 import subprocess
 import sys
@@ -24,8 +22,9 @@ from typing import Any
 
 import httpx
 
-from benchmarks.serving_peers import machine
+from benchmarks.serving_server import server
 from lcia.files import write_json
+from lcia.learner.outcome import environment
 
 RESULTS = Path(__file__).parent / "results" / "between.json"
 ROOT = Path(__file__).parents[1]
@@ -58,16 +57,15 @@ from lcia.data import load_stream
 from lcia.learner import ContinualLearner
 tasks = {task.name: task for task in load_stream("builtin:skills")}
 settings = {"max_steps": 10, "per_device_train_batch_size": 8, "learning_rate": 1e-3}
-begun = []
+begun = {}
 def hear(event):
     if event.get("event") == "step":
-        begun.append(time.perf_counter())
+        begun.setdefault(event["task"], []).append(time.perf_counter())
 config = AssistantConfig(model="smollm2-135m", dtype="float32", training=settings)
 learner = ContinualLearner.create(sys.argv[1], config, listener=hear)
-task = tasks["dates_german"]
-learner.learn(replace(task, test=task.test[:4]))
-learner.learn(replace(tasks["continents"], test=task.test[:4]))
-steps = [b - a for a, b in zip(begun, begun[1:]) if b - a < 5]
+for name in ("dates_german", "continents"):
+    learner.learn(replace(tasks[name], test=tasks[name].test[:4]))
+steps = [b - a for times in begun.values() for a, b in zip(times, times[1:])]
 print(1000 * statistics.median(steps))
 """
 
@@ -76,7 +74,7 @@ def run(source: Path, code: str, *arguments: str, threads: int) -> float:
     """Return the last line that a program prints, run with a source tree, as a number."""
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
-        env=environment(source, threads),
+        env={**os.environ, **settings(source, threads)},
         capture_output=True,
         text=True,
         check=False,
@@ -86,27 +84,16 @@ def run(source: Path, code: str, *arguments: str, threads: int) -> float:
     return float(done.stdout.split()[-1])
 
 
-def environment(source: Path, threads: int) -> dict[str, str]:
-    """Return an environment in which ``lcia`` is that of a source tree."""
-    return {**os.environ, "PYTHONPATH": str(source / "src"), "OMP_NUM_THREADS": str(threads)}
+def settings(source: Path, threads: int) -> dict[str, str]:
+    """Return the variables by which ``lcia`` is that of a source tree."""
+    return {"PYTHONPATH": str(source / "src"), "OMP_NUM_THREADS": str(threads)}
 
 
 def serving(source: Path, store: Path, log: Path) -> float:
     """Return the tokens per second that a server of a source tree gives eight clients."""
-    command = [sys.executable, "-m", "lcia", "serve", str(store), "--port", "0"]
-    env = environment(source, os.cpu_count() or 1)
-    with log.open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=env)
-    try:
-        while not (found := re.search(r"listening on (\S+)", log.read_text(encoding="utf-8"))):
-            if process.poll() is not None:
-                raise SystemExit(log.read_text(encoding="utf-8"))
-            time.sleep(0.2)
-        asyncio.run(ask(found[1], 8))
-        return asyncio.run(ask(found[1], 32))
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait()
+    with server(store, log, environment=settings(source, os.cpu_count() or 1)) as process:
+        asyncio.run(ask(process.url, 8))
+        return asyncio.run(ask(process.url, 32))
 
 
 async def ask(url: str, answers: int) -> float:
@@ -174,7 +161,7 @@ def main() -> None:
     for what, found in result.items():
         ratio = found["now"] / found["earlier"]
         found["now_is_faster"] = round(ratio if what == "serving" else 1 / ratio, 2)
-    about = {"commits": dict(zip(("earlier", "now"), names, strict=True)), "machine": machine()}
+    about = {"commits": dict(zip(("earlier", "now"), names, strict=True)), "machine": environment()}
     write_json(options.results, {**result, **about})
     print(json.dumps(result, indent=1))
 

@@ -32,6 +32,7 @@ import torch
 
 from benchmarks.serving_server import INSTRUCTIONS, make_store, prompt, server
 from benchmarks.serving_vllm import ENVIRONMENT, Server, llama_server, program
+from benchmarks.speed.decode import bandwidth
 from lcia.exports.llama_cpp import export_llama_cpp
 from lcia.exports.vllm import export_vllm
 from lcia.files import write_json
@@ -146,17 +147,6 @@ def measure(peers: list[Peer], *, rounds: int) -> list[dict[str, Any]]:
     ]
 
 
-def bandwidth() -> float:
-    """Return the bytes a second that this machine reads, at its best."""
-    block = torch.ones(1 << 28)
-    taken = []
-    for _ in range(10):
-        begun = time.perf_counter()
-        block.sum()
-        taken.append(time.perf_counter() - begun)
-    return block.numel() * block.element_size() / min(taken)
-
-
 @contextmanager
 def served(peer: Server, exported: Path) -> Iterator[int]:
     """Start a server of an export; yield its process group."""
@@ -170,19 +160,19 @@ def served(peer: Server, exported: Path) -> Iterator[int]:
 def run(scratch: Path, store: Store, *, vllm: str | None, llama: str | None, rounds: int) -> Any:
     """Start the servers, let them take turns; return what was found."""
     groups = list(store.current.adapters)
+    threads = {"OMP_NUM_THREADS": str(os.cpu_count())}
     peers = []
     with ExitStack() as stack:
-        ours = stack.enter_context(server(store.root, scratch / "lcia.log", threads=os.cpu_count()))
+        ours = stack.enter_context(server(store.root, scratch / "lcia.log", environment=threads))
         models = {BASE: ["base"], MIX: ["assistant"]}
         peers.append(Peer(name="lcia", url=ours.url, groups=(ours.pid,), models=models))
         if vllm:
             export_vllm(store, scratch / "vllm")
-            threads = {"OMP_NUM_THREADS": str(os.cpu_count()), "VLLM_CPU_KVCACHE_SPACE": "2"}
             other = Server(
                 vllm,
                 scratch / "vllm.log",
                 options=["--dtype", "bfloat16", "--max-model-len", "1024", "--max-num-seqs", "64"],
-                environment={**ENVIRONMENT, **threads},
+                environment={**ENVIRONMENT, **threads, "VLLM_CPU_KVCACHE_SPACE": "2"},
             )
             pid = stack.enter_context(served(other, scratch / "vllm"))
             models = {BASE: ["base"], MIX: groups}
@@ -208,19 +198,14 @@ def run(scratch: Path, store: Store, *, vllm: str | None, llama: str | None, rou
         "weights_mb": round(weights / 1e6, 1),
         "reads_gb_per_s": round(read / 1e9, 1),
         "bound_tokens_per_s": round(read / weights, 1),
-        "machine": machine(),
-    }
-
-
-def machine() -> dict[str, Any]:
-    """Return what the figures were measured on."""
-    return {
-        "cores": os.cpu_count(),
-        "cpu": torch.cpu.get_capabilities().get("cpu_name"),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "load_before": os.getloadavg()[0],
+        "machine": {
+            "cores": os.cpu_count(),
+            "cpu": torch.cpu.get_capabilities().get("cpu_name"),
+            "capability": torch.backends.cpu.get_cpu_capability(),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "load_before": os.getloadavg()[0],
+        },
     }
 
 

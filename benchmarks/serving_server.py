@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +103,7 @@ def server(
     options: Sequence[str] = (),
     *,
     verb: Sequence[str] = ("serve",),
-    threads: int | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[ServerProcess]:
     """Run ``lcia serve``, or another verb, in a process of its own; it must end well when told.
 
@@ -112,10 +112,10 @@ def server(
         log: gets what it says.
         options: after the store.
         verb: what to run.
-        threads: of torch; None: as many as this process was told to have.
+        environment: beyond this one's.
     """
     command = [sys.executable, "-m", "lcia", *verb, str(store), "--port", "0", *options]
-    env = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
+    env = {**os.environ, **(environment or {})}
     with log.open("w") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=output, env=env, start_new_session=True

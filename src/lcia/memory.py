@@ -101,19 +101,18 @@ def keep_freed_memory() -> None:
 def use_huge_pages() -> None:
     """Have Linux hold what this process has allocated so far in pages of 2 MiB, where it can.
 
-    A decode step reads all weights once. In pages of 4 KiB the processor looks up where each of
-    them is, a tenth of the step: ``python -m benchmarks.speed.decode``. It is a hint: a kernel
-    that knows no such pages, or has none, leaves everything as it is.
+    A decode step reads all weights once, and in pages of 4 KiB the processor has to look up where
+    each of them is. It is a hint: a kernel that knows no such pages, or has none, leaves
+    everything as it is.
     """
     if sys.platform != "linux":
         return
     advise = ctypes.CDLL(None).madvise
     advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     with open("/proc/self/maps", encoding="utf-8") as lines:
-        mapped = [line.split() for line in lines]
-    for place, rights, *_, path in (
-        fields if len(fields) > 5 else [*fields, ""] for fields in mapped
-    ):
+        mapped = [line.split(maxsplit=5) for line in lines]
+    for place, rights, _, _, _, *named in mapped:
+        path = named[0].strip() if named else ""
         if rights != "rw-p" or path not in ("", "[heap]"):
             continue
         begin, end = (int(number, 16) for number in place.split("-"))

@@ -215,8 +215,7 @@ def _serve(
     bound_kept_memory()
     # GNU's OpenMP lets threads that wait fall asleep at once where more of them compute than there
     # are processors: two teams are slower than none. So the engine's thread alone has a team.
-    limits = replace(config.limits, threads=torch.get_num_threads())
-    config = replace(config, limits=limits)
+    config = replace(config, limits=replace(config.limits, threads=torch.get_num_threads()))
     torch.set_num_threads(1)
     log_with_times()
     listening = listen(config.access)

@@ -1,7 +1,8 @@
 """The folder of an export: it appears by one rename, with a model card."""
 
+import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from lcia.models.experts import EXPERT_ROUTERS
 from lcia.models.lora import read_config
 from lcia.models.projector import FILE as PROJECTOR
 
-ABOUT = "lcia.json"
+ABOUT, SCRIPT = "lcia.json", "serve.sh"
 
 
 def write_export(
@@ -58,6 +59,30 @@ def write_export(
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return about
+
+
+def write_script(
+    draft: Path, about: Mapping[str, Any], *, tool: str, command: str, options: Sequence[str]
+) -> None:
+    """Write ``serve.sh``, which serves an export.
+
+    Args:
+        draft: the folder of the export.
+        about: what ``lcia.json`` says; ``assistant`` and ``version`` are read.
+        tool: what serves it, as people call it.
+        command: the shell's lines up to the options; the last one starts it.
+        options: of the tool, a line each; those that the script is given follow.
+    """
+    script = draft / SCRIPT
+    script.write_text(
+        "#!/usr/bin/env bash\n"
+        f"# Serves version {about['version']} of {json.dumps(about['assistant'])} with {tool}.\n"
+        "# In front of it: lcia gateway --upstream http://HOST:8000 --store STORE\n"
+        "set -euo pipefail\n"
+        'cd "$(dirname "$0")"\n' + " \\\n  ".join([command, *options]) + ' "$@"\n',
+        encoding="utf-8",
+    )
+    script.chmod(0o755)
 
 
 def check_plain(group: str, adapter: Path, *, reader: str) -> None:

@@ -224,8 +224,7 @@ def write_gguf(model: Any, tokens: Vocabulary, path: Path, *, name: str) -> None
         found = names.get_name(key, try_suffixes=(".weight", ".bias"))
         if found is None:
             raise StoreError(f"model: a Llama model of llama.cpp has no place for {key}.")
-        kv = config.num_key_value_heads if ".k_proj." in key else config.num_attention_heads
-        add_tensor(writer, found, paired(tensor, heads=kv) if is_rotated(key) else tensor)
+        add_tensor(writer, found, reordered(config, key, tensor))
     write_file(writer)
 
 
@@ -254,20 +253,25 @@ def add_tensor(writer: Any, name: str, tensor: Any) -> None:
         writer.add_tensor(name, tensor.numpy())
 
 
-def is_rotated(key: str) -> bool:
-    """Whether a weight's outputs are turned by their place: queries and keys."""
-    return ".q_proj." in key or ".k_proj." in key
+def reordered(config: Any, key: str, rows: Any) -> Any:
+    """Return a weight's rows in llama.cpp's order, where that is another one.
 
-
-def paired(tensor: Any, *, heads: int) -> Any:
-    """Return rows in llama.cpp's order: it turns neighbours, transformers the two halves.
+    Queries and keys are turned by their place: llama.cpp turns neighbours, transformers the two
+    halves of a head.
 
     Args:
-        tensor: shape (heads · size, ...).
-        heads: how many there are.
+        config: of the model.
+        key: the weight's name, or its module's.
+        rows: shape (heads · size, ...).
     """
-    halves = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, *tensor.shape[1:])
-    return halves.transpose(1, 2).reshape(tensor.shape)
+    if ".q_proj" in key:
+        heads = config.num_attention_heads
+    elif ".k_proj" in key:
+        heads = config.num_key_value_heads
+    else:
+        return rows
+    halves = rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:])
+    return halves.transpose(1, 2).reshape(rows.shape)
 
 
 def _add_frequencies(writer: Any, model: Any) -> None:

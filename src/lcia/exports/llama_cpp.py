@@ -1,13 +1,11 @@
 """An assistant for llama.cpp's server: the base model once, and an adapter per group beside it."""
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lcia.errors import StoreError
-from lcia.exports.folder import check_plain, write_export
-from lcia.exports.gguf import add_tensor, is_rotated, paired, vocabulary, write_file, write_gguf
+from lcia.exports.folder import check_plain, write_export, write_script
+from lcia.exports.gguf import add_tensor, reordered, vocabulary, write_file, write_gguf
 from lcia.learner import Store, Version
 from lcia.models.loading import load_model
 from lcia.serving.engine.factors import Factors, read_factors
@@ -47,18 +45,23 @@ def _write(store: Store, version: Version, draft: Path) -> dict[str, Any]:
         check_plain(group, adapter, reader="llama.cpp")
     base = load_model(store.config.model, dtype=store.config.dtype)
     tokens = vocabulary(store, base, ollama=False)
-    write_gguf(base.model, tokens, draft / FILE, name=store.root.resolve().name)
+    about: dict[str, Any] = {"assistant": store.root.resolve().name, "version": version.number}
     (draft / ADAPTERS).mkdir()
     for group, (key, adapter) in version.adapters.items():
         factors = read_factors(adapter, dtype=torch.float32, device="cpu")
         path = draft / ADAPTERS / f"{key}.gguf"
         write_adapter(factors, base.model, path, name=group)
-    keys = [key for key, _ in version.adapters.values()]
-    about = {"assistant": store.root.resolve().name, "version": version.number}
-    script = draft / "serve.sh"
-    script.write_text(_script(about, keys), encoding="utf-8")
-    script.chmod(0o755)
-    return {"model": store.config.model, "stop": tokens.stops}
+    write_gguf(base.model, tokens, draft / FILE, name=about["assistant"])  # nothing is refused now
+    files = ",".join(f"{ADAPTERS}/{key}.gguf" for key, _ in version.adapters.values())
+    options = [
+        f"--model {FILE}",
+        f"--alias {BASE}",
+        f"--lora {files}",
+        "--lora-init-without-apply",
+        f"--jinja --parallel {SLOTS} --port 8000",
+    ]
+    write_script(draft, about, tool="llama.cpp", command="exec llama-server", options=options)
+    return {**about, "model": store.config.model, "stop": tokens.stops}
 
 
 def write_adapter(factors: Factors, model: Any, path: Path, *, name: str) -> None:
@@ -89,30 +92,6 @@ def write_adapter(factors: Factors, model: Any, path: Path, *, name: str) -> Non
                 f"group {name}: adapts {module}, for which this model has no place in llama.cpp. "
                 "Export it with --format peft."
             )
-        rows = up.T
-        if is_rotated(f"{module}."):
-            queries = ".q_proj" in module
-            heads = config.num_attention_heads if queries else config.num_key_value_heads
-            rows = paired(rows, heads=heads)
         add_tensor(writer, f"{found}.weight.lora_a", down)
-        add_tensor(writer, f"{found}.weight.lora_b", rows)
+        add_tensor(writer, f"{found}.weight.lora_b", reordered(config, module, up.T))
     write_file(writer)
-
-
-def _script(about: Mapping[str, Any], keys: list[str]) -> str:
-    adapters = ",".join(f"{ADAPTERS}/{key}.gguf" for key in keys)
-    options = [
-        f"--model {FILE}",
-        f"--alias {BASE}",
-        f"--lora {adapters}",
-        "--lora-init-without-apply",
-        f"--jinja --parallel {SLOTS} --port 8000",
-    ]
-    return (
-        "#!/usr/bin/env bash\n"
-        f"# Serves version {about['version']} of {json.dumps(about['assistant'])} with llama.cpp.\n"
-        "# In front of it: lcia gateway --upstream http://HOST:8000 --store STORE\n"
-        "set -euo pipefail\n"
-        'cd "$(dirname "$0")"\n'
-        "exec llama-server \\\n  " + " \\\n  ".join(options) + ' "$@"\n'
-    )

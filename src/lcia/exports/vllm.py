@@ -1,6 +1,5 @@
 """An assistant's groups as adapters that vLLM loads, and the command that serves them."""
 
-import json
 import math
 import shlex
 import shutil
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lcia.errors import StoreError
-from lcia.exports.folder import check_plain, write_export
+from lcia.exports.folder import check_plain, write_export, write_script
 from lcia.learner import Store, Version
 from lcia.models.answering import NAMED
 from lcia.models.loading import is_embedded
@@ -66,9 +65,14 @@ def _write(store: Store, version: Version, draft: Path) -> dict[str, Any]:
     named = store.config.generation.chat_template
     if named is not None:
         (draft / TEMPLATE).write_text(NAMED[named], encoding="utf-8")
-    script = draft / "serve.sh"
-    script.write_text(_script(about, template=named is not None))
-    script.chmod(0o755)
+    start = "model" if is_embedded(model) else model
+    write_script(
+        draft,
+        about,
+        tool="vLLM",
+        command=f'MODEL=${{MODEL:-{shlex.quote(start)}}}\nexec vllm serve "$MODEL"',
+        options=_options(about, template=named is not None),
+    )
     return about
 
 
@@ -107,12 +111,11 @@ def _served_rank(ranks: Mapping[str, int]) -> int:
     return served
 
 
-def _script(about: Mapping[str, Any], *, template: bool) -> str:
-    model = "model" if is_embedded(about["model"]) else about["model"]
+def _options(about: Mapping[str, Any], *, template: bool) -> list[str]:
     groups = list(about["ranks"])
     # One slot stays free: vLLM's kernels for the CPU give rows without an adapter the last one's.
     slots = min(MAX_LORAS, len(groups)) + 1
-    options = [
+    return [
         f"--served-model-name {BASE}",
         "--enable-lora",
         f"--max-loras {slots}",
@@ -121,12 +124,3 @@ def _script(about: Mapping[str, Any], *, template: bool) -> str:
         f"--lora-modules {' '.join(f'{g}=adapters/{key}' for g, key in about['adapters'].items())}",
         *([f"--chat-template {TEMPLATE}"] if template else []),
     ]
-    return (
-        "#!/usr/bin/env bash\n"
-        f"# Serves version {about['version']} of {json.dumps(about['assistant'])} with vLLM.\n"
-        "# In front of it: lcia gateway --upstream http://HOST:8000 --store STORE\n"
-        "set -euo pipefail\n"
-        'cd "$(dirname "$0")"\n'
-        f"MODEL=${{MODEL:-{shlex.quote(model)}}}\n"
-        'exec vllm serve "$MODEL" \\\n  ' + " \\\n  ".join(options) + ' "$@"\n'
-    )

@@ -1,4 +1,4 @@
-"""What makes a step fast on a processor: weights in oneDNN's order, attention without copies."""
+"""What makes a step fast on a processor: weights in oneDNN's order, attention by two products."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -19,8 +19,7 @@ NAME = "lcia_processor"
 """Of the attention, as transformers knows it."""
 
 MATMUL_FROM = 256
-"""Rows times columns from which two products are faster than torch's attention in half precision:
-``python -m benchmarks.speed.decode``."""
+"""Rows times columns from which two products beat torch's attention in half precision."""
 
 
 HUGE_FROM = 64 << 20
@@ -58,13 +57,13 @@ def can_pack(dtype: torch.dtype) -> bool:
     """Tell whether oneDNN multiplies by weights of a dtype on this processor: it is tried."""
     if not torch.backends.mkldnn.is_available():
         return False
-    slow = {
-        torch.float32: lambda: False,
-        torch.bfloat16: lambda: not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
-        torch.float16: lambda: not torch.ops.mkldnn._is_mkldnn_fp16_supported(),
-    }
     try:
-        if dtype not in slow or slow[dtype]():
+        fast: dict[torch.dtype, Callable[[], bool]] = {
+            torch.float32: lambda: True,
+            torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
+            torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
+        }
+        if dtype not in fast or not fast[dtype]():
             return False
         layer = nn.utils.skip_init(nn.Linear, 32, 16, dtype=dtype)  # draws no random numbers
         inputs = torch.linspace(-1, 1, 64).view(2, 32).to(dtype)
