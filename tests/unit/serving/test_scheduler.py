@@ -388,8 +388,25 @@ def test_short_prompts_take_turns_with_a_long_one(bench, monkeypatch):
         assert one.told(job)[1].finish_reason in ("stop", "length")
 
 
+def test_a_first_token_does_not_wait_for_the_next_step(bench):
+    one = bench()
+    other = one.arrive(one.prompt("two"), prepare=False)
+    one.step()
+    job, forward, heard = one.arrive(one.prompt("one"), prepare=False), one.batch.forward, []
+
+    def listening(jobs, **inputs):
+        heard.append((len(jobs), len(one.heard[job]), len(one.heard[other])))
+        return forward(jobs, **inputs)
+
+    one.batch.forward = listening
+    before = len(one.heard[other])
+    one.step()
+    assert heard == [(1, 0, before), (2, 1, before)], "told between reading and generating"
+    one.finish()
+
+
 def test_news_that_could_not_be_told_come_first(bench, alone):
-    one = bench(Faults([("deliver", n, RuntimeError("planned")) for n in (1, 2, 3)]))
+    one = bench(Faults([("deliver", n, RuntimeError("planned")) for n in (1, 2, 3, 4)]))
     job = one.arrive(one.prompt("one"), prepare=False)
     one.step()
     for _ in range(3):

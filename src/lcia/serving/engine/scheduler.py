@@ -171,17 +171,13 @@ class Scheduler:
             Exception: news could not be delivered. They are kept, and nothing goes on without them.
         """
         self.tell()
-        try:
-            self._end_those_gone()
-            self._admit_those_ready()
-            if self.batch.reading:
-                self._read_prompts(self.batch.reading[0])
-            if self.batch.rows:
-                self._generate()
-        except Exception as error:  # the batch's outermost edge: the engine must go on
-            logger.exception("a step failed")
-            self._end_batch(generation_error(error))
-        self.tell()
+        for half in (self._read, self._generate):
+            try:
+                half()
+            except Exception as error:  # the batch's outermost edge: the engine must go on
+                logger.exception("a step failed")
+                self._end_batch(generation_error(error))
+            self.tell()
 
     def end_all(self, error: Exception) -> None:
         """End all jobs, wherever they are, and tell them."""
@@ -189,6 +185,13 @@ class Scheduler:
         for job in self._in(*QUEUED):
             self._leave(job, Delta(error=error))
         self.tell()
+
+    def _read(self) -> None:
+        """Read prompts; their first tokens are told before others have their next ones."""
+        self._end_those_gone()
+        self._admit_those_ready()
+        if self.batch.reading:
+            self._read_prompts(self.batch.reading[0])
 
     def _end_those_gone(self) -> None:
         with self.changed:
@@ -250,7 +253,8 @@ class Scheduler:
                 self._run(prefill, going_on)
 
     def _generate(self) -> None:
-        jobs = list(self.batch.rows)
+        if not (jobs := list(self.batch.rows)):
+            return
         try:
             logits = self.batch.generate()
         except Exception as error:
