@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo demo-visual bench-small bench-small-first bench-small-second test test-slow campaign docs lint clean
+.PHONY: demo demo-visual bench-small bench-small-first bench-small-second test test-slow test-oldest campaign docs lint clean
 
 demo: $(VENV)/.installed-skills
 	$(BIN)/lcia demo
@@ -37,6 +37,16 @@ test: $(VENV)/.installed-test
 test-slow: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
+# The oldest versions of libraries that pyproject.toml allows, but for torch's, in an environment of their own.
+OLDEST := $(VENV)-oldest
+test-oldest:
+	$(PYTHON) -m venv $(OLDEST)
+	grep -oE '"[A-Za-z0-9_.-]+(\[[a-z]+\])?>=[0-9.]+"' pyproject.toml | grep -v torch | \
+		sed -E 's/"|\[[a-z]+\]//g; s/>=/==/' > $(OLDEST)/versions.txt
+	$(OLDEST)/bin/python -m pip install --quiet --constraint constraints.txt --constraint $(OLDEST)/versions.txt \
+		--editable ".[skills,visual,data,live]" pytest pytest-xdist hypothesis
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2 --dist loadfile tests/unit
+
 # Kills, full disks, flipped bits and the like: hours. Stopped, it continues; docs/reliability.md gets its
 # table. OPTIONS, such as "--share 0.1 --minutes 20", make it shorter.
 campaign: $(VENV)/.installed-test
@@ -61,4 +71,4 @@ $(VENV)/.installed-%: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(OLDEST) runs

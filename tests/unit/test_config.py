@@ -44,6 +44,15 @@ def test_overrides_change_only_what_they_name(tmp_path):
     assert config.adapter == {"r": 2, "lora_alpha": 8}
 
 
+def test_settings_without_a_name_are_those_of_the_default():
+    config = AssistantConfig(model="m", method={"remembered": 0}, rule={"share": 0.3})
+    assert config.method == {"name": "lcia", "remembered": 0}
+    assert config.rule == {"name": "horizon", "share": 0.3}
+    assert config.build_rule().share == 0.3
+    with pytest.raises(ConfigError, match=r"rule\.beta is not a field of Horizon. Choices: share"):
+        AssistantConfig(model="m", rule={"beta": 0.3}).check()
+
+
 @pytest.mark.parametrize("word", ["off", "false", "'off'"])
 def test_grouping_off_is_one_group_for_all(tmp_path, word):
     config = read(tmp_path, MINIMAL + f"grouping: {word}\n")

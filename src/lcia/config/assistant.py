@@ -3,7 +3,7 @@
 import dataclasses
 import datetime
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -43,6 +43,9 @@ BEFORE: Mapping[str, Mapping[str, Any]] = {
 """Settings of methods that came later, each with what an assistant means by it that was made
 without: it goes on as it was."""
 
+
+MANY = 20
+"""Fields that a message does not list."""
 
 RENAMED: Mapping[str, Mapping[str, str]] = {"lcia": {"memory": "remembered"}}
 """Settings of methods under earlier names, and today's. Fingerprints hash the earlier ones."""
@@ -91,6 +94,15 @@ def todays_names(stored: Mapping[str, Any]) -> dict[str, Any]:
     return {key: parts[key](v, told=False) if key in parts else v for key, v in stored.items()}
 
 
+def _assistants(read: Callable[[Any], Any], name: str) -> Callable[[Any], Any]:
+    """Return what reads settings; those without a name are those of the default."""
+
+    def of_default(value: Any) -> Any:
+        return read({"name": name, **value} if isinstance(value, Mapping) else value)
+
+    return of_default
+
+
 def _moded(value: Any) -> Any:
     """Read ``mode`` as short for ``{mode: mode}``."""
     return {"mode": value} if isinstance(value, str) else value
@@ -117,7 +129,8 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 """Each task adds to it, and what draws takes up to 2**32 - 1."""
 
 NamedMethod = Annotated[dict[str, Any], BeforeValidator(_method)]
-NamedRule = Annotated[dict[str, Any], BeforeValidator(_rule)]
+AssistantMethod = Annotated[dict[str, Any], BeforeValidator(_assistants(_method, "lcia"))]
+AssistantRule = Annotated[dict[str, Any], BeforeValidator(_assistants(_rule, "horizon"))]
 OneOfRules = Annotated[dict[str, Any], BeforeValidator(_one_of_rules)]
 
 
@@ -237,8 +250,8 @@ class AssistantConfig(_Frozen):
     """
 
     model: str
-    method: NamedMethod = Field(default_factory=lambda: {"name": "lcia"})
-    rule: NamedRule = Field(default_factory=lambda: {"name": "horizon"})
+    method: AssistantMethod = Field(default_factory=lambda: {"name": "lcia"})
+    rule: AssistantRule = Field(default_factory=lambda: {"name": "horizon"})
     grouping: Annotated[GroupingConfig | None, BeforeValidator(_grouping)] = None
     adapter: dict[str, Any] = Field(default_factory=dict)
     training: dict[str, Any] = Field(default_factory=dict)
@@ -317,7 +330,9 @@ class AssistantConfig(_Frozen):
             ConfigError: unknown rule or setting.
         """
         settings = dict(self.rule)
-        return _construct(RULES.get(str(settings.pop("name", None))), settings, "rule")
+        kind = RULES.get(str(settings.pop("name", None)))
+        _check_fields(kind, settings, "rule")
+        return _construct(kind, settings, "rule")
 
     def check(self) -> None:
         """Check all names and settings without loading a model.
@@ -344,8 +359,9 @@ def check_adapter(settings: Mapping[str, Any]) -> None:
     from lcia.models.lora import check_settings
 
     _check_fields(LoraConfig, settings, "adapter")
+    settings = {**ADAPTER_DEFAULTS, **settings}
     check_settings(settings)
-    _construct(LoraConfig, {**ADAPTER_DEFAULTS, **settings}, "adapter")
+    _construct(LoraConfig, settings, "adapter")
 
 
 def check_training(settings: Mapping[str, Any]) -> None:
@@ -367,10 +383,12 @@ def check_training(settings: Mapping[str, Any]) -> None:
 
 
 def _check_fields(kind: Any, settings: Mapping[str, Any], where: str) -> None:
-    known = [field.name for field in dataclasses.fields(kind)]
+    known = [field.name for field in dataclasses.fields(kind) if field.init]
     for key in settings:
         if key not in known:
-            close = nearest(key, known).partition("Choices")[0].strip()
+            close = nearest(key, known)
+            if len(known) > MANY:
+                close = close.partition("Choices")[0].strip()
             raise ConfigError(f"{where}.{key} is not a field of {kind.__name__}. {close}".strip())
 
 

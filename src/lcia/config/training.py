@@ -178,8 +178,24 @@ def check_fields(settings: Mapping[str, Any]) -> None:
             f"training.train_sampling_strategy is {settings['train_sampling_strategy']!r}; "
             "expected 'random' or 'sequential'."
         )
+    _check_choices(settings)
     if used := [key for key in LOGGED if key in settings]:
         logger.warning("training.%s changes nothing: the journal has every step.", used[0])
+
+
+def _check_choices(settings: Mapping[str, Any]) -> None:
+    """Say what lcia works with before transformers lists what it does."""
+    optim, schedule = (_value(settings.get(key, "")) for key in ("optim", "lr_scheduler_type"))
+    if optim and optim not in OPTIMIZERS + BITSANDBYTES:
+        raise ConfigError(
+            f"training.optim is {optim!r}; expected one of {', '.join(OPTIMIZERS)}, or of "
+            f"bitsandbytes: {', '.join(BITSANDBYTES)}."
+        )
+    if schedule in MEASURED:
+        raise ConfigError(
+            f"training.lr_scheduler_type is {schedule!r}, which follows a score that is measured "
+            "while training; there is none. Choose another."
+        )
 
 
 def check_parts(arguments: Any) -> None:
@@ -203,16 +219,6 @@ def check_parts(arguments: Any) -> None:
             f"training.log_level is {arguments.log_level!r}; expected one of debug, info, warning, "
             "error, critical, passive."
         ) from error
-    if optim not in OPTIMIZERS + BITSANDBYTES:
-        raise ConfigError(
-            f"training.optim is {optim!r}; expected one of {', '.join(OPTIMIZERS)}, or of "
-            f"bitsandbytes: {', '.join(BITSANDBYTES)}."
-        )
-    if schedule in MEASURED:
-        raise ConfigError(
-            f"training.lr_scheduler_type is {schedule!r}, which follows a score that is measured "
-            "while training; there is none. Choose another."
-        )
     try:
         where = "optim"
         kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)

@@ -85,6 +85,19 @@ def check_settings(settings: Mapping[str, Any]) -> None:
             _check_number(kind, value, least=least, where=f"{key}.{name}")
     for key in ("target_modules", "exclude_modules"):
         _check_pattern(key, settings.get(key))
+    if not settings.get("target_modules", True):
+        raise ConfigError("adapter.target_modules is empty; expected names, or 'all-linear'.")
+    if settings.get("fan_in_fan_out"):
+        raise ConfigError(
+            "adapter.fan_in_fan_out is set by peft, as the layers need it. Remove it."
+        )
+    if isinstance(targets := settings.get("target_modules"), str):
+        for key in ("layers_to_transform", "layers_pattern"):
+            if settings.get(key) is not None:
+                raise ConfigError(
+                    f"adapter.{key} needs a list of names as adapter.target_modules, which is "
+                    f"{targets!r}. Add for example target_modules: [q_proj, v_proj]."
+                )
     for key, least in {"r": 1, "lora_alpha": None, "lora_dropout": 0}.items():
         _check_number(key, settings.get(key, 1 if least else 0.5), least=least)
 

@@ -46,6 +46,7 @@ def host(tiny_model):
         ),
         ({"training": {"dataloader_persistent_workers": True}}, "persistent_workers"),
         ({"training": {"dataloader_multiprocessing_context": "none_such"}}, "processing"),
+        ({"training": {"fp16": True}}, "fp16.*on a CPU"),
         ({"method": "olora", "adapter": {"use_rslora": True}}, "use_rslora"),
     ],
 )

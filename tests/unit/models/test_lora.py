@@ -112,6 +112,9 @@ def test_numbers_out_of_range_are_refused(key, value):
     [
         ({"target_modules": "("}, "is '\\(', which is no regular expression"),
         ({"target_modules": 3}, "target_modules is 3; expected names"),
+        ({"target_modules": []}, "target_modules is empty"),
+        ({"fan_in_fan_out": True}, "fan_in_fan_out is set by peft"),
+        ({"layers_to_transform": [0]}, "layers_to_transform needs a list .* 'all-linear'"),
         ({"exclude_modules": ["q_proj", 3]}, "exclude_modules is .*; expected names"),
         ({"rank_pattern": 3}, "rank_pattern is 3; expected modules and numbers"),
         ({"rank_pattern": {"q_proj": 0}}, r"rank_pattern\.q_proj is 0; expected a whole number"),
