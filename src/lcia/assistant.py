@@ -1,19 +1,32 @@
 """The short way to use lcia from Python."""
 
-from collections.abc import Sequence
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from lcia.config import AssistantConfig, parse_config
 from lcia.data import Image, Message, Task, TaskConfig, load_task
 from lcia.data.images import image_files
-from lcia.errors import ConfigError
+from lcia.data.readers.base import RecordError
+from lcia.data.readers.fields import text, turns
+from lcia.errors import ConfigError, DataError
 from lcia.evaluation.generate import Request, generate
 from lcia.evaluation.matrix import AccuracyMatrix
 from lcia.evaluation.metrics import summarise
 from lcia.grouping import told
 from lcia.learner import ContinualLearner, Listener, Outcome, Store
+
+Prompt: TypeAlias = str | Sequence[Message | Mapping[str, Any]]
+"""What a user would type; or a conversation, its last turn the user's: ``Message``, or dicts with
+``role`` and ``content``."""
+
+Records: TypeAlias = Iterable[Mapping[str, Any]]
+"""Records of any shape that lcia reads from files: a list of dicts, or a ``datasets.Dataset``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,28 +102,49 @@ class Assistant:
         """Every metric of the current version; None where it is unavailable."""
         return summarise(self.matrix)
 
-    def learn(self, data: str | Path | Task, *, name: str | None = None, **options: Any) -> Outcome:
-        """Learn a data file, or a task, as one transaction.
+    def versions(self) -> list[int]:
+        """Return the numbers of the versions that can be gone back to."""
+        return self.store.versions()
 
-        Args:
-            data: a file in a format lcia reads, or a ``Task``.
-            name: of the task; default: the file's name.
-            **options: other fields of ``TaskConfig``, such as ``test``, ``scorer``.
+    def rollback(self, version: int) -> None:
+        """Make an earlier version the current one; nothing is deleted.
 
         Raises:
-            DataError: the file has records that cannot be used.
+            StoreError: no such version, or another process is changing the assistant.
+        """
+        self.store.roll_back(version)
+
+    def learn(
+        self, data: str | Path | Task | Records, *, name: str | None = None, **options: Any
+    ) -> Outcome:
+        """Learn a data file, records or a task, as one transaction.
+
+        Args:
+            data: a file in a format lcia reads, its records, or a ``Task``.
+            name: of the task; default: the file's name.
+            **options: other fields of ``TaskConfig``, such as ``test``, a file or records, or
+                ``scorer``.
+
+        Raises:
+            ConfigError: an option that is none, or records without a name.
+            DataError: there are records that cannot be used.
             LciaError: see ``ContinualLearner.learn``.
         """
         if isinstance(data, Task):
             return self._learner.learn(data)
-        path = Path(data)
-        tree = {"name": name or path.stem, "train": path, **options}
-        entry = parse_config(TaskConfig, tree, where="Assistant.learn")
-        return self._learner.learn(load_task(entry))
+        with ExitStack() as stack:
+            train = stack.enter_context(_as_file(data, "train.jsonl"))
+            if options.get("test") is not None:
+                options["test"] = stack.enter_context(_as_file(options["test"], "test.jsonl"))
+            if name is None and not isinstance(data, (str, Path)):
+                raise ConfigError("Assistant.learn: records have no name. Pass name='...'.")
+            tree = {"name": name or train.stem, "train": train, **options}
+            task = load_task(parse_config(TaskConfig, tree, where="Assistant.learn"))
+        return self._learner.learn(task)
 
     def answer(
         self,
-        prompt: str | Sequence[Message],
+        prompt: Prompt,
         *,
         images: Sequence[str | Path] = (),
         max_new_tokens: int = 64,
@@ -120,14 +154,14 @@ class Assistant:
         See ``answer_many``.
 
         Raises:
-            ConfigError: there are images, and the model reads text only.
+            ConfigError: what is no prompt; or there are images, and the model reads text only.
             DataError: an image cannot be used.
         """
         return self.answer_many([prompt], images=[images], max_new_tokens=max_new_tokens)[0]
 
     def answer_many(
         self,
-        prompts: Sequence[str | Sequence[Message]],
+        prompts: Sequence[Prompt],
         *,
         images: Sequence[Sequence[str | Path]] = (),
         max_new_tokens: int = 64,
@@ -135,18 +169,20 @@ class Assistant:
         """Answer prompts in batches, each with its own group.
 
         Args:
-            prompts: what a user would type; or a conversation, its last turn the user's: what it
-                says as a whole chooses the group.
+            prompts: what users would type, or conversations, ``Message`` or dicts with ``role`` and
+                ``content``, the last turn the user's: what one says as a whole chooses the group.
             images: the images of each prompt, files; they stand before its text.
             max_new_tokens: longest answer in tokens.
 
         Raises:
-            ConfigError: there are images, and the model reads text only.
+            ConfigError: what is no prompt; or there are images, and the model reads text only.
             DataError: an image cannot be used.
         """
+        if max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens is {max_new_tokens}; expected a number from 1 up.")
         checked = [image_files(files) for files in images or [()] * len(prompts)]
         conversations = [
-            _with_images(prompt, shown) for prompt, shown in zip(prompts, checked, strict=True)
+            _conversation(prompt, shown) for prompt, shown in zip(prompts, checked, strict=True)
         ]
         version = self.store.current
         decisions = self._learner.router(version).route_many(map(told, conversations))
@@ -172,15 +208,49 @@ class Assistant:
         ]
 
 
-def _with_images(prompt: str | Sequence[Message], shown: tuple[Image, ...]) -> tuple[Message, ...]:
+def _conversation(prompt: Prompt, shown: tuple[Image, ...]) -> tuple[Message, ...]:
     """Return a prompt as a conversation, images before the text of its last turn.
 
     Raises:
-        ConfigError: the last turn is not the user's.
+        ConfigError: it is none, or the last turn is not the user's.
     """
-    if isinstance(prompt, str):
-        return (Message(role="user", content=prompt, images=shown),)
-    if not prompt or prompt[-1].role != "user":
+    try:
+        if isinstance(prompt, str):
+            content = text(prompt, "prompt") if prompt.strip() else prompt
+            return (Message(role="user", content=content, images=shown),)
+        said = _messages(prompt)
+    except RecordError as error:
+        raise ConfigError(str(error)) from error
+    if said[-1].role != "user":
         raise ConfigError("prompt: the last turn of a conversation has to be the user's.")
-    last = prompt[-1]
-    return (*prompt[:-1], replace(last, images=(*shown, *last.images)))
+    last = said[-1]
+    return (*said[:-1], replace(last, images=(*shown, *last.images)))
+
+
+def _messages(turned: Sequence[Message | Mapping[str, Any]]) -> tuple[Message, ...]:
+    if not isinstance(turned, Sequence):
+        return turns(turned, "prompt", roles={})  # which says what it is
+    messages = tuple(turn for turn in turned if isinstance(turn, Message))
+    if messages and len(messages) == len(turned):
+        return messages
+    return turns(list(turned), "prompt", roles={})
+
+
+@contextmanager
+def _as_file(data: str | Path | Records, name: str) -> Iterator[Path]:
+    """Give a file, or records as one: the readers check files."""
+    if isinstance(data, (str, Path)):
+        yield Path(data)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, name)
+        with path.open("w", encoding="utf-8") as file:
+            for number, record in enumerate(data, start=1):
+                try:
+                    file.write(json.dumps(dict(record)) + "\n")
+                except (TypeError, ValueError) as error:
+                    raise DataError(f"{name}: record {number}: is no JSON: {error}.") from error
+        try:
+            yield path
+        except DataError as error:  # the folder is gone when somebody reads this
+            raise DataError(str(error).replace(f"{folder}{os.sep}", "")) from error

@@ -32,7 +32,9 @@ def other_than(field) -> object:
 
 
 def test_the_statement_names_fields_that_exist():
-    assert FIELDS.keys() >= WORKS | set(SET_BY_LCIA)
+    # transformers has them since 5.23
+    later = {"activation_checkpointing", "activation_checkpointing_kwargs"}
+    assert FIELDS.keys() >= (WORKS - later) | set(SET_BY_LCIA)
     for start in REASONS:
         assert any(name.startswith(start) for name in FIELDS), start
         assert not any(name.startswith(start) for name in WORKS), start
@@ -194,6 +196,7 @@ def test_quantized_weights_and_half_precision_are_refused():
 
 
 def test_deepspeed_gets_what_other_settings_say():
+    pytest.importorskip("deepspeed")
     asked = {**zero(3, offload_optimizer={"device": "none"}), "bf16": {"enabled": "auto"}}
     check({"deepspeed": asked})
     config = deepspeed_config({"deepspeed": {**asked, "gradient_clipping": "auto"}})
