@@ -3,9 +3,11 @@
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from lcia.errors import ConfigError
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -13,11 +15,23 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+NAMED = "expected names with parameters. Pass model.named_parameters()."
+
+
 def without_ties(named_parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """Return parameters by name, a tied one once, under its first name."""
+    """Return parameters by name, a tied one once, under its first name.
+
+    Raises:
+        ConfigError: they have no names.
+    """
     first_name: dict[int, str] = {}
     parameters = {}
-    for name, parameter in named_parameters:
+    if isinstance(named_parameters, nn.Module):
+        raise ConfigError(f"named_parameters: is a {type(named_parameters).__name__}; {NAMED}")
+    for entry in named_parameters:
+        if not (isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str)):
+            raise ConfigError(f"named_parameters: holds a {type(entry).__name__}; {NAMED}")
+        name, parameter = entry
         if first_name.setdefault(id(parameter), name) == name:
             parameters[name] = parameter
     return parameters

@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from lcia.ema import REASONS, DynamicEMA, Toolkit
 from lcia.ema.files import load_state, save_state
-from lcia.errors import TrainingError
+from lcia.errors import ConfigError, TrainingError
 
 
 def network(dtype=torch.float32):
@@ -225,6 +225,13 @@ def test_the_layout_of_a_parameter_in_memory_does_not_matter(dtype):
             p.data -= 0.1 * grad
             ema.update()
     torch.testing.assert_close(a.shadow["w"], b.shadow["w"], rtol=1e-6, atol=1e-7)
+
+
+def test_parameters_without_names_are_told_what_is_expected():
+    net = nn.Linear(2, 2)
+    for given, found in [(net, "Linear"), (net.parameters(), "Parameter"), (["weight"], "str")]:
+        with pytest.raises(ConfigError, match=rf"a {found}; .*model\.named_parameters\(\)"):
+            DynamicEMA(given)
 
 
 def test_frozen_parameters_take_no_part_and_join_when_unfrozen():
