@@ -162,6 +162,7 @@ def run(scratch: Path, store: Store, *, vllm: str | None, llama: str | None, rou
     groups = list(store.current.adapters)
     threads = {"OMP_NUM_THREADS": str(os.cpu_count())}
     peers = []
+    dtype, weights = _weights(store)
     with ExitStack() as stack:
         ours = stack.enter_context(server(store.root, scratch / "lcia.log", environment=threads))
         models = {BASE: ["base"], MIX: ["assistant"]}
@@ -171,7 +172,7 @@ def run(scratch: Path, store: Store, *, vllm: str | None, llama: str | None, rou
             other = Server(
                 vllm,
                 scratch / "vllm.log",
-                options=["--dtype", "bfloat16", "--max-model-len", "1024", "--max-num-seqs", "64"],
+                options=["--dtype", dtype, "--max-model-len", "1024", "--max-num-seqs", "64"],
                 environment={**ENVIRONMENT, **threads, "VLLM_CPU_KVCACHE_SPACE": "2"},
             )
             pid = stack.enter_context(served(other, scratch / "vllm"))
@@ -190,11 +191,10 @@ def run(scratch: Path, store: Store, *, vllm: str | None, llama: str | None, rou
             both = (pid, gateway.pid)
             peers.append(Peer(name="llama.cpp", url=gateway.url, groups=both, models=models))
         rows = measure(peers, rounds=rounds)
-    base = load_model(store.config.model, dtype="bfloat16")
-    weights = sum(p.numel() * p.element_size() for p in base.model.parameters())
     read = bandwidth()
     return {
         "rows": rows,
+        "dtype": dtype,
         "weights_mb": round(weights / 1e6, 1),
         "reads_gb_per_s": round(read / 1e9, 1),
         "bound_tokens_per_s": round(read / weights, 1),
@@ -207,6 +207,13 @@ def run(scratch: Path, store: Store, *, vllm: str | None, llama: str | None, rou
             "load_before": os.getloadavg()[0],
         },
     }
+
+
+def _weights(store: Store) -> tuple[str, int]:
+    """Return the dtype in which ``lcia serve`` has the base model's weights, and their bytes."""
+    model = load_model(store.config.model, dtype=store.config.dtype).model
+    size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    return str(model.dtype).removeprefix("torch."), size
 
 
 def table(result: dict[str, Any]) -> str:
@@ -229,8 +236,9 @@ def table(result: dict[str, Any]) -> str:
             lines.append(f"| {clients} | {kind} | {speeds} | {ratios} | {firsts} |")
     own = cells[1, BASE, "lcia"]["tokens_per_s"]
     lines.append(
-        f"\nBound of one client: {result['weights_mb']:.0f} MB of weights a token at "
-        f"{result['reads_gb_per_s']:.1f} GB/s: {result['bound_tokens_per_s']:.0f} tokens/s; of it "
+        f"\nBound of one client: {result['weights_mb']:.0f} MB of weights in {result['dtype']} "
+        f"a token at {result['reads_gb_per_s']:.1f} GB/s: "
+        f"{result['bound_tokens_per_s']:.0f} tokens/s; of it "
         + ", ".join(
             f"{name} {cells[1, BASE, name]['tokens_per_s'] / result['bound_tokens_per_s']:.2f}"
             for name in names
