@@ -5,6 +5,7 @@ Handlers read and answer; what touches the database runs on a thread.
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from io import BytesIO
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -187,6 +188,7 @@ def _keep(files: DataFiles, kind: str, body: bytes) -> dict[str, Any]:
     """Keep the file of a form."""
     fields: dict[str, str] = {}
     found: list[tuple[str, bytes]] = []
+    opened = ExitStack()  # earlier versions of the parser still need a file after on_file
 
     def on_field(field: Any) -> None:
         name = (field.field_name or b"").decode(errors="replace")
@@ -198,7 +200,7 @@ def _keep(files: DataFiles, kind: str, body: bytes) -> dict[str, Any]:
         file.file_object.seek(0)
         name = (file.file_name or b"file.jsonl").decode(errors="replace")
         found.append((name, file.file_object.read()))
-        file.close()
+        opened.callback(file.close)
 
     if not kind.lower().startswith("multipart/form-data"):
         raise ApiError(
@@ -208,7 +210,8 @@ def _keep(files: DataFiles, kind: str, body: bytes) -> dict[str, Any]:
         )
     headers: dict[str, Any] = {"Content-Type": kind.encode()}
     try:
-        parse_form(headers, BytesIO(body), on_field, on_file)
+        with opened:
+            parse_form(headers, BytesIO(body), on_field, on_file)
     except (FormParserError, ValueError) as error:
         raise ApiError(400, f"The form cannot be read: {error}", code="invalid_form") from error
     if len(found) != 1:
