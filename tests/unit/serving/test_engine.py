@@ -3,7 +3,9 @@
 import queue
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -185,6 +187,22 @@ def test_stopping_tells_everybody(asker):
     jobs = [asker.submit("go on", max_new_tokens=400) for _ in range(6)]
     asker.engine.stop()
     assert all("shutting down" in str(asker.read(job)[1].error) for job in jobs)
+
+
+def test_two_who_stop_it_at_once_leave_the_model_as_it_came_once(asker, monkeypatch):
+    engine, left = asker.engine, []
+    restored = engine.batch._restore
+
+    def restore():
+        left.append(threading.get_ident())
+        time.sleep(0.2)
+
+    monkeypatch.setattr(engine.batch, "_restore", restore)
+    with ThreadPoolExecutor(2) as pool:
+        for stopped in [pool.submit(engine.stop) for _ in range(2)]:
+            stopped.result()
+    restored()
+    assert len(left) == 1
 
 
 def test_models_with_other_state_are_refused():

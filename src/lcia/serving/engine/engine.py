@@ -76,6 +76,7 @@ class Engine:
             deliver=deliver or call_listeners,
         )
         self._computes = threading.Event()
+        self._leaving = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="lcia-engine", daemon=True)
 
     @property
@@ -110,7 +111,7 @@ class Engine:
     def stop(self) -> None:
         """End the thread after its step; answers that are not finished get an error.
 
-        The model is left as it came.
+        The model is left as it came. May be called on several threads.
         """
         error = ShuttingDownError("The server is shutting down.")
         self.scheduler.close(error)
@@ -118,7 +119,8 @@ class Engine:
             self._thread.join()
         else:
             self._end_all(error)
-        self.batch.detach()
+        with self._leaving:
+            self.batch.detach()
 
     def submit(self, job: Job) -> None:
         """Queue a job; its listener hears of it from now on. See ``Scheduler.arrive``."""
