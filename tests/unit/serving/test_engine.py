@@ -189,7 +189,7 @@ def test_stopping_tells_everybody(asker):
     assert all("shutting down" in str(asker.read(job)[1].error) for job in jobs)
 
 
-def test_two_who_stop_it_at_once_leave_the_model_as_it_came_once(asker, monkeypatch):
+def test_two_who_stop_it_at_once_leave_the_model_as_it_came_once(asker):
     engine, left = asker.engine, []
     restored = engine.batch._restore
 
@@ -197,7 +197,7 @@ def test_two_who_stop_it_at_once_leave_the_model_as_it_came_once(asker, monkeypa
         left.append(threading.get_ident())
         time.sleep(0.2)
 
-    monkeypatch.setattr(engine.batch, "_restore", restore)
+    engine.batch._restore = restore
     with ThreadPoolExecutor(2) as pool:
         for stopped in [pool.submit(engine.stop) for _ in range(2)]:
             stopped.result()
