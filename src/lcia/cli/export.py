@@ -81,9 +81,7 @@ def _write(store: Any, output: Path, form: Format, *, quiet: bool) -> tuple[dict
     """Write an export; return what it says of itself, and what to tell."""
     if form is Format.vllm:
         from lcia.exports.vllm import export_vllm
-        from lcia.serving.extra import check_installed
 
-        check_installed()
         about = export_vllm(store, output)
         return about, (
             f"{output}: {len(about['ranks'])} adapters of version {about['version']}, for "

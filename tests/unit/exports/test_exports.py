@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -152,3 +154,17 @@ def test_the_command_writes_each_format(store, tmp_path, form):
         export_peft(store, out)
     if form == "merged":
         assert load_file(out / "g1" / "model.safetensors")
+
+
+def test_an_export_for_vllm_needs_no_server_of_ours(store, tmp_path):
+    out = tmp_path / "out"
+    code = (
+        "import sys\n"
+        "sys.modules.update(dict.fromkeys(['fastapi', 'uvicorn', 'prometheus_client']))\n"
+        f"sys.argv = ['lcia', 'export', {str(store.root)!r}, {str(out)!r}]\n"
+        "from lcia.cli.main import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (out / "serve.sh").is_file()
