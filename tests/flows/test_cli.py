@@ -168,7 +168,7 @@ def test_learn_then_ask_evaluate_report_and_roll_back(fails, lcia, stream, tmp_p
         r["version"] for r in json.loads(lcia("versions", store, "--json").stdout) if r["current"]
     ]
     assert current == [1]
-    adapter = next((store / "groups").rglob("adapter_model.safetensors"))
+    adapter = min((store / "groups").rglob("adapter_model.safetensors"))
     adapter.write_bytes(adapter.read_bytes()[:-1] + b"\x00")
     damaged = lcia("verify", store)
     assert damaged.returncode == 1
