@@ -1,6 +1,5 @@
 """The short way to use lcia from Python."""
 
-import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from lcia.errors import ConfigError, DataError
 from lcia.evaluation.generate import Request, generate
 from lcia.evaluation.matrix import AccuracyMatrix
 from lcia.evaluation.metrics import summarise
+from lcia.files import json_bytes
 from lcia.grouping import told
 from lcia.learner import ContinualLearner, Listener, Outcome, Store
 
@@ -244,10 +244,10 @@ def _as_file(data: str | Path | Records, name: str) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, name)
-        with path.open("w", encoding="utf-8") as file:
+        with path.open("wb") as file:
             for number, record in enumerate(data, start=1):
                 try:
-                    file.write(json.dumps(dict(record)) + "\n")
+                    file.write(json_bytes(dict(record)) + b"\n")
                 except (TypeError, ValueError) as error:
                     raise DataError(f"{name}: record {number}: is no JSON: {error}.") from error
         try:

@@ -349,11 +349,14 @@ def test_a_command_that_trains_says_nothing_of_its_libraries(tmp_path, tiny_mode
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        (("lern",), "No such command 'lern'. Did you mean 'learn'? See 'lcia --help'."),
-        (("learn",), "Missing argument 'store'."),
+        (("lern",), r"No such command 'lern'\. Did you mean 'learn'\? See 'lcia --help'\."),
+        (("learn",), r"Missing argument '(store|STORE)'\. See 'lcia learn --help'\."),
         (("learn", "a", "b", "--nme", "x"), "No such option: --nme"),
-        (("gateway", "--store", "x"), "Missing option '--upstream'. See 'lcia gateway --help'."),
-        (("ls", "tigers"), "Invalid value for 'kind"),
+        (("gateway", "--store", "x"), r"Missing option '--upstream'\. See 'lcia gateway --help'\."),
+        (
+            ("ls", "tigers"),  # an older typer writes KIND:{methods|...}
+            r"Invalid value for '(kind|KIND:\{.*\})': 'tigers' is not one of 'methods', ",
+        ),
         (("groups", "merge", "\x1b[2Jx" * 999), "Missing argument"),
     ],
 )
@@ -362,7 +365,7 @@ def test_a_wrong_command_is_told_in_one_line_with_where_to_look(lcia, typed, sai
     assert done.returncode == 2
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
-    assert line.lower().startswith(said.lower())  # an older typer writes STORE
+    assert re.match(said, line), line
     assert line.endswith("--help'.")
     assert len(line) < 2000
 

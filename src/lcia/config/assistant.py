@@ -45,7 +45,7 @@ without: it goes on as it was."""
 
 
 MANY = 20
-"""Fields that a message does not list."""
+"""Fields; a message does not list more."""
 
 RENAMED: Mapping[str, Mapping[str, str]] = {"lcia": {"memory": "remembered"}}
 """Settings of methods under earlier names, and today's. Fingerprints hash the earlier ones."""
@@ -94,13 +94,9 @@ def todays_names(stored: Mapping[str, Any]) -> dict[str, Any]:
     return {key: parts[key](v, told=False) if key in parts else v for key, v in stored.items()}
 
 
-def _assistants(read: Callable[[Any], Any], name: str) -> Callable[[Any], Any]:
-    """Return what reads settings; those without a name are those of the default."""
-
-    def of_default(value: Any) -> Any:
-        return read({"name": name, **value} if isinstance(value, Mapping) else value)
-
-    return of_default
+def _or_default(read: Callable[[Any], Any], name: str) -> Callable[[Any], Any]:
+    """Return what reads settings; those that name nothing are of what is called ``name``."""
+    return lambda value: read({"name": name, **value} if isinstance(value, Mapping) else value)
 
 
 def _moded(value: Any) -> Any:
@@ -129,8 +125,8 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 """Each task adds to it, and what draws takes up to 2**32 - 1."""
 
 NamedMethod = Annotated[dict[str, Any], BeforeValidator(_method)]
-AssistantMethod = Annotated[dict[str, Any], BeforeValidator(_assistants(_method, "lcia"))]
-AssistantRule = Annotated[dict[str, Any], BeforeValidator(_assistants(_rule, "horizon"))]
+AssistantMethod = Annotated[dict[str, Any], BeforeValidator(_or_default(_method, "lcia"))]
+AssistantRule = Annotated[dict[str, Any], BeforeValidator(_or_default(_rule, "horizon"))]
 OneOfRules = Annotated[dict[str, Any], BeforeValidator(_one_of_rules)]
 
 
@@ -250,8 +246,8 @@ class AssistantConfig(_Frozen):
     """
 
     model: str
-    method: AssistantMethod = Field(default_factory=lambda: {"name": "lcia"})
-    rule: AssistantRule = Field(default_factory=lambda: {"name": "horizon"})
+    method: AssistantMethod = Field(default_factory=dict, validate_default=True)
+    rule: AssistantRule = Field(default_factory=dict, validate_default=True)
     grouping: Annotated[GroupingConfig | None, BeforeValidator(_grouping)] = None
     adapter: dict[str, Any] = Field(default_factory=dict)
     training: dict[str, Any] = Field(default_factory=dict)

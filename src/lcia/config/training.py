@@ -201,6 +201,8 @@ def _check_choices(settings: Mapping[str, Any]) -> None:
 def check_parts(arguments: Any) -> None:
     """Make the optimizer, the schedule and the reporters of training settings, for nothing.
 
+    Precision is compared with the device: accelerate would leave out what this one cannot.
+
     Args:
         arguments: the ``TrainingArguments``.
 
@@ -219,6 +221,11 @@ def check_parts(arguments: Any) -> None:
             f"training.log_level is {arguments.log_level!r}; expected one of debug, info, warning, "
             "error, critical, passive."
         ) from error
+    if arguments.fp16 and arguments.use_cpu:
+        raise ConfigError(
+            "training.fp16: accelerate mixes in float16 on accelerators only, and this model is on "
+            "a CPU. Set training.bf16, or dtype: bfloat16."
+        )
     try:
         where = "optim"
         kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)

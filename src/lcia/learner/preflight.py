@@ -167,12 +167,7 @@ def _no_trace(host: AdapterHost) -> Iterator[None]:
 
 
 def _check_precision(host: AdapterHost, config: AssistantConfig) -> None:
-    """Refuse half precision of another kind than the weights', or that accelerate leaves out."""
-    if config.training.get("fp16") and host.base.model.device.type == "cpu":
-        raise ConfigError(
-            "training.fp16: accelerate mixes in float16 on accelerators only, and this model is on "
-            "a CPU. Set training.bf16, or dtype: bfloat16."
-        )
+    """Refuse half precision of another kind than the weights'."""
     for key, other in {"fp16": torch.bfloat16, "bf16": torch.float16}.items():
         if config.training.get(key) and host.base.model.dtype == other:
             raise ConfigError(

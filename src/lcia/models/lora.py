@@ -85,7 +85,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
             _check_number(kind, value, least=least, where=f"{key}.{name}")
     for key in ("target_modules", "exclude_modules"):
         _check_pattern(key, settings.get(key))
-    if not settings.get("target_modules", True):
+    if settings.get("target_modules") in ([], ""):
         raise ConfigError("adapter.target_modules is empty; expected names, or 'all-linear'.")
     if settings.get("fan_in_fan_out"):
         raise ConfigError(

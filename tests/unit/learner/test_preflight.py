@@ -162,6 +162,15 @@ def test_fp16_on_bfloat16_weights_is_refused(training, tiny_model, tmp_path, col
     with pytest.raises(ConfigError, match="fp16"):
         ContinualLearner.create(tmp_path / "a", config, first=colours)
     assert not (tmp_path / "a").exists()
+    with pytest.raises(ConfigError, match=r"fp16: the model's weights are bfloat16"):
+        preflight(load_host(config), colours, config)  # as where a GPU mixes
+
+
+def test_what_an_earlier_lcia_let_pass_goes_on(host, tiny_model, tmp_path, colours):
+    learner = ContinualLearner.create(tmp_path / "a", configure(tiny_model), host=host)
+    training = {**learner.config.training, "fp16": True}
+    learner.config = learner.config.model_copy(update={"training": training})
+    assert learner.learn(colours).version == 1
 
 
 def test_an_image_for_a_model_that_reads_text_is_said_first(host, tiny_model, tmp_path):
