@@ -9,6 +9,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from lcia.ema import DynamicEMA, PrecisionMerge
+from lcia.ema.reduce import CHUNK
 from lcia.errors import ConfigError, TrainingError
 
 
@@ -97,7 +98,7 @@ def test_a_tied_parameter_is_merged_once():
     assert p.tolist() == pytest.approx([2.0, 2.0])
 
 
-ELEMENTS, TENSORS, SCRATCH = 1 << 20, 3, 1 << 20
+ELEMENTS, TENSORS, SCRATCH = 1 << 22, 3, 4 * CHUNK
 
 
 def peak(work, folder):

@@ -11,6 +11,7 @@ import torch
 
 from ema_reference import trajectory
 from lcia.ema import DynamicEMA, Fixed, build_rule
+from lcia.ema.reduce import CHUNK, new_scratch
 from lcia.errors import ConfigError
 from lcia.registry import RULES
 
@@ -48,6 +49,22 @@ def test_averages_follow_the_formula(rule, shape, dtype):
         difference = np.abs(ema.shadow["w"].double().numpy().ravel() - average).max()
         assert difference <= tolerance * np.abs(average).max()
     assert ema.shadow["w"].dtype == dtype
+
+
+@pytest.mark.parametrize("rule", ADAPTIVE)
+def test_a_tensor_summed_in_pieces_moves_as_one_that_is_summed_whole(rule, monkeypatch):
+    start, steps = quadratic_steps((97, 101), steps=15, seed=3, scale=40.0 / (97 * 101))
+    averages = []
+    for chunk in (CHUNK, 1000):  # 9,797 elements: one piece, and ten of which the last is shorter
+        monkeypatch.setattr("lcia.ema.reduce.CHUNK", chunk)
+        assert new_scratch(torch.zeros(1), largest=9797).numel() == min(chunk, 9797)
+        parameter = torch.nn.Parameter(torch.tensor(start))
+        ema = DynamicEMA([("w", parameter)], rule=rule)
+        for theta, grad in steps:
+            parameter.data, parameter.grad = torch.tensor(theta), torch.tensor(grad)
+            ema.update()
+        averages.append(ema.shadow["w"].clone())
+    torch.testing.assert_close(*averages, rtol=1e-10, atol=0)
 
 
 @pytest.mark.parametrize("rule", ADAPTIVE)
