@@ -209,7 +209,7 @@ class AccuracyMatrix:
             write_json(Path(path), self.to_json())
             return
         cells = [
-            [[i, row[i], counts[i]] for i in range(len(row)) if row[i] is not None]
+            [[i, score, counts[i]] for i, score in enumerate(row) if score is not None]
             for row, counts in zip(self.rows, self.counts, strict=True)
         ]
         write_bytes(Path(path), json_bytes({"tasks": list(self.tasks), "cells": cells}) + b"\n")

@@ -273,7 +273,7 @@ class ContinualLearner:
             pass_gate(self.store, self.host, report, run=run)
             on_main(lambda: commit(self.store, run))
             release_memory()
-            return self._outcome(task)
+            return self._outcome(task, matrix)
 
     def _propose(
         self,
@@ -332,8 +332,8 @@ class ContinualLearner:
         known = answer("earlier", earlier, known=known, **own)
         return known, {**scores_percent(known), **scores_percent(before)}
 
-    def _outcome(self, task: Task) -> Outcome:
-        """Return what learning the task led to.
+    def _outcome(self, task: Task, matrix: AccuracyMatrix | None = None) -> Outcome:
+        """Return what learning the task led to; ``matrix`` where it has just been learned.
 
         Raises:
             StoreError: the task of this name was learned from other data.
@@ -344,7 +344,7 @@ class ContinualLearner:
                 f"{self.store.root}: task '{task.name}' was learned from other data in version "
                 f"{made.number}. Give the new data another name."
             )
-        return Outcome.of(made)
+        return Outcome.of(made, matrix)
 
     def _place(self, task: Task, current: Version, *, share: float, journal: Journal) -> Placed:
         """Decide which group learns the task, and add its instructions to the codebook."""

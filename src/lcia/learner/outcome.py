@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from lcia.evaluation.matrix import AccuracyMatrix
 from lcia.store.version import Version
 
 
@@ -49,9 +50,14 @@ class Outcome:
     gate: Sequence[Mapping[str, Any]] = ()
 
     @classmethod
-    def of(cls, version: Version) -> "Outcome":
-        """Return what led to a version that holds a newly learned task."""
-        manifest, matrix = version.manifest, version.matrix()
+    def of(cls, version: Version, matrix: AccuracyMatrix | None = None) -> "Outcome":
+        """Return what led to a version that holds a newly learned task.
+
+        Args:
+            version: the version.
+            matrix: its scores, where they are at hand: to read many takes a while.
+        """
+        manifest, matrix = version.manifest, matrix or version.matrix()
         gate = version.gate() or {"checks": ()}
         before, scores = matrix.row(matrix.learned - 1), matrix.row(matrix.learned)
         score_before = before[manifest["task"]]
