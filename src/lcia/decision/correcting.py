@@ -77,7 +77,7 @@ class UntilTaught(TrainerCallback):
     def __init__(self, host: AdapterHost, context: TaskContext) -> None:
         self._host = host
         self._context = context
-        self._examples = [host.chat.encode_example(sample) for sample in context.task.train]
+        self._examples = host.chat.encode_examples(context.task.train)
         self._trained: dict[str, Tensor] = {}
         self._step = self._looks = 0
 

@@ -45,7 +45,7 @@ def align(model: Any, processor: Any) -> None:
 
     processor.tokenizer.padding_side = "left"
     chat = VisualFormat(processor, max_prompt_tokens=128, keep_logits=True)
-    examples = [chat.encode_example(sample) for sample in captions(each=EACH)]
+    examples = chat.encode_examples(captions(each=EACH))
     steps = len(examples) // BATCH_SIZE
     model.requires_grad_(False)
     projector = model.model.multi_modal_projector.requires_grad_(True)

@@ -184,7 +184,7 @@ def _read(
         take: called with log-probabilities and ids of an answer's tokens, of shape (tokens,
             vocabulary) and (tokens,).
     """
-    examples = [host.chat.encode_example(sample) for sample in samples]
+    examples = host.chat.encode_examples(samples)
     found: dict[int, Any] = {}
     by_adapter: dict[str, list[int]] = {}
     for i, adapter in enumerate(adapters):

@@ -213,7 +213,7 @@ def context_of(
         reused=own is not None,
         parameters={n: p for n, p in model.named_parameters() if p.requires_grad},
         encode=lambda samples: send_to_device(
-            host.chat.collate([host.chat.encode_example(sample) for sample in samples]),
+            host.chat.collate(host.chat.encode_examples(samples)),
             host.base.model.device,
         ),
         carried=load_file(own / CARRIED) if own and (own / CARRIED).is_file() else {},
@@ -267,7 +267,7 @@ def _examples(host: AdapterHost, method: Method, context: TaskContext) -> list[A
     samples, task = method.samples(context), context.task
     if task.corrects:
         samples = balanced(samples, task)
-    examples = [host.chat.encode_example(sample) for sample in samples]
+    examples = host.chat.encode_examples(samples)
     if cut := sum(example.truncated for example in examples):
         logger.warning(
             "task '%s': %d of %d prompts are %s and lose their middle.",

@@ -175,7 +175,7 @@ class Worker:
     def _succeed(self, job: Job, number: int, learner: ContinualLearner, task: Task) -> None:
         version = learner.store.version(number)
         steps = [event for event in version.journal() if event["event"] == "step"]
-        examples = (learner.host.chat.encode_example(sample) for sample in task.train)
+        examples = learner.host.chat.encode_examples(task.train)
         tokens = sum(len(example.prompt_ids) + len(example.answer_ids) for example in examples)
         epochs = float(steps[-1].get("epoch", 0)) if steps else 0.0
         checks = (version.gate() or {"checks": []})["checks"]
@@ -211,7 +211,7 @@ class Worker:
             task = replace(load_task(TaskConfig(**tree)), corrects=corrects)
         if "max_new_tokens" in settings:
             return task
-        examples = map(host.chat.encode_example, (*task.train, *task.test))
+        examples = host.chat.encode_examples((*task.train, *task.test))
         longest = max(len(example.answer_ids) for example in examples)
         least, most = ANSWER_TOKENS
         return replace(task, max_new_tokens=max(least, min(most, longest + 8)))

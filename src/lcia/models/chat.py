@@ -1,7 +1,7 @@
 """From messages to token ids, by the model's own chat template where it has one."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +23,9 @@ from lcia.models.control import TextEncoder
 _ASKED = Message(role="user", content="q-u-e-s")
 _ANSWERED = Message(role="assistant", content="a-n-s")
 _AGAIN = Message(role="user", content="m-o-r-e")
+AT_ONCE = 1000
+"""Texts that are tokenised at once: of every token more is told than its id."""
+
 _THOUGHT = re.compile(r"<(think|thinking|thought|reasoning)>\s*\Z")
 
 
@@ -119,13 +122,13 @@ class ChatFormat:
         """
         return self._cut(self._prompt_ids(self._render(messages)), answer_tokens)
 
-    def encode_example(self, sample: Sample) -> Example:
-        """Return a sample's prompt and first answer as token ids."""
-        text = self._render(sample.messages)
-        whole = self._prompt_ids(text)
-        answer_ids = self._answer_ids(sample, text, whole)
-        prompt_ids, truncated = self._cut(whole, len(answer_ids))
-        return Example(prompt_ids=prompt_ids, answer_ids=answer_ids, truncated=truncated)
+    def encode_example(self, sample: Sample) -> Any:
+        """Return a sample's prompt and first answer as token ids, as ``collate`` takes them."""
+        return self.encode_examples([sample])[0]
+
+    def encode_examples(self, samples: Sequence[Sample]) -> list[Any]:
+        """Return what ``encode_example`` does for each, tokenised on all cores."""
+        return [self._example(*encoded) for encoded in self._encoded(samples)]
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
         """Return the training batch of encoded examples, as ``answer_batch`` describes it."""
@@ -152,6 +155,18 @@ class ChatFormat:
         rows = output[:, self.answer_start(prompts) :].tolist()
         return [self.answering.answer(row) for row in rows]
 
+    def _example(self, sample: Sample, whole: list[int], answer_ids: list[int]) -> Any:
+        prompt_ids, truncated = self._cut(whole, len(answer_ids))
+        return Example(prompt_ids=prompt_ids, answer_ids=answer_ids, truncated=truncated)
+
+    def _encoded(self, samples: Sequence[Sample]) -> Iterator[tuple[Sample, list[int], list[int]]]:
+        """Yield each sample with the token ids of its whole prompt and of its first answer."""
+        for start in range(0, len(samples), AT_ONCE):
+            piece = samples[start : start + AT_ONCE]
+            prompts = [self._render(sample.messages) for sample in piece]
+            wholes = [self._framed(ids) for ids in self.encoder.encode_all(prompts)]
+            yield from zip(piece, wholes, self._answer_ids(piece, prompts, wholes), strict=True)
+
     def _cut(self, ids: list[int], answer_tokens: int) -> tuple[list[int], bool]:
         limit = self._limit(answer_tokens)
         if len(ids) <= limit:
@@ -164,29 +179,51 @@ class ChatFormat:
         return self.max_prompt_tokens if room is None else min(room, self.max_prompt_tokens)
 
     def _prompt_ids(self, text: str) -> list[int]:
-        ids = self.encoder.encode(text)
+        return self._framed(self.encoder.encode(text))
+
+    def _framed(self, ids: list[int]) -> list[int]:
+        """Return the ids of a prompt with those that the tokenizer puts before or behind it."""
         return ids if self._templated else [*self.encoder.before, *ids]
 
-    def _answer_ids(self, sample: Sample, prompt: str, prompt_ids: list[int]) -> list[int]:
-        """Return what is trained behind a prompt: what the template writes there, to its end.
+    def _answer_ids(
+        self, samples: Sequence[Sample], prompts: Sequence[str], wholes: Sequence[list[int]]
+    ) -> list[list[int]]:
+        """Return what is trained behind each prompt: what the template writes there, to its end.
+
+        Prompt and answer are tokenised together; where the prompt's tokens change by that, the
+        answer is alone.
+        """
+        ending = self.answering.ending
+        behind = [self._behind(*pair) for pair in zip(samples, prompts, strict=True)]
+        answers = [text + ending.text for text, _ in behind]
+        texts = [
+            prompt + answer if together else answer
+            for prompt, answer, (_, together) in zip(prompts, answers, behind, strict=True)
+        ]
+        found = self.encoder.encode_all(texts)
+        rows = zip(found, wholes, answers, behind, strict=True)
+        for i, (ids, whole, answer, (_, together)) in enumerate(rows):
+            if together and ids[: len(whole)] == whole and len(ids) > len(whole):
+                found[i] = ids[len(whole) :]
+            elif together:
+                found[i] = self.encoder.encode(answer)
+        return [[*ids, *ending.ids] for ids in found]
+
+    def _behind(self, sample: Sample, prompt: str) -> tuple[str, bool]:
+        """Return the text behind a prompt, and whether it is tokenised together with it.
 
         Where a template renders an answered conversation with another beginning than its prompt,
         the answer follows the prompt as it will when it is asked for: behind a thought that the
         prompt opens, unless the answer brings one.
         """
         answer = Message(role="assistant", content=sample.answers[0])
-        ending = self.answering.ending
         text = self.encoder.protect(answer.content)
-        if self._templated:
-            whole = self._templated_text([*sample.messages, answer])
-            if whole.startswith(prompt) and whole.endswith(self._tail):
-                text = whole[len(prompt) : len(whole) - len(self._tail)]
-            elif ending.lead.strip() not in text:
-                text = ending.lead + text
-            together = self.encoder.encode(prompt + text + ending.text)
-            if together[: len(prompt_ids)] == prompt_ids and len(together) > len(prompt_ids):
-                return [*together[len(prompt_ids) :], *ending.ids]
-        return [*self.encoder.encode(text + ending.text), *ending.ids]
+        if not self._templated:
+            return text, False
+        whole, lead = self._templated_text([*sample.messages, answer]), self.answering.ending.lead
+        if whole.startswith(prompt) and whole.endswith(self._tail):
+            return whole[len(prompt) : len(whole) - len(self._tail)], True
+        return text if lead.strip() in text else lead + text, True
 
     @property
     def _template_holder(self) -> Any:
@@ -311,9 +348,9 @@ class Seq2SeqFormat(ChatFormat):
         """Return 0: prompts are no part of ``generate``'s output."""
         return 0
 
-    def _prompt_ids(self, text: str) -> list[int]:
+    def _framed(self, ids: list[int]) -> list[int]:
         # The encoder was trained on texts with their end token.
-        return [*super()._prompt_ids(text), *self.encoder.after]
+        return [*super()._framed(ids), *self.encoder.after]
 
     def _batch(self, rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         return {

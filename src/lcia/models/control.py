@@ -3,7 +3,7 @@
 import json
 import re
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -45,7 +45,7 @@ class TextEncoder:
         self._names = longest_first
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         self._mark = re.compile(f"\ue000{_NONCE}([0-9a-f]*)\ue001")
-        bare = self._plain("a")
+        bare = list(self._plain(["a"])[0])
         whole = list(tokenizer("a")["input_ids"])
         start = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), len(whole))
         self.before, self.after = whole[:start], whole[start + len(bare) :]
@@ -75,8 +75,20 @@ class TextEncoder:
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a text; marked control tokens in it are read as characters."""
-        if not self._mark.search(text):
-            return self._plain(text)
+        return self.encode_all([text])[0]
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of many texts, each as ``encode`` does; all cores share them."""
+        marked = [self._mark.search(text) is not None for text in texts]
+        plain = [text for text, mark in zip(texts, marked, strict=True) if not mark]
+        found = iter(self._plain(plain))
+        return [
+            self._literal(text) if mark else list(next(found))
+            for text, mark in zip(texts, marked, strict=True)
+        ]
+
+    def _literal(self, text: str) -> list[int]:
+        """Return the token ids of a text with marks."""
         if self._backend is None:
             return self._piecewise(text)
         literal = self._pattern.sub(lambda match: _stand_in(self.control[match.group()]), text)
@@ -84,8 +96,10 @@ class TextEncoder:
         ids = shadow.encode(self.restore(literal), add_special_tokens=False).ids
         return [stand_ins.get(i, i) for i in ids if not self._slipped_through(i)]
 
-    def _plain(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+    def _plain(self, texts: list[str]) -> list[list[int]]:
+        if not texts:  # which some tokenizers refuse
+            return []
+        return list(self.tokenizer(texts, add_special_tokens=False)["input_ids"])
 
     def _is_text(self, token: str, number: int) -> bool:
         """Whether ordinary text yields the token, as where a letter serves as padding."""

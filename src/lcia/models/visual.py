@@ -72,12 +72,7 @@ class VisualFormat(ChatFormat):
         ids = self._prompt_ids(self._render(messages))
         return ids, len(ids) > self._limit(answer_tokens)
 
-    # A format makes batches of its own examples only.
-    def encode_example(self, sample: Sample) -> VisualExample:  # type: ignore[override]
-        """Return a sample with its first answer as token ids; its images stay on disk."""
-        text = self._render(sample.messages)
-        whole = self._prompt_ids(text)
-        answer_ids = self._answer_ids(sample, text, whole)
+    def _example(self, sample: Sample, whole: list[int], answer_ids: list[int]) -> VisualExample:
         return VisualExample(
             messages=sample.messages,
             answer_ids=answer_ids,
@@ -189,12 +184,9 @@ class VisualFormat(ChatFormat):
             for part in self._content(message)
         )
 
-    def _answer_ids(self, sample: Sample, prompt: str, prompt_ids: list[int]) -> list[int]:
+    def _behind(self, sample: Sample, prompt: str) -> tuple[str, bool]:
         answer = self.encoder.protect(sample.answers[0])
-        if answer == sample.answers[0]:
-            return super()._answer_ids(sample, prompt, prompt_ids)
-        ending = self.answering.ending
-        return [*self.encoder.encode(answer + ending.text), *ending.ids]
+        return (answer, False) if answer != sample.answers[0] else super()._behind(sample, prompt)
 
     def _plain(self, text: str) -> str:
         """Break up an image's token that stands in a text, and every other control token.

@@ -1,10 +1,11 @@
 """Text as text: control tokens in what a message says never become turns."""
 
 import re
+from itertools import cycle
 
 import pytest
 
-from lcia.data import Message
+from lcia.data import Message, Sample
 from lcia.models import ChatFormat
 from lcia.models.control import TextEncoder
 from templates import CHAT_TOKENS, CHATML, SHAPES, byte_tokenizer, shaped
@@ -40,6 +41,21 @@ def test_ordinary_contents_are_encoded_as_the_tokenizer_does(shape):
             whole = re.sub(r"Today is [^.]*", "Today is 26 Jul 2024", whole)
             wanted = tokenizer(whole, add_special_tokens=False)["input_ids"]
         assert prompt(chat, text) == wanted
+
+
+@pytest.mark.parametrize("shape", sorted(SHAPES))
+def test_many_samples_are_encoded_as_each_alone(shape, monkeypatch):
+    monkeypatch.setattr("lcia.models.chat.AT_ONCE", 7)  # so that the last piece is a shorter one
+    tokenizer = shaped(shape)
+    chat = ChatFormat(tokenizer, max_prompt_tokens=40)
+    forged = [f"a{token}b" for token in tokenizer.all_special_tokens]
+    texts = [text for pair in zip(ORDINARY, cycle(forged), strict=False) for text in pair]
+    samples = [
+        Sample(id=str(i), messages=(Message(role="user", content=text),), answers=(answer,))
+        for i, (text, answer) in enumerate(zip(texts, [*texts[3:], *texts[:3]], strict=True))
+    ]
+    assert len(samples) % 7 and chat.encode_examples([]) == []
+    assert chat.encode_examples(samples) == [chat.encode_example(sample) for sample in samples]
 
 
 @pytest.mark.parametrize("shape", sorted(SHAPES))
