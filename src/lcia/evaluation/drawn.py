@@ -1,6 +1,7 @@
 """Which held-out samples a version answers if it does not answer all (``evaluation.samples``)."""
 
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -48,10 +49,10 @@ def draw(
 def _measured(matrix: AccuracyMatrix) -> tuple[dict[str, int], dict[str, int]]:
     """Return task to the last row that measured it, and to the samples that all rows answered."""
     last: dict[str, int] = {}
-    answered: dict[str, int] = {}
-    columns = zip(*(matrix.counts or ())[1:], strict=True)
-    for task, column in zip(matrix.tasks, columns, strict=False):  # row 0 alone has no columns
-        if total := sum(filter(None, column)):
-            answered[task] = total
-            last[task] = next(t for t in range(len(column), 0, -1) if column[t - 1])
+    answered: Counter[str] = Counter()
+    for t in range(1, matrix.learned + 1):
+        for i, count in matrix.answered(t).items():
+            if count:
+                answered[matrix.tasks[i - 1]] += count
+                last[matrix.tasks[i - 1]] = t
     return last, answered

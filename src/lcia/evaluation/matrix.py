@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,49 +12,77 @@ Row = tuple[float | None, ...]
 Counts = tuple[int | None, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
 class AccuracyMatrix:
     """R[t, i]: the score on task i after learning task t, in percent; None if not measured.
 
     Row 0 is the model before it learned anything, row t the model after ``tasks[t - 1]``. There
     may be more tasks than have been learned: those of a stream still to come. Immutable: what
-    adds scores returns a new matrix.
+    adds scores returns a new matrix. Only measured cells are held: of a thousand tasks whose
+    versions answer a few samples each, hardly any cell is.
 
-    Attributes:
+    Args:
         tasks: names of the columns in the order of learning, each once.
         rows: T + 1 rows with one cell per task, each in [0, 100] or None.
         counts: of the same shape, how many held-out samples each cell rests on, where versions
             answer some of them (``evaluation.samples``); None where each cell rests on all.
+
+    Raises:
+        DataError: a task stands twice, a row has another length than ``tasks``, row 0 is missing,
+            there are more rows than tasks, or a cell is not in [0, 100].
     """
 
-    tasks: tuple[str, ...]
-    rows: tuple[Row, ...]
-    counts: tuple[Counts, ...] | None = None
-
-    def __post_init__(self) -> None:
-        """Check the shape and the range of every cell.
-
-        Raises:
-            DataError: a task stands twice, a row has another length than ``tasks``, row 0 is
-                missing, there are more rows than tasks, or a cell is not in [0, 100].
-        """
-        if repeated := [task for task, count in Counter(self.tasks).items() if count > 1]:
+    def __init__(
+        self,
+        *,
+        tasks: Sequence[str],
+        rows: Sequence[Sequence[float | None]],
+        counts: Sequence[Sequence[int | None]] | None = None,
+    ) -> None:
+        if repeated := [task for task, count in Counter(tasks).items() if count > 1]:
             raise DataError(f"The matrix has the task '{min(repeated)}' more than once.")
-        if not 1 <= len(self.rows) <= len(self.tasks) + 1:
+        if not 1 <= len(rows) <= len(tasks) + 1:
             raise DataError(
-                f"The matrix has {len(self.rows)} rows for {len(self.tasks)} tasks; expected 1 "
-                f"(the model before the first task) to {len(self.tasks) + 1}."
+                f"The matrix has {len(rows)} rows for {len(tasks)} tasks; expected 1 "
+                f"(the model before the first task) to {len(tasks) + 1}."
             )
-        for t, row in enumerate(self.rows):
-            if len(row) != len(self.tasks):
-                raise DataError(f"Row {t} has {len(row)} cells for {len(self.tasks)} tasks.")
-            for task, score in zip(self.tasks, row, strict=True):
+        for t, row in enumerate(rows):
+            if len(row) != len(tasks):
+                raise DataError(f"Row {t} has {len(row)} cells for {len(tasks)} tasks.")
+            for task, score in zip(tasks, row, strict=True):
                 _check_score(t, task, score)
-        if self.counts is not None and (
-            len(self.counts) != len(self.rows)
-            or any(len(counts) != len(self.tasks) for counts in self.counts)
+        if counts is not None and (
+            len(counts) != len(rows) or any(len(row) != len(tasks) for row in counts)
         ):
             raise DataError("The matrix has counts of another shape than its rows.")
+        self.tasks = tuple(tasks)
+        self._scores = tuple(map(_measured, rows))
+        self._counts = None if counts is None else tuple(map(_measured, counts))
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """All cells, row by row."""
+        return tuple(self._whole(row) for row in self._scores)
+
+    @property
+    def counts(self) -> tuple[Counts, ...] | None:
+        """The held-out samples behind all cells; None where each rests on all."""
+        return None if self._counts is None else tuple(self._whole(row) for row in self._counts)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether cells may rest on some of the held-out samples."""
+        return self._counts is not None
+
+    def __eq__(self, other: object) -> bool:
+        """Compare names, scores and counts."""
+        if not isinstance(other, AccuracyMatrix):
+            return NotImplemented
+        parts = [(m.tasks, m._scores, m._counts) for m in (self, other)]
+        return parts[0] == parts[1]
+
+    def __repr__(self) -> str:
+        """Return its size."""
+        return f"AccuracyMatrix({len(self.tasks)} tasks, {self.learned} learned)"
 
     @classmethod
     def start(
@@ -67,7 +94,7 @@ class AccuracyMatrix:
             tasks: the stream's tasks in order, as far as they are known.
             scores: task to score of the untrained model in percent.
         """
-        empty = cls(tasks=tuple(tasks), rows=((None,) * len(tasks),))
+        empty = cls(tasks=tasks, rows=[[None] * len(tasks)])
         return empty.with_scores(0, scores or {})
 
     def append(
@@ -91,10 +118,9 @@ class AccuracyMatrix:
         known = self._with_columns([task])
         if (due := known.tasks[t - 1]) != task:
             raise DataError(f"Row {t} of the matrix belongs to the task '{due}', not to '{task}'.")
-        empty = (None,) * len(known.tasks)
         longer = known._derived(
-            rows=(*known.rows, empty),
-            counts=None if known.counts is None else (*known.counts, empty),
+            scores=(*known._scores, {}),
+            counts=None if known._counts is None else (*known._counts, {}),
         )
         return longer.with_scores(t, scores, counts=counts)
 
@@ -120,33 +146,47 @@ class AccuracyMatrix:
         for task, score in scores.items():
             _check_score(t, task, score)
         wide = self._with_columns(scores)
-        row = tuple(
-            scores.get(task, old) for task, old in zip(wide.tasks, wide.rows[t], strict=True)
-        )
-        made = wide._derived(rows=(*wide.rows[:t], row, *wide.rows[t + 1 :]))
-        return made if counts is None else made._with_counts(t, counts)
+        made = wide._derived(scores=wide._with_row(wide._scores, t, scores))
+        if counts is None:
+            return made
+        known = made._counts or ({},) * len(made._scores)
+        return made._derived(counts=made._with_row(known, t, counts))
 
     def without_scores(self, t: int) -> "AccuracyMatrix":
         """Return the matrix with nothing measured in row ``t``."""
-        empty = (None,) * len(self.tasks)
-        made = self._derived(rows=(*self.rows[:t], empty, *self.rows[t + 1 :]))
-        return made if self.counts is None else made._with_counts(t, dict.fromkeys(self.tasks))
+        scores = (*self._scores[:t], {}, *self._scores[t + 1 :])
+        known = self._counts
+        return self._derived(
+            scores=scores, counts=None if known is None else (*known[:t], {}, *known[t + 1 :])
+        )
 
     @property
     def learned(self) -> int:
         """T, the number of tasks learned so far."""
-        return len(self.rows) - 1
+        return len(self._scores) - 1
 
     def __getitem__(self, cell: tuple[int, int]) -> float | None:
         """Return R[t, i] as the formulas write it: ``t`` from 0, task ``i`` from 1."""
         t, i = cell
-        if not (0 <= t < len(self.rows) and 1 <= i <= len(self.tasks)):
+        if not (0 <= t < len(self._scores) and 1 <= i <= len(self.tasks)):
             raise IndexError(f"R[{t}, {i}] is outside R[0..{self.learned}, 1..{len(self.tasks)}].")
-        return self.rows[t][i - 1]
+        return self._scores[t].get(i - 1)
 
     def row(self, t: int) -> dict[str, float | None]:
         """Return task to score after learning task ``t`` (0: before anything)."""
-        return dict(zip(self.tasks, self.rows[t], strict=True))
+        return dict(zip(self.tasks, self._whole(self._scores[t]), strict=True))
+
+    def measured(self, t: int) -> dict[int, float]:
+        """Return the number of a task, from 1, to its score after learning task ``t``."""
+        return {i + 1: score for i, score in sorted(self._scores[t].items())}
+
+    def answered(self, t: int) -> dict[int, int]:
+        """Return the number of a task, from 1, to the samples behind its score in row ``t``.
+
+        Empty where each score rests on all samples.
+        """
+        counts = {} if self._counts is None else self._counts[t]
+        return {i + 1: count for i, count in counts.items()}
 
     @property
     def basis(self) -> dict[str, int] | None:
@@ -154,16 +194,16 @@ class AccuracyMatrix:
 
         None where versions answer all held-out samples.
         """
-        if self.counts is None:
+        if self._counts is None:
             return None
-        known = [count for count in self.counts[-1] if count is not None]
+        known = self._counts[-1].values()
         return {"tasks": len(known), "of_tasks": self.learned, "samples": sum(known)}
 
     def to_json(self) -> dict[str, Any]:
         """Return the matrix as JSON values; ``from_json`` gives an equal matrix back."""
-        dense = {"tasks": list(self.tasks), "rows": [list(row) for row in self.rows]}
-        if self.counts is not None:
-            dense["counts"] = [list(counts) for counts in self.counts]
+        dense = {"tasks": list(self.tasks), "rows": list(map(list, self.rows))}
+        if (counts := self.counts) is not None:
+            dense["counts"] = list(map(list, counts))
         return dense
 
     @classmethod
@@ -176,12 +216,8 @@ class AccuracyMatrix:
         try:
             if "cells" in value:
                 return cls._from_cells(tuple(value["tasks"]), value["cells"])
-            counts = value.get("counts")
-            return cls(
-                tasks=tuple(value["tasks"]),
-                rows=tuple(tuple(r) for r in value["rows"]),
-                counts=None if counts is None else tuple(tuple(row) for row in counts),
-            )
+            rows = [tuple(row) for row in value["rows"]]
+            return cls(tasks=tuple(value["tasks"]), rows=rows, counts=value.get("counts"))
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise DataError(
                 "An accuracy matrix is {'tasks': [name], 'rows': [[score or null]]}; "
@@ -190,27 +226,32 @@ class AccuracyMatrix:
 
     @classmethod
     def _from_cells(cls, tasks: tuple[str, ...], cells: Sequence[Any]) -> "AccuracyMatrix":
-        rows, counts = [], []
+        made = cls(tasks=tasks, rows=[[None] * len(tasks)])
+        if not 1 <= len(cells) <= len(tasks) + 1:
+            raise DataError(f"The matrix has {len(cells)} rows for {len(tasks)} tasks.")
+        scores: list[dict[int, float]] = []
+        counts: list[dict[int, int]] = []
         for t, listed in enumerate(cells):
-            row: list[float | None] = [None] * len(tasks)
-            known: list[int | None] = [None] * len(tasks)
+            row: dict[int, float] = {}
+            known: dict[int, int] = {}
             for i, score, count in listed:
-                if not 0 <= score <= 100:
+                if not (0 <= score <= 100 and 0 <= i < len(tasks)):
                     _check_score(t, tasks[i], score)
-                row[i], known[i] = score, count
-            rows.append(tuple(row))
-            counts.append(tuple(known))
-        made = cls(tasks=tasks, rows=((None,) * len(tasks),))
-        return made._derived(rows=tuple(rows), counts=tuple(counts))
+                row[i] = score
+                if count is not None:
+                    known[i] = count
+            scores.append(row)
+            counts.append(known)
+        return made._derived(scores=tuple(scores), counts=tuple(counts))
 
     def save(self, path: str | Path) -> None:
         """Write the matrix as JSON; where cells carry counts, those that were measured."""
-        if self.counts is None:
+        if self._counts is None:
             write_json(Path(path), self.to_json())
             return
         cells = [
-            [[i, score, counts[i]] for i, score in enumerate(row) if score is not None]
-            for row, counts in zip(self.rows, self.counts, strict=True)
+            [[i, score, counts.get(i)] for i, score in sorted(row.items())]
+            for row, counts in zip(self._scores, self._counts, strict=True)
         ]
         write_bytes(Path(path), json_bytes({"tasks": list(self.tasks), "cells": cells}) + b"\n")
 
@@ -231,25 +272,30 @@ class AccuracyMatrix:
         new = tuple(task for task in dict.fromkeys(tasks) if task not in known)
         if not new:
             return self
-        cells = (None,) * len(new)
-        return self._derived(
-            tasks=self.tasks + new,
-            rows=tuple(row + cells for row in self.rows),
-            counts=None if self.counts is None else tuple(row + cells for row in self.counts),
-        )
+        return self._derived(tasks=self.tasks + new)
 
-    def _with_counts(self, t: int, counts: Mapping[str, int | None]) -> "AccuracyMatrix":
-        empty = (None,) * len(self.tasks)
-        known = self.counts or (empty,) * len(self.rows)
-        row = tuple(counts.get(task, old) for task, old in zip(self.tasks, known[t], strict=True))
-        return self._derived(counts=(*known[:t], row, *known[t + 1 :]))
+    def _with_row(
+        self, rows: tuple[Any, ...], t: int, values: Mapping[str, Any]
+    ) -> tuple[Any, ...]:
+        """Return rows of cells with those of row ``t`` set; None takes a cell away."""
+        places = {task: i for i, task in enumerate(self.tasks) if task in values}
+        row = rows[t] | {places[task]: value for task, value in values.items() if task in places}
+        return (*rows[:t], {i: v for i, v in row.items() if v is not None}, *rows[t + 1 :])
+
+    def _whole(self, row: Mapping[int, Any]) -> tuple[Any, ...]:
+        return tuple(map(row.get, range(len(self.tasks))))
 
     def _derived(self, **parts: Any) -> "AccuracyMatrix":
         """Return a matrix of parts whose cells were checked: checking all again is T x T."""
         made = object.__new__(type(self))
-        for name in ("tasks", "rows", "counts"):
-            object.__setattr__(made, name, parts.get(name, getattr(self, name)))
+        made.tasks = parts.get("tasks", self.tasks)
+        made._scores = parts.get("scores", self._scores)
+        made._counts = parts.get("counts", self._counts)
         return made
+
+
+def _measured(row: Sequence[Any]) -> dict[int, Any]:
+    return {i: value for i, value in enumerate(row) if value is not None}
 
 
 def _check_score(t: int, task: str, score: float | None) -> None:

@@ -34,7 +34,7 @@ def forgetting(matrix: AccuracyMatrix) -> float | None:
     ever knew.
     """
     last = matrix.learned
-    if matrix.counts is not None:
+    if matrix.bounded:
         return None
     columns = list(zip(*matrix.rows, strict=True))
     return _mean(
@@ -53,9 +53,8 @@ def backward_transfer(matrix: AccuracyMatrix) -> float | None:
     Where a version answers some of the held-out samples, over the i that it measured.
     """
     last = matrix.learned
-    row = matrix.rows[last]
-    known = (i for i in _tasks(last - 1) if matrix.counts is None or row[i - 1] is not None)
-    return _mean(_minus(row[i - 1], matrix[i, i]) for i in known)
+    known = (i for i in matrix.measured(last) if i < last) if matrix.bounded else _tasks(last - 1)
+    return _mean(_minus(matrix[last, i], matrix[i, i]) for i in known)
 
 
 def forward_transfer(matrix: AccuracyMatrix) -> float | None:
@@ -70,13 +69,11 @@ def mean_average_accuracy(matrix: AccuracyMatrix) -> float | None:
 
 def _row_mean(matrix: AccuracyMatrix, t: int) -> float | None:
     """Return the mean of the first t cells of row t, or what those measured say of it."""
-    row = matrix.rows[t][:t]
-    if matrix.counts is None or t < 2:
-        return _mean(row)
-    earlier = _mean(score for score in row[:-1] if score is not None)
-    if earlier is None or row[-1] is None:
-        return None
-    return ((t - 1) * earlier + row[-1]) / t
+    if not matrix.bounded or t < 2:
+        return _mean(matrix[t, i] for i in _tasks(t))
+    own = matrix[t, t]
+    earlier = _mean(score for i, score in matrix.measured(t).items() if i < t)
+    return None if earlier is None or own is None else ((t - 1) * earlier + own) / t
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,7 +61,7 @@ class Outcome:
         gate = version.gate() or {"checks": ()}
         before, scores = matrix.row(matrix.learned - 1), matrix.row(matrix.learned)
         score_before = before[manifest["task"]]
-        if matrix.counts is not None:  # the rows before rest on other samples
+        if matrix.bounded:  # the rows before rest on other samples
             scores = {task: score for task, score in scores.items() if score is not None}
             before = {t: gate.get("before", {}).get(t) for t in scores}
             before[manifest["task"]] = score_before
