@@ -216,7 +216,8 @@ class Store:
             version.check()
             for committed in (self.root / "runs").glob(f"{self.current.number:04d}-*"):
                 discard(committed)  # killed before it was cleared away
-            audit.record(self.root, "rolled back", version=number, left=self.current_number)
+            if number != self.current_number:
+                audit.record(self.root, "rolled back", version=number, left=self.current_number)
             self.point_to(version)
         return version
 

@@ -274,14 +274,19 @@ def commit(store: Store, run: Run) -> Version:
 
 
 def refuse(store: Store, run: Run, report: Mapping[str, Any]) -> Path:
-    """Keep a candidate that may not become a version, with its report; return its folder."""
+    """Keep a candidate that may not become a version, with its report; return its folder.
+
+    It is told before the candidate is moved: moved, it is not refused again by the same command.
+    """
     discard(run.folder / "checkpoints")
+    again = (run.folder / REPORT).is_file()  # killed in here
     write_sealed(run.folder / REPORT, {"schema": SCHEMA, **report})
+    told = {"version": run.number, "parent": run.parent, "task": run.task}
+    audit.record(store.root, "refused", once=again, **told)
     target = store.root / "refused" / run.folder.name
     make_folders(target.parent)
     settle(run.folder, target)
     sync_folder(run.folder.parent)
-    audit.record(store.root, "refused", version=run.number, parent=run.parent, task=run.task)
     return target
 
 

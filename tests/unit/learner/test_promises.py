@@ -12,6 +12,7 @@ from lcia.distributed.checkpoint import last_checkpoint
 from lcia.errors import LciaError, StoreError
 from lcia.files import read_sealed, write_sealed
 from lcia.learner import ContinualLearner, Store, rename_group
+from lcia.store import audit
 from lcia.store.fingerprint import LATER, WITHOUT_EFFECT, fingerprint
 from lcia.store.manifest import check_proposal
 from lcia.store.transaction import begin, clear, refuse, refused, unfinished
@@ -107,6 +108,30 @@ def test_power_that_failed_while_a_candidate_moved_leaves_one_of_it(root, shades
     shutil.copytree(folder, run.folder)  # both names are there
     clear(store)
     assert (unfinished(store), list(refused(store))) == (None, [3])
+
+
+@pytest.mark.parametrize("where", ["settle", "audit.record", "sync_folder"])
+def test_a_refusal_is_told_once_wherever_it_was_killed(where, root, shades, monkeypatch):
+    store = Store.open(root)
+    run = begin(store, shades.name, lambda schema: "made of something")
+
+    def killed(*args, **options):
+        raise Killed
+
+    with monkeypatch.context() as during, pytest.raises(Killed):
+        during.setattr(f"lcia.store.transaction.{where}", killed)
+        refuse(store, run, {"why": "", "before": {}, "after": {}})
+    if not refused(store):  # else the same command says so and goes no further
+        refuse(store, unfinished(store), {"why": "", "before": {}, "after": {}})
+    told = [(e["version"], e["task"]) for e in audit.entries(root) if e["what"] == "refused"]
+    assert (told, list(refused(store))) == ([(3, shades.name)], [3])
+
+
+def test_rolling_back_to_the_version_in_force_is_no_change_to_tell(root):
+    store = Store.open(root)
+    before = audit.entries(root)
+    assert store.roll_back(store.current_number).number == 2
+    assert audit.entries(root) == before
 
 
 def test_a_damaged_checkpoint_is_refused_and_the_named_remedy_works(cut, made, shades):
