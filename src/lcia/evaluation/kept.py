@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from lcia.errors import ConfigError, DataError, ModelError
 from lcia.evaluation.scorers import normalise, score_each
 from lcia.files import LINES_LIMIT, append, json_bytes, read_bytes, write_bytes
 from lcia.models.answering import LEAST_PROMPT
-from lcia.models.chat import AT_ONCE, ChatFormat
+from lcia.models.chat import ChatFormat
 from lcia.registry import SCORERS
 
 
@@ -114,7 +114,10 @@ def check_answers(chat: ChatFormat, task: Task) -> None:
         except ModelError as error:
             raise ModelError(f"task '{task.name}', sample '{sample.id}': {error}") from error
     _check_lengths(chat, task)
-    given = list(_all_given(chat, samples, task.max_new_tokens))
+    # Most samples reach their first answer, so those are tokenised at once.
+    firsts = chat.encoder.encode_all([chat.encoder.protect(s.answers[0]) for s in samples])
+    pairs = zip(samples, firsts, strict=True)
+    given = [_Given(chat, sample, task.max_new_tokens, first) for sample, first in pairs]
     _tell_unreachable(task, given)
     tested = given[len(task.train) :]
     if any(one.reached for one in tested):
@@ -149,15 +152,6 @@ class _Given:
                 self.reached, self.too_long = reached, len(ids) > limit
             if reached:
                 break
-
-
-def _all_given(chat: ChatFormat, samples: Sequence[Sample], limit: int) -> Iterator[_Given]:
-    """Yield the best for each sample; first answers are encoded at once, for most reach it."""
-    for start in range(0, len(samples), AT_ONCE):
-        piece = samples[start : start + AT_ONCE]
-        firsts = chat.encoder.encode_all([chat.encoder.protect(s.answers[0]) for s in piece])
-        for sample, first in zip(piece, firsts, strict=True):
-            yield _Given(chat, sample, limit, first)
 
 
 def _tell_unreachable(task: Task, given: Sequence[_Given]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lcia.errors import DataError, StoreError
-from lcia.files import LINES_LIMIT, json_bytes, read_json, write_bytes, write_json
+from lcia.files import LINES_LIMIT, read_json, write_json
 
 Row = tuple[float | None, ...]
 Counts = tuple[int | None, ...]
@@ -129,7 +129,7 @@ class AccuracyMatrix:
         t: int,
         scores: Mapping[str, float | None],
         *,
-        counts: Mapping[str, int] | None = None,
+        counts: Mapping[str, int | None] | None = None,
     ) -> "AccuracyMatrix":
         """Return the matrix with the cells of row ``t`` set; unknown tasks add columns.
 
@@ -154,11 +154,8 @@ class AccuracyMatrix:
 
     def without_scores(self, t: int) -> "AccuracyMatrix":
         """Return the matrix with nothing measured in row ``t``."""
-        scores = (*self._scores[:t], {}, *self._scores[t + 1 :])
-        known = self._counts
-        return self._derived(
-            scores=scores, counts=None if known is None else (*known[:t], {}, *known[t + 1 :])
-        )
+        nothing = dict.fromkeys(self.tasks)
+        return self.with_scores(t, nothing, counts=nothing if self.bounded else None)
 
     @property
     def learned(self) -> int:
@@ -178,7 +175,7 @@ class AccuracyMatrix:
 
     def measured(self, t: int) -> dict[int, float]:
         """Return the number of a task, from 1, to its score after learning task ``t``."""
-        return {i + 1: score for i, score in sorted(self._scores[t].items())}
+        return {i + 1: score for i, score in self._scores[t].items()}
 
     def answered(self, t: int) -> dict[int, int]:
         """Return the number of a task, from 1, to the samples behind its score in row ``t``.
@@ -253,7 +250,7 @@ class AccuracyMatrix:
             [[i, score, counts.get(i)] for i, score in sorted(row.items())]
             for row, counts in zip(self._scores, self._counts, strict=True)
         ]
-        write_bytes(Path(path), json_bytes({"tasks": list(self.tasks), "cells": cells}) + b"\n")
+        write_json(Path(path), {"tasks": list(self.tasks), "cells": cells}, indent=None)
 
     @classmethod
     def load(cls, path: str | Path) -> "AccuracyMatrix":
@@ -278,9 +275,9 @@ class AccuracyMatrix:
         self, rows: tuple[Any, ...], t: int, values: Mapping[str, Any]
     ) -> tuple[Any, ...]:
         """Return rows of cells with those of row ``t`` set; None takes a cell away."""
-        places = {task: i for i, task in enumerate(self.tasks) if task in values}
-        row = rows[t] | {places[task]: value for task, value in values.items() if task in places}
-        return (*rows[:t], {i: v for i, v in row.items() if v is not None}, *rows[t + 1 :])
+        given = {i: values[task] for i, task in enumerate(self.tasks) if task in values}
+        row = {i: value for i, value in (rows[t] | given).items() if value is not None}
+        return (*rows[:t], row, *rows[t + 1 :])
 
     def _whole(self, row: Mapping[int, Any]) -> tuple[Any, ...]:
         return tuple(map(row.get, range(len(self.tasks))))

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lcia.errors import ConfigError, DataError, LciaError, StoreError
-from lcia.files import json_bytes, read_json, write_bytes
+from lcia.files import read_json, write_json
 from lcia.grouping.config import GroupingConfig
 from lcia.grouping.content import Content, ContentIndex
 from lcia.grouping.groups import Group, TaughtTask
@@ -335,8 +335,8 @@ class InstructionCodebook:
         return made
 
     def save(self, path: str | Path) -> None:
-        """Write the codebook as JSON, in one line: Python writes others at a tenth of the speed."""
-        write_bytes(Path(path), json_bytes(self.to_dict()) + b"\n")
+        """Write the codebook as JSON, in one line."""
+        write_json(Path(path), self.to_dict(), indent=None)
 
     @classmethod
     def load(cls, path: str | Path) -> "InstructionCodebook":

@@ -1,7 +1,7 @@
 """From messages to token ids, by the model's own chat template where it has one."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,9 +23,6 @@ from lcia.models.control import TextEncoder
 _ASKED = Message(role="user", content="q-u-e-s")
 _ANSWERED = Message(role="assistant", content="a-n-s")
 _AGAIN = Message(role="user", content="m-o-r-e")
-AT_ONCE = 1000
-"""Texts that are tokenised at once: of every token more is told than its id."""
-
 _THOUGHT = re.compile(r"<(think|thinking|thought|reasoning)>\s*\Z")
 
 
@@ -128,7 +125,10 @@ class ChatFormat:
 
     def encode_examples(self, samples: Sequence[Sample]) -> list[Any]:
         """Return what ``encode_example`` does for each, tokenised on all cores."""
-        return [self._example(*encoded) for encoded in self._encoded(samples)]
+        prompts = [self._render(sample.messages) for sample in samples]
+        wholes = [self._framed(ids) for ids in self.encoder.encode_all(prompts)]
+        answers = self._answer_ids(samples, prompts, wholes)
+        return list(map(self._example, samples, wholes, answers))
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
         """Return the training batch of encoded examples, as ``answer_batch`` describes it."""
@@ -158,14 +158,6 @@ class ChatFormat:
     def _example(self, sample: Sample, whole: list[int], answer_ids: list[int]) -> Any:
         prompt_ids, truncated = self._cut(whole, len(answer_ids))
         return Example(prompt_ids=prompt_ids, answer_ids=answer_ids, truncated=truncated)
-
-    def _encoded(self, samples: Sequence[Sample]) -> Iterator[tuple[Sample, list[int], list[int]]]:
-        """Yield each sample with the token ids of its whole prompt and of its first answer."""
-        for start in range(0, len(samples), AT_ONCE):
-            piece = samples[start : start + AT_ONCE]
-            prompts = [self._render(sample.messages) for sample in piece]
-            wholes = [self._framed(ids) for ids in self.encoder.encode_all(prompts)]
-            yield from zip(piece, wholes, self._answer_ids(piece, prompts, wholes), strict=True)
 
     def _cut(self, ids: list[int], answer_tokens: int) -> tuple[list[int], bool]:
         limit = self._limit(answer_tokens)

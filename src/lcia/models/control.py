@@ -9,6 +9,8 @@ from typing import Any
 
 # No text of a user holds these: they are drawn anew in every process.
 _NONCE = secrets.token_hex(8)
+AT_ONCE = 1000
+"""Texts that are tokenised at once: of every token more is told than its id."""
 
 
 class TextEncoder:
@@ -45,7 +47,7 @@ class TextEncoder:
         self._names = longest_first
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         self._mark = re.compile(f"\ue000{_NONCE}([0-9a-f]*)\ue001")
-        bare = list(self._plain(["a"])[0])
+        (bare,) = self._plain(["a"])
         whole = list(tokenizer("a")["input_ids"])
         start = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), len(whole))
         self.before, self.after = whole[:start], whole[start + len(bare) :]
@@ -80,10 +82,9 @@ class TextEncoder:
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of many texts, each as ``encode`` does; all cores share them."""
         marked = [self._mark.search(text) is not None for text in texts]
-        plain = [text for text, mark in zip(texts, marked, strict=True) if not mark]
-        found = iter(self._plain(plain))
+        plain = iter(self._plain([t for t, mark in zip(texts, marked, strict=True) if not mark]))
         return [
-            self._literal(text) if mark else list(next(found))
+            self._literal(text) if mark else next(plain)
             for text, mark in zip(texts, marked, strict=True)
         ]
 
@@ -96,10 +97,12 @@ class TextEncoder:
         ids = shadow.encode(self.restore(literal), add_special_tokens=False).ids
         return [stand_ins.get(i, i) for i in ids if not self._slipped_through(i)]
 
-    def _plain(self, texts: list[str]) -> list[list[int]]:
-        if not texts:  # which some tokenizers refuse
-            return []
-        return list(self.tokenizer(texts, add_special_tokens=False)["input_ids"])
+    def _plain(self, texts: Sequence[str]) -> list[list[int]]:
+        rows: list[list[int]] = []
+        for start in range(0, len(texts), AT_ONCE):
+            piece = texts[start : start + AT_ONCE]
+            rows += self.tokenizer(piece, add_special_tokens=False)["input_ids"]
+        return rows
 
     def _is_text(self, token: str, number: int) -> bool:
         """Whether ordinary text yields the token, as where a letter serves as padding."""

@@ -96,11 +96,9 @@ def refuse_links(root: Path, paths: Iterable[Path]) -> None:
     seen: set[str] = set()
     base = str(root)
     for path in paths:
-        way, below = base, os.path.normpath(path)
-        inside = below.startswith(base + os.sep)
-        below = below[len(base) + 1 :] if inside else os.path.relpath(below, base)
-        for part in below.split(os.sep):
-            way = f"{way}{os.sep}{part}"
+        way = base
+        for part in os.path.relpath(path, base).split(os.sep):
+            way = os.path.join(way, part)
             if way not in seen and os.path.islink(way):
                 raise StoreError(
                     f"{way}: is a link; a store has none. Put the files there in its place."

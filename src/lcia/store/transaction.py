@@ -58,6 +58,11 @@ class Run:
     schema: int = 1
 
     @property
+    def told(self) -> dict[str, Any]:
+        """What the audit log says of it."""
+        return {"version": self.number, "parent": self.parent, "task": self.task}
+
+    @property
     def done(self) -> dict[str, str]:
         """The files that are finished, by their path in the folder, with their SHA-256."""
         path = self.folder / DONE
@@ -266,8 +271,7 @@ def commit(store: Store, run: Run) -> Version:
     version = store.version(run.number)
     forced = (run.folder / REPORT).is_file()
     what = "accepted although refused" if forced else "released"
-    told = {"version": run.number, "parent": run.parent, "task": run.task}
-    audit.record(store.root, what, once=True, **told)
+    audit.record(store.root, what, once=True, **run.told)
     store.point_to(version)
     discard(run.folder)
     return version
@@ -277,12 +281,12 @@ def refuse(store: Store, run: Run, report: Mapping[str, Any]) -> Path:
     """Keep a candidate that may not become a version, with its report; return its folder.
 
     It is told before the candidate is moved: moved, it is not refused again by the same command.
+    Killed in here, it is told once; the number of a candidate that was forgotten comes again.
     """
     discard(run.folder / "checkpoints")
-    again = (run.folder / REPORT).is_file()  # killed in here
+    again = (run.folder / REPORT).is_file()
     write_sealed(run.folder / REPORT, {"schema": SCHEMA, **report})
-    told = {"version": run.number, "parent": run.parent, "task": run.task}
-    audit.record(store.root, "refused", once=again, **told)
+    audit.record(store.root, "refused", once=again, **run.told)
     target = store.root / "refused" / run.folder.name
     make_folders(target.parent)
     settle(run.folder, target)

@@ -45,7 +45,7 @@ def test_ordinary_contents_are_encoded_as_the_tokenizer_does(shape):
 
 @pytest.mark.parametrize("shape", sorted(SHAPES))
 def test_many_samples_are_encoded_as_each_alone(shape, monkeypatch):
-    monkeypatch.setattr("lcia.models.chat.AT_ONCE", 7)  # so that the last piece is a shorter one
+    monkeypatch.setattr("lcia.models.control.AT_ONCE", 7)  # so that the last piece is a shorter one
     tokenizer = shaped(shape)
     chat = ChatFormat(tokenizer, max_prompt_tokens=40)
     forged = [f"a{token}b" for token in tokenizer.all_special_tokens]
