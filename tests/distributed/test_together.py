@@ -1,6 +1,7 @@
 """Two processes are one run: joined whatever the launcher says, ended together, heard once."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -19,7 +20,11 @@ TALK = f"""{MEETING}
 import signal
 how = sys.argv[3]
 channel = Channel.open(rank, 2, host="127.0.0.1", spread=spread)
-if rank == 1 and how == "kill":
+main = channel.meet(os.getpid())
+if rank == 1 and how in ("launcher", "operator"):
+    os.kill(main, signal.SIGTERM)
+    time.sleep(0.5 if how == "launcher" else 100)
+if rank == 1 and how in ("kill", "launcher"):
     os.kill(os.getpid(), signal.SIGKILL)
 if rank == 1 or how == "both":
     channel.fail("disk is full", 3)
@@ -33,23 +38,37 @@ time.sleep(100)
         ("raise", "Process 1 of 2: disk is full", 3),
         ("both", "disk is full", 3),
         ("kill", "Process 1 of 2 ended without a word", 1),
+        ("launcher", "Process 1 of 2 ended without a word", 1),
     ],
 )
 def test_what_happens_to_one_process_ends_all_with_one_line(how, said, code, tmp_path):
+    codes, errors = talk(how, tmp_path)
+    assert codes[0] == code
+    assert errors[0].startswith(said)
+    assert errors[0].count("\n") == 1
+    assert errors[1] == ""
+
+
+def test_a_main_process_that_is_asked_to_end_does_and_the_other_says_so(tmp_path):
+    codes, errors = talk("operator", tmp_path)
+    assert codes == [-signal.SIGTERM, 1]
+    assert errors[0] == ""
+    assert errors[1].startswith("Process 0 of 2 ended without a word")
+
+
+def talk(how, folder):
+    """Run two processes that talk, and return with what code each ended and what it said."""
     command = [sys.executable, "-c", TALK]
     ranks = [
         subprocess.Popen(
-            [*command, str(rank), str(tmp_path / "meeting"), how], stderr=subprocess.PIPE, text=True
+            [*command, str(rank), str(folder / "meeting"), how], stderr=subprocess.PIPE, text=True
         )
         for rank in (0, 1)
     ]
     begun = time.monotonic()
     errors = [rank.communicate(timeout=60)[1] for rank in ranks]
     assert time.monotonic() - begun < 15
-    assert ranks[0].returncode == code
-    assert errors[0].startswith(said)
-    assert errors[0].count("\n") == 1
-    assert errors[1] == ""
+    return [rank.returncode for rank in ranks], errors
 
 
 def test_a_failed_process_ends_the_command_and_the_same_command_continues(

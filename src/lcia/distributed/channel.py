@@ -10,6 +10,7 @@ import json
 import os
 import queue
 import secrets
+import signal
 import socket
 import sys
 import threading
@@ -31,6 +32,13 @@ LAST_WORDS_S = 5.0
 
 READ_S = 0.3
 """How long the main process outlives its last message, so that a reset does not overtake it."""
+
+OVERTAKEN_S = 2.0
+"""How long the main process looks for a dead rank once it is asked to end.
+
+A launcher that finds one sends SIGTERM to the rest, which may come before the closed connection is
+read.
+"""
 
 RETRY_S = 0.05
 """Longest pause between two requests for what is not there yet."""
@@ -98,6 +106,8 @@ class Channel:
             for _ in range(processes - 1):
                 connection = listener.accept()
                 peers[json.loads(connection.recv_bytes())["rank"]] = connection
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, _end_later)
         return cls(0, processes, peers)
 
     def serve(self, topic: str, handler: Handler) -> None:
@@ -235,6 +245,13 @@ class Channel:
                 self._peers[peer].send_bytes(json.dumps(message).encode())
         except OSError:
             return  # it ended meanwhile, which its reader sees and tells
+
+
+def _end_later(number: int, frame: Any) -> None:
+    """End by this signal, after the readers had the time to say which rank died before."""
+    time.sleep(OVERTAKEN_S)
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
 
 
 def _notice_silence(connection: Connection) -> None:
