@@ -267,7 +267,8 @@ def run(output: Path, *, each: int, steps: int) -> None:
             if case.task.name in done:
                 continue
             rows.append(judge(host, learner.store, case, folder))
-            write_json(output, {"known": known, "torch": torch.__version__, "candidates": rows})
+            report = {"known": known, "torch": torch.__version__, "candidates": rows}
+            write_json(output, report, indent=None)
             told = ", ".join(rows[-1]["failed"]) or "passes"
             print(f"{time.process_time() - started:5.0f} s  {case.task.name}: {told}", flush=True)
 

@@ -19,7 +19,7 @@ from lcia.files import write_text
 from lcia.registry import METHODS
 from lcia.reports.compare_page import markdown_table
 from lcia.reports.numbers import DASH, measured, number
-from lcia.reports.plots import MUTED, SERIES, style
+from lcia.reports.plots import MUTED, SERIES, save, style
 from lcia.reports.tables import TextTable, spread_text
 
 ROOT = Path(__file__).parents[1]
@@ -131,7 +131,7 @@ def draw(points: Mapping[str, tuple[str, Sequence[FinishedRun], float]], path: P
         axes.margins(0.12)
         axes.set_xlabel("training samples kept, %")
         axes.set_ylabel("average accuracy after the last task, %")
-        figure.savefig(path, metadata={"Software": None}, dpi=110)
+        save(figure, path, dpi=110)
 
 
 def write(names: Iterable[str]) -> None:

@@ -127,8 +127,8 @@ def sweep(seen: list[float], unseen: list[float]) -> list[dict[str, float]]:
     return [
         {
             "threshold": threshold,
-            "unseen_new_percent": 100 * float(np.mean(np.array(unseen) < threshold)),
-            "seen_new_percent": 100 * float(np.mean(np.array(seen) < threshold)),
+            "unseen_new_percent": round(100 * float(np.mean(np.array(unseen) < threshold)), 1),
+            "seen_new_percent": round(100 * float(np.mean(np.array(seen) < threshold)), 1),
         }
         for threshold in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     ]
@@ -193,7 +193,7 @@ def main() -> None:
                     )
     result = {"tasks": len(tasks), "train": arguments.train, "test": arguments.test, "rows": rows}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    arguments.out.write_text(json.dumps(result, separators=(",", ":")) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What ``benchmarks.scale`` measured: table, plot, a cost model, a simulated fleet.
 
-    python -m benchmarks.scale_report --folder WORK  # writes results/scale.json, docs/scale.png
-    python -m benchmarks.scale_report                # prints it again from results/scale.json
+    python -m benchmarks.scale_report --folder WORK  # writes results/scale.json.gz, docs/scale.png
+    python -m benchmarks.scale_report                # prints it again from results/scale.json.gz
 
 The cost model is fitted on every second measurement; its error is stated on the others. The fleet
 is a simulation: servers with room for so many adapters, least recently used first out, and requests
@@ -9,6 +9,7 @@ whose group follows Zipf's law.
 """
 
 import argparse
+import gzip
 import json
 import random
 from bisect import bisect
@@ -24,8 +25,9 @@ import numpy as np
 from benchmarks.scale import lines_of
 from lcia.files import files_below
 from lcia.learner.outcome import environment
+from lcia.reports.plots import save
 
-RESULTS = Path(__file__).parent / "results" / "scale.json"
+RESULTS = Path(__file__).parent / "results" / "scale.json.gz"
 PLOT = Path(__file__).parents[1] / "docs" / "scale.png"
 TERMS = ("fixed", "answers", "version_mb")
 NEAR = 3
@@ -133,7 +135,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
     right.plot([p["tasks"] for p in points], [p["bytes"] / 1e6 for p in points], "o-")
     right.set(xlabel="tasks", ylabel="store, MB", ylim=(0, None))
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    save(figure, path, dpi=110)
 
 
 def hit_rate(*, zipf: float, slots: int, by_group: bool, seed: int = 0) -> float:
@@ -207,16 +209,17 @@ def tell(report: dict[str, Any]) -> None:
 def main() -> None:
     """Collect, fit, simulate, draw; or print what was."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--folder", type=Path, help="of benchmarks.scale; else results/scale.json")
+    parser.add_argument("--folder", type=Path, help="of benchmarks.scale; else the results")
     parser.add_argument("--beside", type=Path, help="beside.jsonl of benchmarks.scale --beside")
     asked = parser.parse_args()
     if asked.folder is not None:
         report = collect(asked.folder)
         report["beside"] = lines_of(asked.beside) if asked.beside else []
         report |= {"model": cost_model(report["tasks"]), "fleet": fleet()}
-        RESULTS.write_text(json.dumps(report, separators=(",", ":")) + "\n", encoding="utf-8")
+        text = json.dumps(report, separators=(",", ":")) + "\n"
+        RESULTS.write_bytes(gzip.compress(text.encode(), mtime=0))
         plot(report, PLOT)
-    tell(json.loads(RESULTS.read_text(encoding="utf-8")))
+    tell(json.loads(gzip.decompress(RESULTS.read_bytes())))
 
 
 if __name__ == "__main__":

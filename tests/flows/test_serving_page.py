@@ -13,6 +13,7 @@ from lcia.learner import ContinualLearner, Store
 from lcia.live.database import Database
 from lcia.live.inbox import Inbox
 from lcia.live.serving import LiveConfig, build_live_app
+from lcia.reports.plots import with_palette
 from lcia.serving.config import AccessConfig
 from serving_server import COLOUR, NUMBER, make_service, make_store, running, serving
 
@@ -190,7 +191,7 @@ def picture(page, name):
     """Write a picture for the docs, where LCIA_WRITE_PICTURES asks for it."""
     if PICTURES:
         page.set_viewport_size({"width": 900, "height": 620})
-        page.screenshot(path=DOCS / f"{name}.png")
+        (DOCS / f"{name}.png").write_bytes(with_palette(page.screenshot()))
 
 
 def test_an_answer_is_corrected_below_it_and_the_inbox_decides_by_keyboard(open_page, live):

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from matplotlib import colormaps, rc_context
+from matplotlib import colormaps, rc_context, rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 from lcia.errors import ConfigError
 from lcia.evaluation.matrix import AccuracyMatrix
+from lcia.files import write_bytes
 from lcia.reports.data import StepRecord
 
 INK, MUTED, GRID = "#1c2127", "#5c6670", "#dfe3e8"
@@ -68,6 +70,31 @@ def style() -> Iterator[None]:
         yield
 
 
+def save(figure: Figure, path: str | Path, *, dpi: float | None = None) -> None:
+    """Write a figure, the same bytes each time; a PNG with a palette, in a third of the space.
+
+    Args:
+        figure: what is drawn.
+        path: where to; the suffix is the format, ``.png`` or ``.svg``.
+        dpi: dots per inch of a PNG; None: as the style says.
+    """
+    if Path(path).suffix == ".svg":
+        figure.savefig(path, metadata={"Date": None})
+        return
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=dpi or rcParams["savefig.dpi"])
+    write_bytes(Path(path), with_palette(drawn.getvalue()))
+
+
+def with_palette(png: bytes) -> bytes:
+    """Return a picture of few colours as a PNG with 256 of them, the nearest."""
+    small = io.BytesIO()
+    with Image.open(io.BytesIO(png)) as image:
+        few = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        few.save(small, "PNG", optimize=True)
+    return small.getvalue()
+
+
 def compare_figure(runs: Mapping[str, AccuracyMatrix], path: str | Path) -> None:
     """Write the scores over time of several runs side by side, as PNG or SVG.
 
@@ -87,8 +114,7 @@ def compare_figure(runs: Mapping[str, AccuracyMatrix], path: str | Path) -> None
         for axes, (name, matrix) in zip(panels, runs.items(), strict=True):
             axes.set_title(printable(name, limit=44))
             draw_scores(axes, matrix)
-        metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
-        figure.savefig(path, metadata=metadata)
+        save(figure, path)
 
 
 def similarity_figure(tasks: Sequence[str], values: Any, path: str | Path) -> None:
@@ -119,7 +145,7 @@ def similarity_figure(tasks: Sequence[str], values: Any, path: str | Path) -> No
                 colour = "white" if value > 0.6 else INK
                 label = f"{value:.2f}"
                 axes.text(column, row, label, ha="center", va="center", color=colour, fontsize=7)
-        figure.savefig(path)
+        save(figure, path)
 
 
 def draw_scores(axes: Axes, matrix: AccuracyMatrix) -> None:

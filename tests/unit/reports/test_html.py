@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from matplotlib import rcParams
 from matplotlib.figure import Figure
+from PIL import Image
 
 from benchmarks import leaderboard, tables
 from lcia.errors import ConfigError
@@ -389,6 +390,10 @@ def test_the_comparison_is_the_same_file_each_time(tmp_path, suffix):
     one, two = ((tmp_path / f"{name}.{suffix}").read_bytes() for name in ("one", "two"))
     assert one == two
     assert one.startswith(b"\x89PNG" if suffix == "png" else b"<?xml")
+    if suffix == "png":
+        with Image.open(tmp_path / "one.png") as image:
+            assert image.mode == "P", "colours from a palette"
+            assert image.width > 1500
     assert dict(rcParams) == before
 
 
