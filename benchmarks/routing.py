@@ -1,8 +1,8 @@
 """Accuracy of routing on SuperNI: ``python -m benchmarks.routing --data ../shared/data/superni``.
 
 Each task teaches its definition. Prompts are then routed whose instruction is the definition,
-its first sentence alone, or instead of it one of the task's positive examples; once with a group a
-task, once with the tasks dealt into eight groups.
+its first sentence alone, one of the task's positive examples instead of it, or the definition
+behind the input; once with a group a task, once with the tasks dealt into eight groups.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import numpy as np
 
 from lcia.grouping import GroupingConfig, InstructionCodebook, InstructionRecipe, Router
 
-VARIANTS = ("definition", "first sentence", "example")
+VARIANTS = ("definition", "first sentence", "example", "moved")
 DEALS = 3
 DEALT_GROUPS = 8
 
@@ -48,16 +48,16 @@ def read_task(path: Path, *, train: int, test: int) -> Task:
         "first sentence": [re.split(r"(?<=[.!?])\s", definition)[0]] * test,
         "example": [examples[n % len(examples)] for n in range(test)],
     }
+    prompts = {
+        variant: [f"{frame}\n\n{text}" for frame, text in zip(frames[variant], asked, strict=True)]
+        for variant in frames
+    }
+    prompts["moved"] = [f"{text}\n\n{definition}" for text in asked]
     return Task(
         name=path.stem,
         definition=definition,
         train=[f"{definition}\n\n{text}" for text in inputs[: min(train, len(inputs) - test)]],
-        test={
-            variant: [
-                f"{frame}\n\n{text}" for frame, text in zip(frames[variant], asked, strict=True)
-            ]
-            for variant in VARIANTS
-        },
+        test=prompts,
         asked=asked,
     )
 

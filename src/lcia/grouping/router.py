@@ -1,7 +1,9 @@
 """Which group answers a prompt."""
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,15 @@ ROUTED_CHARACTERS = 1 << 14
 Instructions stand there, and routing is to cost the same whatever somebody pastes in between.
 """
 
+PARTS = 8
+"""Lines, paragraphs and sentences at each end of a prompt, read where no task has its instruction.
+
+Somebody who writes the instruction before the text, and not after it as the training data do, means
+the same. Such a reading counts where it reaches the threshold.
+"""
+
+_LINE, _PARAGRAPH, _SENTENCE = map(re.compile, (r"\n", r"\n\s*\n", r"(?<=[.!?:])\s+"))
+
 LEAST_FIT = 0.1
 """Nats a term by which a group has to explain a prompt better than chance does, for ``content``.
 
@@ -32,6 +43,14 @@ Below it, the one opened first answers.
 
 TURNS = 8
 """User turns looked at, from the last one back."""
+
+
+class Reading(NamedTuple):
+    """What may be a prompt's instruction, the rest of the prompt, and groups' similarities."""
+
+    instruction: str
+    rest: str
+    scores: NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,25 +222,39 @@ class Router:
         prompt = _shortened(prompt)
         text = whole(prompt)
         splits = dict(recipe.split(prompt) for recipe in self.recipes)
-        rest_of = {found: rest for found, rest in splits.items() if found is not None}
-        instruction_found = bool(rest_of)
-        rest_of = rest_of or {text: text}
+        told = self._told({found: rest for found, rest in splits.items() if found is not None})
+        if not any(map(self._is_known, told)):
+            told = [one for one in self._told(_parts(text)) if self._is_known(one)] or told
+        scores, instruction = self._compared(told or self._told({text: text}), text)
+        decision = self._decision(scores, instruction, found=bool(told), text=text)
+        return decision, scores
+
+    def _told(self, rest_of: Mapping[str, str]) -> list[Reading]:
+        """Compare what may be a prompt's instruction, each with the rest of that prompt."""
+        if self.codebook.config.route_on == "prompt":
+            return [Reading(*item, np.empty(0)) for item in rest_of.items()]
+        found = [Reading(*i, self.codebook.instruction_scores(i[0])) for i in rest_of.items()]
+        for reading in found:
+            reading.scores[self._retired] = -1
+        return found
+
+    def _is_known(self, reading: Reading) -> bool:
+        return bool(reading.scores.max(initial=-1) >= self._threshold)
+
+    def _compared(self, told: Sequence[Reading], text: str) -> tuple[NDArray[np.float64], str]:
+        """Return how similar each group is to a prompt, and the reading that is most similar."""
         route_on = self.codebook.config.route_on
-        instruction = next(iter(rest_of))
-        scores = np.full(len(self._ids), -1.0)
         if route_on == "prompt":
             scores = self.codebook.prompt_scores(text)
-        else:
-            for candidate, rest in rest_of.items():
-                found = self.codebook.instruction_scores(candidate)
-                if route_on == "both":
-                    found = (found + self.codebook.prompt_scores(rest)) / 2
-                if found.max(initial=-1) > scores.max(initial=-1):
-                    instruction = candidate
-                scores = np.maximum(scores, found)
+            scores[self._retired] = -1
+            return scores, told[0].instruction
+        found = [reading.scores for reading in told]
+        if route_on == "both":
+            found = [(r.scores + self.codebook.prompt_scores(r.rest)) / 2 for r in told]
+        nearest_of = [scores.max(initial=-1) for scores in found]
+        scores = np.max(found, axis=0)
         scores[self._retired] = -1
-        decision = self._decision(scores, instruction, found=instruction_found, text=text)
-        return decision, scores
+        return scores, told[int(np.argmax(nearest_of))].instruction
 
     def _decision(
         self, scores: NDArray[np.float64], instruction: str, *, found: bool, text: str
@@ -278,6 +311,17 @@ class Router:
             return (group, "below_content") if fit >= LEAST_FIT else (None, "off_topic")
         chosen = {"nearest": best, "latest": self._latest, "base": None}[self.below]
         return chosen, f"below_{self.below}"
+
+
+def _parts(text: str) -> dict[str, str]:
+    """Return lines, paragraphs and sentences at both ends of a prompt, each with the rest of it."""
+    parts: dict[str, str] = {}
+    for units in (_LINE.split(text), _PARAGRAPH.split(text), _SENTENCE.split(text)):
+        for part in map(str.strip, (*units[:PARTS], *units[PARTS:][-PARTS:])):
+            rest = text.replace(part, "", 1).strip()
+            if part and rest:
+                parts[part] = rest
+    return parts
 
 
 def _shortened(prompt: Prompt) -> Prompt:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -276,6 +277,65 @@ def test_a_prompt_without_an_instruction_is_compared_whole(codebook):
     assert (decision.group, decision.instruction_found) == ("g1", False)
 
 
+TAUGHT = ("Write this number in digits.", "Say on which continent it lies.\nUse one word.")
+STANDS = (
+    "{told}\n\n{text}",
+    "{text}\n\n{told}",
+    "Hello there!\n\n{told}\n\n{text}\n\nThanks.",
+    "{text}\n\n{told}\n\n{text}\n\nThanks a lot.",
+)
+
+
+@pytest.mark.parametrize("kind", ["first_paragraph", "field", "last_line", "before_colon"])
+@pytest.mark.parametrize("route_on", ["instruction", "both"])
+def test_an_instruction_is_found_wherever_it_stands(kind, route_on):
+    codebook = InstructionCodebook(GroupingConfig(route_on=route_on, threshold=0.9))
+    for name, told in zip("ab", TAUGHT, strict=True):
+        prompts = [f"{told}\n\nseven {name}{i}" for i in range(4)]
+        recipe = InstructionRecipe(kind="field").fit(prompts, [told] * 4).recipe
+        extraction = recipe.apply(prompts)
+        if kind != "field":
+            extraction = replace(extraction, recipe=InstructionRecipe(kind=kind))
+        codebook.add(None, extraction, task=name, prompts=prompts)
+    router = Router(codebook)
+    for stands in STANDS:
+        for group, told in zip(("g1", "g2"), TAUGHT, strict=True):
+            decision = router.route(stands.format(told=told, text="nine hundred\nand one"))
+            assert (decision.group, decision.instruction) == (group, told), stands
+            assert decision.instruction_found
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "Write this number in digits: nine hundred and one",
+        "Hi! Write this number in digits. It is nine hundred and one.",
+        "nine hundred and one\nPlease help me. Write this number in digits.",
+    ],
+)
+def test_an_instruction_is_found_among_sentences(prompt):
+    codebook = InstructionCodebook()
+    for told in TAUGHT:
+        prompts = [f"seven\n\n{told}"]
+        extraction = InstructionRecipe(kind="last_line").fit(prompts)
+        codebook.add(None, extraction, task=told, prompts=prompts)
+    decision = Router(codebook).route(prompt)
+    assert (decision.group, decision.reason) == ("g1", "reached")
+
+
+def test_a_line_that_is_merely_alike_decides_nothing(monkeypatch):
+    codebook = InstructionCodebook()
+    for told in TAUGHT:
+        prompts = [f"{told}\n\nseven"]
+        extraction = InstructionRecipe(kind="first_paragraph").fit(prompts)
+        codebook.add(None, extraction, task=told, prompts=prompts)
+    prompt = "A poem please\n\nabout the number\nof digits"
+    found = Router(codebook).route(prompt)
+    monkeypatch.setattr("lcia.grouping.router._parts", lambda text: {})
+    assert found == Router(codebook).route(prompt)
+    assert found.reason == "below_nearest"
+
+
 @pytest.mark.parametrize("text", ["", " \n\t", "the of and", "\x00\x1b[31m\ud800", "日本語" * 50])
 def test_any_text_is_answered(codebook, text):
     decision = Router(codebook).route(text)
@@ -286,9 +346,9 @@ def test_any_text_is_answered(codebook, text):
 def test_a_100_kb_prompt_takes_bounded_time(codebook):
     router = Router(codebook)
     text = prompt("tickets", "word " * 20_000)
-    started = time.perf_counter()
+    started = time.process_time()
     assert router.route(text).group == "g1"
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 def test_a_prompt_of_megabytes_costs_no_more_than_its_beginning_and_end(codebook):

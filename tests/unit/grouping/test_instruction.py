@@ -201,9 +201,9 @@ def test_splitting_gives_back_the_input():
 def test_a_100_kb_prompt_takes_bounded_time(unit):
     recipe = infer([f"Decide whether the note is urgent or not.\n{text}" for text in INPUTS]).recipe
     prompt = (unit * 100_000)[:100_000]
-    started = time.perf_counter()
+    started = time.process_time()
     recipe.find(prompt)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 SHARED = "Answer with a single word or phrase."
