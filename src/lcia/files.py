@@ -379,8 +379,11 @@ def disk_error(error: Exception) -> WriteError | None:
     """Return what a disk's refusal, whoever met it, means for the user; None: it was none.
 
     Libraries raise errors of their own for a full disk. The number of the system's error is in
-    their text; torch's has none.
+    their text; torch's has none, and safetensors says of any file it cannot open that it is not
+    there.
     """
+    if unopened := _SAFETENSORS.fullmatch(str(error)):
+        return _why_unopened(Path(unopened[1]))
     number = _errno_of(error)
     if _TORCH_WRITER.search(str(error)):
         return WriteError(
@@ -405,7 +408,19 @@ _DISK = frozenset((*_REMEDIES, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO
 _TORCH_WRITER = re.compile(
     r"inline_container\.cc:\d+\] \. (unexpected pos|file write)|StreamWriter|basic_ios::clear"
 )
+_SAFETENSORS = re.compile(r"No such file or directory: (.+)", re.DOTALL)
 _NUMBER = re.compile(r"\[Errno (\d+)\]|\(os error (\d+)\)|unable to open file .*: [^()]* \((\d+)\)")
+
+
+def _why_unopened(path: Path) -> WriteError | None:
+    """Return why a file that is there could not be opened; None: it is not there."""
+    if not path.exists():
+        return None
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        return disk_error(error)
+    return WriteError(f"{path}: could not be opened and can be now: too many files were. {_OPEN}")
 
 
 def _remedy(number: int) -> str:

@@ -11,6 +11,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from fuzz.command import run
 from lcia.errors import StoreError, WriteError
@@ -210,6 +211,28 @@ def test_a_checkpoint_that_torch_cannot_write_is_told_with_what_to_do(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
         signal.signal(signal.SIGXFSZ, before)
     assert "Make room for it and run the same command again." in str(disk_error(failed.value))
+
+
+def test_a_file_that_safetensors_cannot_open_is_told_with_the_true_reason(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_file({"a": torch.zeros(1)}, path)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with path.open("rb") as last:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (last.fileno() + 1, limits[1]))
+        try:
+            with pytest.raises(FileNotFoundError) as failed:
+                load_file(path)
+            meanwhile = disk_error(failed.value)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    remedy = "Allow more open files ('ulimit -n') and run the same command again."
+    assert str(meanwhile) == f"{path}: Too many open files. {remedy}"
+    later = disk_error(failed.value)
+    assert (
+        str(later) == f"{path}: could not be opened and can be now: too many files were. {remedy}"
+    )
+    path.unlink()
+    assert disk_error(failed.value) is None, "a file that is not there is no matter of the disk"
 
 
 @pytest.mark.parametrize("error", [ValueError("28"), OSError(errno.ENOENT, "No such file", "a")])

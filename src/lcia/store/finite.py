@@ -66,22 +66,14 @@ def check_finite(folder: Path) -> None:
         DivergenceError: a tensor holds NaN or infinity.
     """
     for path in sorted(folder.glob("*.safetensors")):
-        try:
-            _check_file(path)
-        except FileNotFoundError:  # what safetensors says of any file that it cannot open
-            path.open("rb").close()  # raises what the matter is
-            raise
-
-
-def _check_file(path: Path) -> None:
-    with safe_open(path, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118 (safe_open has keys() but is no mapping)
-            values = file.get_tensor(name)
-            if values.is_floating_point() and not values.isfinite().all():
-                raise DivergenceError(
-                    f"{path}: '{name}' holds values that are not finite, so no version is "
-                    "made of it. Train with a lower training.learning_rate, or another method."
-                )
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (safe_open has keys() but is no mapping)
+                values = file.get_tensor(name)
+                if values.is_floating_point() and not values.isfinite().all():
+                    raise DivergenceError(
+                        f"{path}: '{name}' holds values that are not finite, so no version is "
+                        "made of it. Train with a lower training.learning_rate, or another method."
+                    )
 
 
 def _is_finite(value: float) -> bool:
