@@ -88,6 +88,8 @@ def _resolve(name: str) -> str:
 class EmbeddingSimilarity:
     """Cosine of sentence embeddings: paraphrases, and the languages the encoder knows."""
 
+    parts = 1
+
     def __init__(self, config: GroupingConfig) -> None:
         self._name = config.encoder or DEFAULT_ENCODER
         self._restored: dict[str, NDArray[np.float32]] = {}

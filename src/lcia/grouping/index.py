@@ -31,7 +31,13 @@ class Similarity(Protocol):
     """A way to compare two texts, chosen by name in ``lcia.registry.SIMILARITIES``.
 
     It is constructed with a `GroupingConfig`.
+
+    Attributes:
+        parts: how many lines, paragraphs and sentences at each end of a prompt may be compared for
+            one answer, by what a comparison costs.
     """
+
+    parts: int
 
     def pairs(self, a: Sequence[str], b: Sequence[str]) -> NDArray[np.float64]:
         """Return the similarity of all pairs, shape (len(a), len(b)), in [0, 1]."""

@@ -20,13 +20,7 @@ ROUTED_CHARACTERS = 1 << 14
 Instructions stand there, and routing is to cost the same whatever somebody pastes in between.
 """
 
-PARTS = 8
-"""Lines, paragraphs and sentences at each end of a prompt, read where no task has its instruction.
-
-Somebody who writes the instruction before the text, and not after it as the training data do, means
-the same. Such a reading counts where it reaches the threshold.
-"""
-
+# Where no task has its instruction, somebody may have put it: before the text instead of after it.
 _LINE, _PARAGRAPH, _SENTENCE = map(re.compile, (r"\n", r"\n\s*\n", r"(?<=[.!?:])\s+"))
 
 LEAST_FIT = 0.1
@@ -224,7 +218,7 @@ class Router:
         splits = dict(recipe.split(prompt) for recipe in self.recipes)
         told = self._told({found: rest for found, rest in splits.items() if found is not None})
         if not any(map(self._is_known, told)):
-            told = [one for one in self._told(_parts(text)) if self._is_known(one)] or told
+            told = [one for one in self._told(self._parts(text)) if self._is_known(one)] or told
         scores, instruction = self._compared(told or self._told({text: text}), text)
         decision = self._decision(scores, instruction, found=bool(told), text=text)
         return decision, scores
@@ -237,6 +231,17 @@ class Router:
         for reading in found:
             reading.scores[self._retired] = -1
         return found
+
+    def _parts(self, text: str) -> dict[str, str]:
+        """Return lines, paragraphs and sentences at both ends of a text, with the rest of it."""
+        count = self.codebook.backend.parts
+        parts: dict[str, str] = {}
+        for units in (_LINE.split(text), _PARAGRAPH.split(text), _SENTENCE.split(text)):
+            for part in map(str.strip, (*units[:count], *units[count:][-count:])):
+                rest = text.replace(part, "", 1).strip()
+                if part and rest:
+                    parts[part] = rest
+        return parts
 
     def _is_known(self, reading: Reading) -> bool:
         return bool(reading.scores.max(initial=-1) >= self._threshold)
@@ -311,17 +316,6 @@ class Router:
             return (group, "below_content") if fit >= LEAST_FIT else (None, "off_topic")
         chosen = {"nearest": best, "latest": self._latest, "base": None}[self.below]
         return chosen, f"below_{self.below}"
-
-
-def _parts(text: str) -> dict[str, str]:
-    """Return lines, paragraphs and sentences at both ends of a prompt, each with the rest of it."""
-    parts: dict[str, str] = {}
-    for units in (_LINE.split(text), _PARAGRAPH.split(text), _SENTENCE.split(text)):
-        for part in map(str.strip, (*units[:PARTS], *units[PARTS:][-PARTS:])):
-            rest = text.replace(part, "", 1).strip()
-            if part and rest:
-                parts[part] = rest
-    return parts
 
 
 def _shortened(prompt: Prompt) -> Prompt:

@@ -120,6 +120,7 @@ class CentroidIndex:
 class TfidfSimilarity:
     """Pair TF-IDF, the paper's: words in common, English stop words removed."""
 
+    parts = 8
     terms: Terms = staticmethod(paper_terms)
 
     def __init__(self, config: GroupingConfig) -> None:

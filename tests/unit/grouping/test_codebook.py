@@ -331,7 +331,7 @@ def test_a_line_that_is_merely_alike_decides_nothing(monkeypatch):
         codebook.add(None, extraction, task=told, prompts=prompts)
     prompt = "A poem please\n\nabout the number\nof digits"
     found = Router(codebook).route(prompt)
-    monkeypatch.setattr("lcia.grouping.router._parts", lambda text: {})
+    monkeypatch.setattr(Router, "_parts", lambda self, text: {})
     assert found == Router(codebook).route(prompt)
     assert found.reason == "below_nearest"
 
