@@ -305,6 +305,15 @@ def test_an_instruction_is_found_wherever_it_stands(kind, route_on):
             assert decision.instruction_found
 
 
+def standing(kind, stands):
+    """Return a codebook with a group for each of ``TAUGHT``, whose prompts are of that form."""
+    codebook = InstructionCodebook()
+    for told in TAUGHT:
+        prompts = [stands.format(told=told)]
+        codebook.add(None, InstructionRecipe(kind=kind).fit(prompts), task=told, prompts=prompts)
+    return codebook
+
+
 @pytest.mark.parametrize(
     "prompt",
     [
@@ -314,21 +323,12 @@ def test_an_instruction_is_found_wherever_it_stands(kind, route_on):
     ],
 )
 def test_an_instruction_is_found_among_sentences(prompt):
-    codebook = InstructionCodebook()
-    for told in TAUGHT:
-        prompts = [f"seven\n\n{told}"]
-        extraction = InstructionRecipe(kind="last_line").fit(prompts)
-        codebook.add(None, extraction, task=told, prompts=prompts)
-    decision = Router(codebook).route(prompt)
+    decision = Router(standing("last_line", "seven\n\n{told}")).route(prompt)
     assert (decision.group, decision.reason) == ("g1", "reached")
 
 
 def test_a_line_that_is_merely_alike_decides_nothing(monkeypatch):
-    codebook = InstructionCodebook()
-    for told in TAUGHT:
-        prompts = [f"{told}\n\nseven"]
-        extraction = InstructionRecipe(kind="first_paragraph").fit(prompts)
-        codebook.add(None, extraction, task=told, prompts=prompts)
+    codebook = standing("first_paragraph", "{told}\n\nseven")
     prompt = "A poem please\n\nabout the number\nof digits"
     found = Router(codebook).route(prompt)
     monkeypatch.setattr(Router, "_parts", lambda self, text: {})
