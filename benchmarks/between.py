@@ -1,6 +1,6 @@
 """This code beside an earlier commit's, in turns: what an update, a step and an answer take.
 
-    python -m benchmarks.between 61d09b0~1 --rounds 2     # benchmarks/results/between.json
+    python -m benchmarks.between 61d09b0~1 --rounds 2     # kept as between
 
 Each measurement is a process of its own with one of the two sources; they alternate, and medians
 are compared. ``average``: an update of 420 tensors of LoRA (2.4 million values). ``training``: a
@@ -22,11 +22,10 @@ from typing import Any
 
 import httpx
 
+from benchmarks.measured import MEASURED, keep
 from benchmarks.serving_server import server
-from lcia.files import write_json
 from lcia.learner.outcome import environment
 
-RESULTS = Path(__file__).parent / "results" / "between.json"
 ROOT = Path(__file__).parents[1]
 
 AVERAGE = """
@@ -126,7 +125,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("commit", help="of the earlier code")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, default=MEASURED)
     options = parser.parse_args()
     git = ["git", "-C", str(ROOT)]
     names = [
@@ -162,7 +161,7 @@ def main() -> None:
         ratio = found["now"] / found["earlier"]
         found["now_is_faster"] = round(ratio if what == "serving" else 1 / ratio, 2)
     about = {"commits": dict(zip(("earlier", "now"), names, strict=True)), "machine": environment()}
-    write_json(options.results, {**result, **about})
+    keep("between", {**result, **about}, options.results)
     print(json.dumps(result, indent=1))
 
 

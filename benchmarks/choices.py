@@ -7,7 +7,7 @@ The first learns a stream as ``lcia run`` does. Behind each choice, all candidat
 validation and test samples of the tasks concerned, by teacher forcing: greedy decoding gives a
 whole answer exactly where every token of it is the likeliest. Nothing of that reaches the choice.
 One record a choice goes to ``choices.jsonl`` in the stream's output, by sample, and a summary to
-``benchmarks/results/choices.jsonl``. The second prints summaries as docs/study.md has them.
+``benchmarks.measured``. The second prints summaries as docs/study.md has them.
 """
 
 import argparse
@@ -20,17 +20,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from benchmarks.retraining import recorded
+from benchmarks.measured import MEASURED, keep, kept
 from lcia.config import load_stream_config
 from lcia.data.task import Task
 from lcia.decision.choice import EXPAND, Choice, Measured
 from lcia.decision.choosing import Chooser
 from lcia.decision.measuring import LowerLayers
 from lcia.experiments.running import output_folder, run_experiment, stream_tasks
-from lcia.files import write_jsonl
+from lcia.files import read_jsonl
 from lcia.learner import ContinualLearner
-
-SUMMARY = Path(__file__).parent / "results" / "choices.jsonl"
 
 
 @dataclass
@@ -177,7 +175,7 @@ def main() -> None:
     parser.add_argument("stream", type=Path, nargs="?", help="a stream file")
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     parser.add_argument("--name", help="of the stream in the summary; default: its file's")
-    parser.add_argument("--results", type=Path, default=SUMMARY)
+    parser.add_argument("--results", type=Path, default=MEASURED)
     parser.add_argument("--table", action="store_true", help="print the summary")
     given = parser.parse_args()
     if given.stream is not None:
@@ -194,16 +192,16 @@ def main() -> None:
         for name, error in experiment.failures.items():
             print(f"{name}: {error}")
         name = given.name or given.stream.stem
-        made = [summary(record, name) for record in recorded(Recording.path)]
+        made = [summary(record, name) for record in read_jsonl(Recording.path)]
         keys = {(one["stream"], one["run"], one["task"]) for one in made}
         others = [
             one
-            for one in recorded(given.results)
+            for one in kept("choices", given.results) or []
             if (one["stream"], one["run"], one["task"]) not in keys
         ]
-        write_jsonl(given.results, [*others, *made])
+        keep("choices", [*others, *made], given.results)
     if given.table or given.stream is None:
-        print(table(recorded(given.results)))
+        print(table(kept("choices", given.results) or []))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """How often the closed form of beta applies: ``python -m benchmarks.fallbacks``.
 
 SmolLM2-135M learns one skill plainly and then another with every rule's average beside it. Rank,
-learning rate, batch size and number of steps vary one at a time. Writes
-benchmarks/results/fallbacks.jsonl, a line a setting, skips what is there, and prints a table.
+learning rate, batch size and number of steps vary one at a time. Kept as
+fallbacks, a row a setting: skips what is there, and prints a table.
 """
 
 import argparse
@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from benchmarks.retraining import Setting, new_model, record, recorded, train, trainable
+from benchmarks.measured import MEASURED, keep, kept
+from benchmarks.retraining import Setting, new_model, train, trainable
 from lcia.data import Task, load_stream
 from lcia.ema import DynamicEMA
 from lcia.learner.outcome import environment
@@ -21,7 +22,6 @@ from lcia.models.host import AdapterHost
 from lcia.models.loading import load_model
 
 RULES = ("paper", "release", "toolkit", "curvature")
-RESULTS = Path(__file__).parent / "results" / "fallbacks.jsonl"
 
 PLAIN = Setting(steps=24)
 SETTINGS = (
@@ -76,9 +76,9 @@ def print_rows(measured: Mapping[str, Any]) -> None:
 def main() -> None:
     """Measure every setting that is not measured, and print all."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=RESULTS)
-    output: Path = parser.parse_args().output
-    measured = recorded(output)
+    parser.add_argument("--results", type=Path, default=MEASURED)
+    results: Path = parser.parse_args().results
+    measured = kept("fallbacks", results) or []
     for row in measured:
         print_rows(row)
     done = [row["setting"] for row in measured]
@@ -90,7 +90,8 @@ def main() -> None:
     for setting in left:
         found = measure(host, skills["dates_german"], skills["populations_german"], setting)
         row = {"setting": asdict(setting), "rules": found, "environment": environment()}
-        record(output, row)
+        measured.append(row)
+        keep("fallbacks", measured, results)  # at once: stopped, it goes on behind it
         print_rows(row)
 
 

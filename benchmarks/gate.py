@@ -1,7 +1,7 @@
 """What the gate catches: candidates made bad on purpose, and good ones, on a tiny model.
 
     export PYTHONPATH=tests
-    python -m benchmarks.gate            # benchmarks/results/gate.json; stopped, it goes on
+    python -m benchmarks.gate            # kept as gate; stopped, it goes on
     python -m benchmarks.gate --table    # writes the table in docs/live.md from it
 
 A small Llama is first taught, in memory, what the gate's own prompts ask for, so that it has a
@@ -26,17 +26,17 @@ from typing import Any
 
 import torch
 
+from benchmarks.measured import MEASURED, keep, kept
 from conftest import save_tiny_model
 from lcia.config import AssistantConfig
 from lcia.data import Message, Sample, Task
 from lcia.errors import DivergenceError, GateError
-from lcia.files import write_json, write_text
+from lcia.files import write_text
 from lcia.learner import ContinualLearner, Store, load_host
 from lcia.models.host import AdapterHost
 from lcia.store.transaction import refused
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "gate.json"
 PAGE = ROOT / "docs" / "live.md"
 BEGIN, END = "<!-- gate -->", "<!-- /gate -->"
 
@@ -242,10 +242,10 @@ def judge(host: AdapterHost, made: Store, case: Case, folder: Path) -> dict[str,
     }
 
 
-def run(output: Path, *, each: int, steps: int) -> None:
+def run(results: Path, *, each: int, steps: int) -> None:
     """Judge all candidates and write one row each; those that are there are not made again."""
     started = time.process_time()
-    rows = json.loads(output.read_text())["candidates"] if output.is_file() else []
+    rows = (kept("gate", results) or {"candidates": []})["candidates"]
     done = {row["name"] for row in rows}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -268,7 +268,7 @@ def run(output: Path, *, each: int, steps: int) -> None:
                 continue
             rows.append(judge(host, learner.store, case, folder))
             report = {"known": known, "torch": torch.__version__, "candidates": rows}
-            write_json(output, report, indent=None)
+            keep("gate", report, results)
             told = ", ".join(rows[-1]["failed"]) or "passes"
             print(f"{time.process_time() - started:5.0f} s  {case.task.name}: {told}", flush=True)
 
@@ -302,13 +302,13 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=8, help="bad candidates of each kind")
     parser.add_argument("--steps", type=int, default=400, help="steps that make the model")
     parser.add_argument("--table", action="store_true", help="write the table alone")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, default=MEASURED)
     asked = parser.parse_args()
     torch.set_num_threads(1)
     if not asked.table:
-        run(asked.output, each=asked.each, steps=asked.steps)
-    found = json.loads(asked.output.read_text())
-    if asked.output != RESULTS:
+        run(asked.results, each=asked.each, steps=asked.steps)
+    found = kept("gate", asked.results)
+    if asked.results != MEASURED:
         print(table(found))
         return
     before, _, rest = PAGE.read_text().partition(BEGIN)

@@ -50,9 +50,9 @@ END
 
 step training 90 -m benchmarks.speed.training
 step ema 60 -m benchmarks.speed.ema --only times memory
-step serving 120 -m benchmarks.serving --rounds 1 --tokens 32 --results "$(mktemp -u).json"
+step serving 120 -m benchmarks.serving --rounds 1 --tokens 32 --results "$(mktemp -u).jsonl.gz"
 step answering 60 -m benchmarks.speed.answering --rounds 1 --samples 40 --processes "$gpus" \
-    --results "$(mktemp -u).json"
+    --results "$(mktemp -u).jsonl.gz"
 if [ "$gpus" -ge 2 ]; then
     step settings 180 -m pytest -q -p no:cacheprovider tests/distributed/test_sharded.py
     step ddp 60 -m benchmarks.speed.training --processes "$gpus"

@@ -2,9 +2,9 @@
 
 An adapter learns one skill plainly and then another. The second training is run once; its steps
 feed every rule's average, and its squared gradients every merge, so that all are compared on one
-trajectory. Each outcome then answers the held-out samples of both skills. Writes
-benchmarks/results/in_group.jsonl, a line a pair of skills and seed, skips what is there, and
-prints the means. `--table` only prints.
+trajectory. Each outcome then answers the held-out samples of both skills. Kept
+as in_group, a row a pair of skills and seed: skips what is there, and prints the means. `--table`
+only prints.
 """
 
 import argparse
@@ -17,11 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.measured import MEASURED, keep, kept
 from benchmarks.retraining import (
     Setting,
     new_model,
-    record,
-    recorded,
     steps_of,
     train,
     trainable,
@@ -35,7 +34,6 @@ from lcia.learner.outcome import environment
 from lcia.models.host import AdapterHost
 from lcia.models.loading import load_model
 
-RESULTS = Path(__file__).parent / "results" / "in_group.jsonl"
 PAIRS = (
     ("dates_german", "populations_german"),
     ("dates_spanish", "dates_german"),
@@ -148,13 +146,12 @@ def print_table(records: list[dict[str, Any]], tell: Callable[[str], None]) -> N
 def main() -> None:
     """Measure every pair and seed that is not measured, and print the means."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, default=MEASURED)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--steps", type=int, help="a task; default two epochs")
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
-    output: Path = arguments.output
-    records = recorded(output)
+    records = kept("in_group", arguments.results) or []
     done = {(*row["pair"], row["setting"]["seed"]) for row in records}
     skills = {task.name: task for task in load_stream("builtin:skills")}
     wanted = [(*pair, seed) for seed in range(arguments.seeds) for pair in PAIRS]
@@ -171,7 +168,7 @@ def main() -> None:
             "environment": environment(),
         }
         records.append(row)
-        record(output, row)
+        keep("in_group", records, arguments.results)
         print(f"{earlier} > {later}, seed {seed}")
         print_table([row], print)
     print_table(records, print)

@@ -1,7 +1,7 @@
 """Eight clients that never stop, a worker that learns, three releases: what do the clients notice?
 
     export PYTHONPATH=tests
-    python -m benchmarks.live_load                        # benchmarks/results/live_load.json
+    python -m benchmarks.live_load                        # kept as live_load
     python -m benchmarks.live_load --model smollm2-135m   # the embedded model, for longer
 
 Every answer is compared with what the version that its receipt names gives alone, afterwards. The
@@ -28,13 +28,12 @@ from typing import Any
 import httpx
 
 from benchmarks.gate import KNOWN, pretrain, table_of, task_of
+from benchmarks.measured import MEASURED, keep
 from benchmarks.serving_server import server
 from lcia.config import AssistantConfig
-from lcia.files import write_json
 from lcia.learner import ContinualLearner
 from lcia.live.child import NICE
 
-RESULTS = Path(__file__).parent / "results" / "live_load.json"
 CLIENTS, RELEASES, TOKENS = 8, 3, 24
 AROUND_S = 5.0
 """Seconds before and after a version's first answer that count as its release."""
@@ -219,7 +218,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=45, help="of load without learning")
     parser.add_argument("--epochs", type=int, default=8, help="of each job")
     parser.add_argument("--nice", type=int, help="of the worker, on a machine that others use")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, default=MEASURED)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -249,7 +248,7 @@ def main() -> None:
         "model": given.model or "a Llama of 2 layers",
         "worker_nice": NICE if given.nice is None else given.nice,
     }
-    write_json(given.output, {**told, **found})
+    keep("live_load", {**told, **found}, given.results)
 
 
 @contextmanager

@@ -4,10 +4,8 @@ An average does not act on training before its end, and neither does merging: on
 measures every rule.
 """
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +15,6 @@ from torch.utils.data import DataLoader
 from transformers import get_scheduler
 
 from lcia.data import Task
-from lcia.files import read_jsonl
 from lcia.models.host import AdapterHost
 
 LAYERS = list(range(20, 30))
@@ -105,14 +102,3 @@ def _batches(host: AdapterHost, task: Task, setting: Setting) -> Iterator[dict[s
     )
     while True:
         yield from loader
-
-
-def recorded(path: Path) -> list[Any]:
-    """Return what earlier runs of a benchmark measured; nothing where there is no file."""
-    return read_jsonl(path) if path.is_file() else []
-
-
-def record(path: Path, measured: Mapping[str, Any]) -> None:
-    """Add a measurement to the file at once: a benchmark that is stopped continues behind it."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(measured) + "\n")

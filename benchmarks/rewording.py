@@ -4,7 +4,7 @@ Every task of a folder of SuperNI files teaches its definition and 100 prompts; 
 whose instruction is the definition, its first sentence, an example instead of it, another wording
 (``benchmarks/rewordings.json``), German, or missing. With ``below: nearest`` and ``below:
 content``; and how many prompts of a task that was never taught go to the base model, at several
-floors of what counts as on topic. Writes benchmarks/results/rewording.json and prints tables.
+floors of what counts as on topic. Prints tables; kept as rewording.
 
 ``python -m benchmarks.rewording --store ASSISTANT`` asks a taught assistant's held-out samples in
 other words instead, and says how much of the score of each task's own adapter routing keeps.
@@ -16,9 +16,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measured import keep
 from benchmarks.routing import Task, read_task
 from lcia.data import Message, Sample
-from lcia.files import write_json
 from lcia.grouping import GroupingConfig, InstructionCodebook, InstructionRecipe, Router
 from lcia.grouping.instruction import told
 from lcia.learner import Store, load_host
@@ -198,7 +198,7 @@ def main() -> None:
     if arguments.store is not None:
         rows = kept(Store.open(arguments.store), wordings, each=arguments.each)
         _print(rows)
-        write_json(HERE / "results" / "rewording_kept.json", {"each": arguments.each, "rows": rows})
+        keep("rewording_kept", {"each": arguments.each, "rows": rows})
         return
     tasks = [
         with_rewordings(read_task(path, train=arguments.train, test=arguments.test), wordings)
@@ -208,8 +208,8 @@ def main() -> None:
     floors = sweep(tasks)
     _print(rows)
     _print(floors)
-    write_json(
-        HERE / "results" / "rewording.json",
+    keep(
+        "rewording",
         {
             "tasks": len(tasks),
             "train": arguments.train,

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.measured import MEASURED, keep
 from lcia.grouping import GroupingConfig, InstructionCodebook, InstructionRecipe, Router
 
 VARIANTS = ("definition", "first sentence", "example", "moved")
@@ -165,7 +166,7 @@ def main() -> None:
     """Measure, print a Markdown table and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/superni"))
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/routing.json"))
+    parser.add_argument("--results", type=Path, default=MEASURED)
     parser.add_argument("--similarity", nargs="+", default=["tfidf", "embedding"])
     parser.add_argument("--train", type=int, default=40, help="prompts a task teaches with")
     parser.add_argument("--test", type=int, default=20, help="prompts a task is asked")
@@ -192,8 +193,7 @@ def main() -> None:
                         flush=True,
                     )
     result = {"tasks": len(tasks), "train": arguments.train, "test": arguments.test, "rows": rows}
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, separators=(",", ":")) + "\n", encoding="utf-8")
+    keep("routing", result, arguments.results)
 
 
 if __name__ == "__main__":

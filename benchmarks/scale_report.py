@@ -1,7 +1,7 @@
 """What ``benchmarks.scale`` measured: table, plot, a cost model, a simulated fleet.
 
-    python -m benchmarks.scale_report --folder WORK  # writes results/scale.json.gz, docs/scale.png
-    python -m benchmarks.scale_report                # prints it again from results/scale.json.gz
+    python -m benchmarks.scale_report --folder WORK  # kept as scale; docs/scale.png
+    python -m benchmarks.scale_report                # prints it again
 
 The cost model is fitted on every second measurement; its error is stated on the others. The fleet
 is a simulation: servers with room for so many adapters, least recently used first out, and requests
@@ -9,7 +9,6 @@ whose group follows Zipf's law.
 """
 
 import argparse
-import gzip
 import json
 import random
 from bisect import bisect
@@ -22,12 +21,12 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.measured import keep, kept
 from benchmarks.scale import lines_of
 from lcia.files import files_below
 from lcia.learner.outcome import environment
 from lcia.reports.plots import save
 
-RESULTS = Path(__file__).parent / "results" / "scale.json.gz"
 PLOT = Path(__file__).parents[1] / "docs" / "scale.png"
 TERMS = ("fixed", "answers", "version_mb")
 NEAR = 3
@@ -216,10 +215,9 @@ def main() -> None:
         report = collect(asked.folder)
         report["beside"] = lines_of(asked.beside) if asked.beside else []
         report |= {"model": cost_model(report["tasks"]), "fleet": fleet()}
-        text = json.dumps(report, separators=(",", ":")) + "\n"
-        RESULTS.write_bytes(gzip.compress(text.encode(), mtime=0))
+        keep("scale", report)
         plot(report, PLOT)
-    tell(json.loads(gzip.decompress(RESULTS.read_bytes())))
+    tell(kept("scale"))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Throughput and latency of ``lcia serve``: base model, one adapter, a routed mix of four.
 
-    python -m benchmarks.serving            # prints tables, writes benchmarks/results/serving.json
+    python -m benchmarks.serving            # prints tables, kept as serving
 
 One server process, clients in this one. The three kinds take turns within every round, so that
 what else the machine does meets all of them. Every answer has the same length; latencies are of
@@ -21,10 +21,10 @@ from typing import Any
 import httpx
 import torch
 
+from benchmarks.measured import MEASURED, keep
 from benchmarks.serving_server import INSTRUCTIONS, ServerProcess, make_store, prompt, server
 from lcia.models import resolve_dtype
 
-RESULTS = Path(__file__).parent / "results" / "serving.json"
 KINDS = ("base", "one adapter", "mix of 4")
 CLIENTS = {1: 4, 8: 24, 32: 64}
 """Clients at once, and the answers of one measurement."""
@@ -168,7 +168,7 @@ def main() -> None:
     parser.add_argument("--store", type=Path, help="keep the assistant here; default: temporary")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=64, help="length of every answer")
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, default=MEASURED)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         store = make_store(options.store or Path(scratch) / "assistant").root
@@ -187,7 +187,7 @@ def main() -> None:
         "load_before": os.getloadavg()[0],
         "tokens": options.tokens,
     }
-    options.results.write_text(json.dumps(result, indent=1) + "\n")
+    keep("serving", result, options.results)
     print(report(result))
 
 

@@ -1,6 +1,6 @@
 """Do short requests wait behind prompts of a megabyte?
 
-    python -m benchmarks.serving_fairness      # writes benchmarks/results/serving_fairness.json
+    python -m benchmarks.serving_fairness      # kept as serving_fairness
 
 A tiny model, asked without sockets. Rounds with and without big prompts take turns, so that what
 else the machine does meets both: 4 clients ask briefly; in every other round 2 more send 1 MB
@@ -18,6 +18,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measured import keep
 from lcia.errors import LciaError
 from lcia.learner import load_host
 from lcia.serving.config import ServeConfig
@@ -27,7 +28,6 @@ from lcia.serving.http.service import Service
 from lcia.serving.live import LiveStore
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "serving_fairness.json"
 SHORT = "Write this number as a digit.\n\ntwo 7"
 BIG = "word " * 200_000
 
@@ -111,7 +111,7 @@ def main() -> None:
     result["big_requests"] = big
     alone, beside = (result[kind]["p99_ms"] for kind in found)
     result["p99_ratio"] = round(beside / alone, 2)
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    keep("serving_fairness", result)
     print(json.dumps(result, indent=1))
 
 

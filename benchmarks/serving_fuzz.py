@@ -1,6 +1,6 @@
 """Ten thousand hostile bodies: does the server tell each what is wrong, and stop nobody else?
 
-    PYTHONPATH=tests python -m benchmarks.serving_fuzz   # benchmarks/results/serving_fuzz.json
+    PYTHONPATH=tests python -m benchmarks.serving_fuzz   # kept as serving_fuzz
 
 Four clients send at once what ``tests/hostile.py`` draws by seed; another one asks /healthz all
 the time. Memory is the server's resident set, sampled every 50 ms. Of the slowest answers it is
@@ -21,10 +21,10 @@ from pathlib import Path
 
 import httpx
 
+from benchmarks.measured import MEASURED, keep
 from benchmarks.serving_server import ServerProcess, make_store, server
 from hostile import Hostile, requests
 
-RESULTS = Path(__file__).parent / "results" / "serving_fuzz.json"
 HANGS_S = 60.0
 
 
@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--store", type=Path, help="an assistant; default: one made for this")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, default=MEASURED)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         store = asked.store or make_store(Path(scratch) / "assistant").root
@@ -153,7 +153,7 @@ def main() -> None:
             "end": round(told.rss_mb[-1]),
         },
     }
-    asked.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    keep("serving_fuzz", result, asked.results)
     print(json.dumps(result, indent=2))
 
 

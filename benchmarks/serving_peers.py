@@ -1,7 +1,7 @@
 """``lcia serve`` beside vLLM for the CPU and llama.cpp's server, on the same weights, in turns.
 
     export LCIA_VLLM=/path/to/vllm/bin/vllm LCIA_LLAMA_SERVER=/path/to/llama-server
-    PYTHONPATH=tests python -m benchmarks.serving_peers      # benchmarks/results/serving_peers.json
+    PYTHONPATH=tests python -m benchmarks.serving_peers      # kept as serving_peers
 
 A program that is not there is left out. All servers run all the time; whoever has no turn is
 stopped (SIGSTOP), so that the one that is asked has the machine. ``lcia serve`` routes; vLLM is
@@ -30,16 +30,15 @@ from typing import Any
 import httpx
 import torch
 
+from benchmarks.measured import MEASURED, keep
 from benchmarks.serving_server import INSTRUCTIONS, make_store, prompt, server
 from benchmarks.serving_vllm import ENVIRONMENT, Server, llama_server, program
 from benchmarks.speed.decode import bandwidth
 from lcia.exports.llama_cpp import export_llama_cpp
 from lcia.exports.vllm import export_vllm
-from lcia.files import write_json
 from lcia.learner import Store
 from lcia.models.loading import load_model
 
-RESULTS = Path(__file__).parent / "results" / "serving_peers.json"
 CLIENTS = {1: 3, 8: 16, 32: 64}
 """Clients at once, and the answers of one turn."""
 
@@ -253,7 +252,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--store", type=Path, help="keep the assistant here; default: temporary")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, default=MEASURED)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -265,7 +264,7 @@ def main() -> None:
             llama=llama_server(),
             rounds=options.rounds,
         )
-    write_json(options.results, found)
+    keep("serving_peers", found, options.results)
     print(table(found))
 
 

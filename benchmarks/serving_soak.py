@@ -1,6 +1,6 @@
 """Hours of bad manners in minutes: does the server stay up, answer, refuse clearly, and not grow?
 
-    python -m benchmarks.serving_soak --minutes 10    # writes benchmarks/results/serving_soak.json
+    python -m benchmarks.serving_soak --minutes 10    # kept as serving_soak
 
 Good clients ask and check their answers. Others leave mid-stream, send broken JSON, bodies of
 50 MB, wrong keys, names that look like paths and prompts that are too long. Memory is the
@@ -23,9 +23,9 @@ from typing import Any
 
 import httpx
 
+from benchmarks.measured import MEASURED, keep
 from benchmarks.serving_server import INSTRUCTIONS, ServerProcess, make_store, prompt, server
 
-RESULTS = Path(__file__).parent / "results" / "serving_soak.json"
 KEY = "the-soak-has-a-key-of-its-own"
 PATH = "/v1/chat/completions"
 BROKEN = [b"", b"{", b"[" * 100_000, b'{"model": NaN}', b"\xff\xfe", b'{"messages": 5}', b"null"]
@@ -192,7 +192,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--store", type=Path, help="keep the assistant here; default: temporary")
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, default=MEASURED)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         store = make_store(options.store or Path(scratch) / "assistant").root
@@ -221,7 +221,7 @@ def main() -> None:
         "memory": growth(tally.rss_mb),
         "rss_mb": tally.rss_mb[:: max(1, len(tally.rss_mb) // 60)],
     }
-    options.results.write_text(json.dumps(result, indent=1) + "\n")
+    keep("serving_soak", result, options.results)
     print(json.dumps({name: value for name, value in result.items() if name != "rss_mb"}, indent=1))
 
 

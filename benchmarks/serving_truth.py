@@ -7,7 +7,7 @@ A tiny model in float32, asked without sockets: routed and named groups, greedy 
 batch; versions change all the time; clients leave, and send what cannot be answered; forward
 passes run out of memory and fail, adapters cannot be read, the disk is slow. Every request must
 be answered or refused with a reason. Afterwards each distinct question is asked alone, one by
-one: all answers to it must be that one. Writes benchmarks/results/serving_truth.json.
+one: all answers to it must be that one. Kept as serving_truth.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.measured import MEASURED, keep, kept
 from lcia.errors import StoreError
 from lcia.learner import Store, load_host
 from lcia.serving.config import ServeConfig
@@ -36,7 +37,6 @@ from lcia.serving.http.service import Prepared, Service
 from lcia.serving.live import LiveStore
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "serving_truth.json"
 TEXTS = (
     "Say the letter of the colour.\n\ngreen 7",
     "Say the letter of the colour.\n\nred 1, blue 2 and white 3, and all that is between them",
@@ -283,11 +283,9 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=100_000)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--add", action="store_true", help="to the results that are there")
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, default=MEASURED)
     options = parser.parse_args()
-    before = None
-    if options.add and options.results.is_file():
-        before = json.loads(options.results.read_text(encoding="utf-8"))
+    before = kept("serving_truth", options.results) if options.add else None
     sys.path.insert(0, str(ROOT / "tests"))  # the tiny model is the tests' own
     from conftest import save_tiny_model
     from serving_server import make_versions
@@ -304,7 +302,7 @@ def main() -> None:
         )
     if before:
         result = together(before, result)
-    options.results.write_text(json.dumps(result, indent=1) + "\n")
+    keep("serving_truth", result, options.results)
     print(json.dumps(result, indent=1))
 
 

@@ -6,8 +6,8 @@ Clients ask all the time for a tiny assistant's groups, routed and by name, stre
 while its servers are stopped and continued in turns, killed, told to end, started again, and get
 other adapters under the same names. Each answer is compared with the one that a vLLM server with
 that version gives when it is asked directly and for nothing else. A failure was avoidable if
-another server that has the version was up from the request's beginning to its end. Writes
-benchmarks/results/serving_vllm.json.
+another server that has the version was up from the request's beginning to its end. Kept as
+serving_vllm.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from typing import Any
 
 import httpx
 
+from benchmarks.measured import MEASURED, keep
 from conftest import save_tiny_model
 from lcia.exports.vllm import export_vllm
 from lcia.learner import Store
@@ -38,7 +39,6 @@ from lcia.serving.gateway.app import Gateway, GatewayConfig, build_gateway
 from lcia.serving.live import LiveStore
 from serving_server import make_versions, running
 
-RESULTS = Path(__file__).parent / "results" / "serving_vllm.json"
 VLLM, LLAMA_SERVER = "LCIA_VLLM", "LCIA_LLAMA_SERVER"
 START_S = 300.0
 CLIENTS = 6
@@ -459,12 +459,12 @@ def main() -> None:
     """Run, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--calm", type=float, default=15, help="seconds of each phase")
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, default=MEASURED)
     options = parser.parse_args()
     vllm = required_program()
     with tempfile.TemporaryDirectory() as scratch:
         result = asyncio.run(run(vllm, Path(scratch), calm_s=options.calm))
-    options.results.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    keep("serving_vllm", result, options.results)
     print(json.dumps(result, indent=1))
 
 

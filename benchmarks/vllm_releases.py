@@ -6,7 +6,7 @@ The versions are made first; then clients ask all the time, routed and by name, 
 for two groups and the base model, while one version after another becomes current and ``lcia
 gateway --sync`` brings it to both servers. One of them is killed and started again in between.
 Afterwards every answer is compared with what a server of its own gives with that adapter alone.
-Writes benchmarks/results/vllm_releases.json.
+Kept as vllm_releases.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from typing import Any
 
 import httpx
 
+from benchmarks.measured import MEASURED, keep
 from benchmarks.serving_vllm import (
     CLIENTS,
     QUESTIONS,
@@ -39,11 +40,9 @@ from benchmarks.serving_vllm import (
 )
 from conftest import make_task
 from lcia.exports.vllm import export_vllm
-from lcia.files import write_json
 from lcia.learner import ContinualLearner, Store
 from serving_server import make_store
 
-RESULTS = Path(__file__).parent / "results" / "vllm_releases.json"
 RELEASES, BACK = 20, 5
 MOVE_S = 120.0
 """How long a release may take until it answers; else the trial has failed."""
@@ -265,12 +264,12 @@ def main() -> None:
     """Run, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pause", type=float, default=3, help="seconds between two releases")
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, default=MEASURED)
     options = parser.parse_args()
     vllm = required_program()
     with tempfile.TemporaryDirectory() as scratch:
         result = asyncio.run(run(vllm, Path(scratch), pause_s=options.pause))
-    write_json(options.results, result)
+    keep("vllm_releases", result, options.results)
     print(json.dumps(result, indent=1))
 
 

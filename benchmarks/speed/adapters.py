@@ -1,6 +1,6 @@
 """One decoding step of a batch that mixes adapters: ``AdapterBank`` against peft.
 
-    python -m benchmarks.speed.adapters     # a table, and benchmarks/results/adapters.json
+    python -m benchmarks.speed.adapters     # a table, kept as adapters
 
 The embedded model, LoRA r=8 on all linear layers, 100 tokens of context. All variants take turns in
 one process; the median of their steps. ``seconds`` is processor time, so that other work on the
@@ -8,7 +8,6 @@ machine counts less.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -20,12 +19,12 @@ import torch
 from peft import PeftModel
 from transformers import DynamicCache
 
+from benchmarks.measured import keep
 from benchmarks.serving_server import make_store
 from lcia.learner import load_host
 from lcia.models.batches import cache_argument
 from lcia.serving.engine.bank import AdapterBank
 
-RESULTS = Path(__file__).parents[1] / "results" / "adapters.json"
 CONTEXT = 100
 
 
@@ -96,7 +95,7 @@ def main() -> None:
             str(rows): measure(store, rows, options.repetitions) for rows in (1, 8, 32)
         }
     result["threads"] = torch.get_num_threads()
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    keep("adapters", result)
     print("| ms a step | 1 row | 8 rows | 32 rows |\n| --- | --- | --- | --- |")
     for name in result["1"]:
         print(f"| {name} | {' | '.join(f'{result[n][name]:.0f}' for n in ('1', '8', '32'))} |")

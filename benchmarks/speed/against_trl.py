@@ -1,7 +1,7 @@
 """Training tokens per processor second beside TRL's SFTTrainer: same model, data, LoRA and batch.
 
     pip install -c constraints.txt trl
-    python -m benchmarks.speed.against_trl                # prints; writes results/against_trl.json
+    python -m benchmarks.speed.against_trl                # prints, kept as against_trl
 
 Each measurement is a process of its own with one thread; plain training, training with dynamic EMA
 and merge, and SFTTrainer (answers only, as ours) take turns. What a process needs besides training
@@ -24,10 +24,10 @@ from typing import Any
 
 import transformers
 
+from benchmarks.measured import keep, kept
 from lcia.data import load_stream
 from lcia.learner.outcome import environment
 
-RESULTS = Path(__file__).parents[1] / "results" / "against_trl.json"
 CONTESTANTS = ("sequential", "lcia", "trl")
 WARM_UP = 3
 BATCH, RANK = 8, 8
@@ -170,7 +170,7 @@ def main() -> None:
                 raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
             rates[name].append(float(done.stdout.splitlines()[-1]))
         write(rates)  # a run that is stopped keeps its rounds
-    print(RESULTS.read_text(encoding="utf-8"))
+    print(json.dumps(kept("against_trl"), indent=1))
 
 
 def write(rates: Mapping[str, Sequence[float]]) -> None:
@@ -186,7 +186,7 @@ def write(rates: Mapping[str, Sequence[float]]) -> None:
         "rounds": {name: [round(rate, 1) for rate in found] for name, found in rates.items()},
         "environment": environment(),
     }
-    RESULTS.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    keep("against_trl", report)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Held-out samples answered by several processes against one: wall and processor time.
 
-    python -m benchmarks.speed.answering                     # prints, writes results/answering.json
+    python -m benchmarks.speed.answering                     # prints, kept as answering
     python -m benchmarks.speed.answering --model DIR --rounds 1 --processes 4
 
 One process and several take turns in every round, each a start of its own with one thread a
@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from peft import LoraConfig
 
+from benchmarks.measured import MEASURED, keep
 from lcia.config import AssistantConfig
 from lcia.data import load_stream
 from lcia.distributed.launch import joined, start
@@ -35,7 +36,6 @@ from lcia.grouping import RouteDecision
 from lcia.learner import load_host
 from lcia.learner.outcome import environment
 
-RESULTS = Path(__file__).parents[1] / "results" / "answering.json"
 GROUPS = ("g1", "g2")
 
 
@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=16, help="of each of the six tasks, at most")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, default=MEASURED)
     parser.add_argument("--answer", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.answer:
@@ -162,7 +162,7 @@ def main() -> None:
         "rounds": asked.rounds,
         "environment": environment(),
     }
-    asked.results.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    keep("answering", report, asked.results)
     print(json.dumps({key: report[key] for key in report if key != "environment"}))
     if not report["same_predictions"]:
         raise SystemExit("The predictions differ.")

@@ -1,6 +1,6 @@
 """One decoding step of the base model: as transformers runs it, and as the engine prepares it.
 
-    python -m benchmarks.speed.decode       # a table, and benchmarks/results/decode.json
+    python -m benchmarks.speed.decode       # a table, kept as decode
 
 The embedded model, all threads of the machine. Both take turns in one process, on the same cache;
 the median of their steps, in milliseconds of wall time, so nothing else may be at work. The bound
@@ -17,14 +17,13 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from lcia.files import write_json
+from benchmarks.measured import MEASURED, keep
 from lcia.learner.outcome import environment
 from lcia.models.batches import cache_argument
 from lcia.models.loading import load_model
 from lcia.serving.engine.arena import Arena
 from lcia.serving.engine.processor import prepare
 
-RESULTS = Path(__file__).parents[1] / "results" / "decode.json"
 DTYPES, ROWS, CONTEXTS = ("bfloat16", "float32"), (1, 8, 32), (60, 500)
 TURNS, STEPS = 4, 10
 
@@ -85,7 +84,7 @@ def bandwidth() -> float:
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, default=MEASURED)
     options = parser.parse_args()
     read, rows = bandwidth(), []
     print("| dtype | rows | context | plain, ms | prepared, ms | plain / prepared | of the bound |")
@@ -101,9 +100,8 @@ def main() -> None:
                 f"{plain:.1f} | {prepared:.1f} | {plain / prepared:.2f} | {bound / prepared:.2f}"
             )
             print(f"| {dtype} | {count} | {context} | {cells} |", flush=True)
-    write_json(
-        options.results, {"rows": rows, "machine": environment(), "reads_gb_per_s": read / 1e9}
-    )
+    found = {"rows": rows, "machine": environment(), "reads_gb_per_s": read / 1e9}
+    keep("decode", found, options.results)
 
 
 if __name__ == "__main__":

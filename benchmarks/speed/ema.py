@@ -1,6 +1,6 @@
 """What one dynamic EMA update costs, against the formula as a loop, torch's average and memory.
 
-    python -m benchmarks.speed.ema                        # prints tables, writes results/ema.json
+    python -m benchmarks.speed.ema                        # prints tables, kept as ema
     python -m benchmarks.speed.ema --only memory parity   # what other load does not disturb
 
 Interleaved repetitions in one process, medians. The bound is the time the bytes that an update
@@ -25,10 +25,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from benchmarks.measured import keep, kept
 from benchmarks.speed.parity import SETTINGS, compare_all, missing, on_two_processes
 from lcia.ema import DynamicEMA
 
-RESULTS = Path(__file__).parents[1] / "results" / "ema.json"
 REPETITIONS = {"a": 15, "b": 5}
 STREAMS = {
     "release": 5,
@@ -345,11 +345,10 @@ def main() -> None:
         shape, rule = asked.memory_of
         print(json.dumps(extra_memory(shape, rule=rule, device=device)))
         return
-    result = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    result = kept("ema") or {}
     for part in asked.only:
         result |= PARTS[part](device)
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    keep("ema", result)
     print(report(result))
     if device == "cpu":
         print("\nNo GPU at hand: the same command measures one where there is.")

@@ -6,7 +6,6 @@ group has 30 words of its own, all share 2,000 others.
 """
 
 import argparse
-import json
 import os
 import platform
 import time
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.measured import MEASURED, keep
 from lcia.grouping import (
     GroupingConfig,
     InstructionCodebook,
@@ -137,7 +137,7 @@ def grow(size: int, aggregate: str) -> dict[str, Any]:
 def main() -> None:
     """Measure, print and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/grouping_speed.json"))
+    parser.add_argument("--results", type=Path, default=MEASURED)
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     result: dict[str, Any] = {
@@ -158,8 +158,7 @@ def main() -> None:
             row = grow(size, aggregate)
             result["growth"].append(row)
             print({key: round(v, 3) if isinstance(v, float) else v for key, v in row.items()})
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    keep("grouping_speed", result, arguments.results)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """What keeping freed memory saves of a training step: ``python -m benchmarks.speed.step``.
 
 Each measurement is a process of its own, for the setting acts on a whole process; they alternate.
-Prints medians of the time and of the processor time a step, and writes
-benchmarks/results/step.json.
+Prints medians of the time and of the processor time a step; kept as step.
 """
 
 import argparse
@@ -12,8 +11,8 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
+from benchmarks.measured import keep
 from benchmarks.retraining import Setting, new_model, train
 from lcia.data import load_stream
 from lcia.learner.outcome import environment
@@ -21,7 +20,6 @@ from lcia.memory import keep_freed_memory
 from lcia.models.host import AdapterHost
 from lcia.models.loading import load_model
 
-RESULTS = Path(__file__).parents[1] / "results" / "step.json"
 SETTING = Setting(steps=12, batch_size=8)
 WARM_UP = 2
 
@@ -67,7 +65,7 @@ def main() -> None:
         plain, kept = medians["plain"][key], medians["kept"][key]
         print(f"{key} a step: plain {plain:.3f}, kept {kept:.3f}, ratio {plain / kept:.2f}")
     report = {"medians": medians, "repeat": arguments.repeat, "environment": environment()}
-    RESULTS.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    keep("step", report)
 
 
 if __name__ == "__main__":

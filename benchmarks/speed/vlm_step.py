@@ -1,6 +1,6 @@
 """A training step of LLaVA-1.5-7B with and without dynamic EMA: time, memory, overhead.
 
-    python -m benchmarks.speed.vlm_step            # one GPU of 80 GB; writes results/vlm_step.json
+    python -m benchmarks.speed.vlm_step            # one GPU of 80 GB; kept as vlm_step
     python -m benchmarks.speed.vlm_step --tiny     # the same code in seconds, anywhere: no result
 
 Random weights in the shape of LLaVA-1.5-7B, bfloat16, LoRA r=128 on the language model, the
@@ -21,11 +21,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
+from benchmarks.measured import MEASURED, keep
 from lcia.ema import DynamicEMA
 from lcia.models.host import adapt_language_only
 from lcia.models.projector import Projector
 
-RESULTS = Path(__file__).parents[1] / "results" / "vlm_step.json"
 BATCH, TEXT, KEPT = 16, 64, 16
 STEPS, WARM_UP = 10, 3
 
@@ -151,7 +151,7 @@ def main() -> None:
     """Measure, print and write the result; without a GPU, say so."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--tiny", action="store_true", help="a few thousand parameters, no result")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, default=MEASURED)
     options = parser.parse_args()
     has_gpu = torch.cuda.is_available()
     if not has_gpu and not options.tiny:
@@ -162,7 +162,7 @@ def main() -> None:
     result = measure(device="cuda" if has_gpu else "cpu", tiny=options.tiny)
     print(json.dumps(result, indent=2))
     if not options.tiny:
-        options.output.write_text(json.dumps(result, indent=2) + "\n")
+        keep("vlm_step", result, options.results)
 
 
 if __name__ == "__main__":

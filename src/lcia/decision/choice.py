@@ -12,8 +12,8 @@ it.
    if each harms one, the highest score.
 2. A sibling group, with the parameters that serve the new task best, is opened if it harms no task
    and routing tells its prompts apart, and either every retraining harms one (unless that scores
-   higher by more than ``price``), or it scores higher by more than ``price`` and the standard
-   error of the difference.
+   higher by more than ``price``), or it scores higher by more than ``price`` and ``DOUBT``
+   standard errors of the difference.
 3. Else the group is retrained: within the noise, fewer groups win.
 """
 
@@ -31,7 +31,8 @@ TOLERANCE = 1e-6
 """Differences of the mean below this are rounding."""
 
 DOUBT = 0.5
-"""Standard errors by which an earlier task may fall: in doubt it counts as harmed."""
+"""Standard errors that count as noise: an earlier task that falls by more is harmed, and a sibling
+that gains more than these and the price is opened."""
 
 TOLD_APART = 0.8
 """Share of each task's validation prompts that routing has to send to its own of two siblings."""
@@ -205,7 +206,7 @@ def choose(
         why = "highest score; each candidate harms an earlier task"
     for sibling in (c for c in candidates if c.name == EXPAND):
         gain = scores[EXPAND] - scores[best.name]
-        least = price + difference_error(best, sibling, unmeasured=unmeasured)
+        least = price + DOUBT * difference_error(best, sibling, unmeasured=unmeasured)
         if sibling.told_apart < TOLD_APART:
             why += "; routing cannot tell a sibling's prompts apart"
         elif harm[EXPAND]:
