@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks.measured import MEASURED, keep, kept
 from lcia.config import load_stream_config
-from lcia.data.task import Task
+from lcia.data.sample import Task
 from lcia.decision.choice import EXPAND, Choice, Measured
 from lcia.decision.choosing import Chooser
 from lcia.decision.measuring import LowerLayers

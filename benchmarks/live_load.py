@@ -32,7 +32,7 @@ from benchmarks.measured import MEASURED, keep
 from benchmarks.serving_server import server
 from lcia.config import AssistantConfig
 from lcia.learner import ContinualLearner
-from lcia.live.child import NICE
+from lcia.live.worker import NICE
 
 CLIENTS, RELEASES, TOKENS = 8, 3, 24
 AROUND_S = 5.0

@@ -32,7 +32,7 @@ import transformers
 
 from lcia.config import AssistantConfig
 from lcia.data import Message, Sample, Task
-from lcia.decision.instructions import instructions_of
+from lcia.decision.placing import instructions_of
 from lcia.files import files_below, place_copy
 from lcia.grouping.instruction import told
 from lcia.learner import ContinualLearner, Store, learning

@@ -24,7 +24,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 from benchmarks.measured import MEASURED, keep
 from lcia.ema import DynamicEMA
 from lcia.models.host import adapt_language_only
-from lcia.models.projector import Projector
+from lcia.models.visual import Projector
 
 BATCH, TEXT, KEPT = 16, 64, 16
 STEPS, WARM_UP = 10, 3

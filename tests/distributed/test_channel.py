@@ -8,7 +8,7 @@ import time
 import pytest
 from tests.distributed.launching import MEETING
 
-from lcia.distributed.work import Piece, Work, share
+from lcia.distributed.processes import Piece, Work, share
 from lcia.errors import TrainingError
 
 CHANNEL = f"""{MEETING}

@@ -13,8 +13,7 @@ from tests.distributed.launching import environment, run, torchrun, write_stream
 from torch.testing import assert_close
 
 from conftest import tiny_tokenizer
-from lcia.distributed.plan import same_steps
-from lcia.distributed.uneven import Blank, Collate, Examples, FilledBatches
+from lcia.distributed.plan import Blank, Collate, Examples, FilledBatches, same_steps
 from lcia.errors import ConfigError
 from lcia.files import write_sealed
 from lcia.learner import Store

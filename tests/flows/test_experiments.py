@@ -20,7 +20,7 @@ from lcia.config import load_stream_config
 from lcia.errors import ConfigError, TrainingError
 from lcia.experiments.running import check_experiment, run_experiment
 from lcia.learner import Store, learning
-from lcia.methods.sequential import Sequential
+from lcia.methods.baselines import Sequential
 
 
 def edit(stream, **changes):

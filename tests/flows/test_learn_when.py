@@ -6,7 +6,7 @@ import pytest
 
 from lcia.errors import ConfigError
 from lcia.live.database import Database, receipts
-from lcia.live.feedback.policy import Follower, Policy
+from lcia.live.feedback.teaching import Follower, Policy
 from lcia.live.inbox import Inbox, Receipts
 from serving_server import COLOUR, make_store
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from conftest import make_task
 from lcia.config import AssistantConfig
 from lcia.learner import ContinualLearner, Store
-from lcia.models.projector import FILE
+from lcia.models.visual import PROJECTOR
 from tiny_visual import FAMILIES, image_task, save, t5
 
 LEARNED = (*FAMILIES, "t5")
@@ -102,6 +102,6 @@ def test_stock_peft_loads_the_adapter_of_the_language_model(family, stores):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_group_has_its_projector_beside_the_adapter(family, stores):
     folders = [folder for _, folder in stores[family].current.adapters.values()]
-    first, second = (load_file(folder / FILE) for folder in folders)
+    first, second = (load_file(folder / PROJECTOR) for folder in folders)
     assert first.keys() == second.keys()
     assert any(not torch.equal(first[name], second[name]) for name in first)

@@ -98,7 +98,7 @@ def evaluate(
 
 
 def _answer_again(store: "Store", *, task_given: bool | None, quiet: bool) -> dict[str, float]:
-    from lcia.cli.progress import Bar
+    from lcia.cli.console import Bar
     from lcia.evaluation.generate import scores_percent
     from lcia.learner import ContinualLearner
 

@@ -109,9 +109,9 @@ def _write_models(
     store: Any, output: Path, form: Format, *, quiet: bool
 ) -> tuple[dict[str, Any], str]:
     """Write one whole model per group, which takes a while."""
-    from lcia.cli.progress import Bar
+    from lcia.cli.console import Bar
     from lcia.exports.gguf import FILE, export_gguf
-    from lcia.exports.merged import export_merged
+    from lcia.exports.peft import export_merged
 
     with Bar(quiet=quiet) as bar:
 

@@ -57,9 +57,8 @@ def import_(
 
       lcia import assistant ./adapter --name legacy --instruction "Translate into German."
     """
-    from lcia.cli.console import console, print_json
+    from lcia.cli.console import LearningProgress, console, print_json
     from lcia.cli.learn import tell
-    from lcia.cli.progress import LearningProgress
     from lcia.config import parse_config
     from lcia.data import TaskConfig, load_task
     from lcia.learner import ContinualLearner, Store, check_task, import_adapter, import_with_data

@@ -191,7 +191,7 @@ def learn(
     from lcia.cli.console import console, print_json
     from lcia.learner import Store
     from lcia.live.feedback.teaching import teach
-    from lcia.live.orders import AUTO, OrderError
+    from lcia.live.orders import (AUTO, OrderError)
 
     wanted = AUTO if epochs is None else {**AUTO, "n_epochs": epochs}
     try:

@@ -23,7 +23,7 @@ from lcia.cli.data import (
 from lcia.cli.run import AsJson, Overrides
 
 if TYPE_CHECKING:
-    from lcia.cli.progress import LearningProgress
+    from lcia.cli.console import LearningProgress
     from lcia.config import AssistantConfig
     from lcia.data import Task
     from lcia.learner import ContinualLearner, Outcome, Store
@@ -106,7 +106,7 @@ def learn(
 
       lcia learn assistant user/name --name faq --split train --map prompt=question,answer=reply
     """
-    from lcia.cli.progress import LearningProgress
+    from lcia.cli.console import LearningProgress
     from lcia.config import parse_config
     from lcia.data import TaskConfig, load_task
     from lcia.distributed.output import join, logs_beside

@@ -19,7 +19,6 @@ from lcia.cli import (
     chat,
     compare,
     data,
-    demo,
     evaluate,
     export,
     forget,
@@ -29,10 +28,8 @@ from lcia.cli import (
     inbox,
     keys,
     learn,
-    models,
     plan,
     releases,
-    report,
     run,
     serve,
     store,
@@ -57,13 +54,11 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for verb in (
-    demo,
     run,
     compare,
     learn,
     plan,
     evaluate,
-    report,
     chat,
     serve,
     gateway,
@@ -77,7 +72,6 @@ for verb in (
     groups,
     store,
     data,
-    models,
     catalog,
 ):
     verb.register(app)

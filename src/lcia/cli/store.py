@@ -160,8 +160,7 @@ def verify(
 
       lcia verify assistant --no-weights
     """
-    from lcia.cli.console import console, print_json
-    from lcia.cli.progress import Bar
+    from lcia.cli.console import Bar, console, print_json
     from lcia.errors import DamageError, StoreError
     from lcia.store.verify import verify as find
 

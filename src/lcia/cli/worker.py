@@ -40,7 +40,7 @@ def worker(
     """
     import os
 
-    from lcia.live.child import end_with_stdin
+    from lcia.live.worker import end_with_stdin
     from lcia.serving.extra import check_installed
 
     check_installed("live")
@@ -51,7 +51,7 @@ def worker(
     import torch
 
     from lcia.live.database import Database
-    from lcia.live.feedback.policy import Policy
+    from lcia.live.feedback.teaching import Policy
     from lcia.live.worker import Worker
 
     policy = Policy.parse(learn_when, accept=accept_new)

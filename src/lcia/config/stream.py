@@ -9,8 +9,8 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from lcia.config.assistant import AssistantConfig, NamedMethod, OneOfRules, Seed
 from lcia.config.parsing import load_yaml, parse_config
+from lcia.data.sample import NAME
 from lcia.data.source import TaskSource
-from lcia.data.task import NAME
 from lcia.errors import ConfigError
 from lcia.registry import METHODS
 

@@ -1,11 +1,10 @@
 """Samples, the files they come from, tasks and streams of tasks."""
 
 from lcia.data.reading import DataReport, Lengths, Reading, check, read, read_all
-from lcia.data.sample import Image, Message, Sample
+from lcia.data.sample import Image, Message, Sample, Task, check_name
 from lcia.data.source import TaskSource
 from lcia.data.stream import TaskConfig, hold_out, load_stream, load_task, load_tasks
 from lcia.data.superni import SuperNIConfig
-from lcia.data.task import Task, check_name
 
 __all__ = [
     "DataReport",

@@ -10,8 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lcia.data.sample import Image, Message, Sample
-from lcia.data.task import Task
+from lcia.data.sample import Image, Message, Sample, Task
 from lcia.errors import DataError
 from lcia.files import content_of
 

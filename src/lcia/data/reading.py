@@ -11,8 +11,7 @@ from typing import Any, Literal
 
 from lcia.data.images import below, inspect
 from lcia.data.readers.base import Problem, Reader, Record, RecordError, found
-from lcia.data.readers.fields import ROLES, TURN
-from lcia.data.readers.meaning import SWITCHES, refuse, unread
+from lcia.data.readers.fields import ROLES, SWITCHES, TURN, refuse, unread
 from lcia.data.sample import Sample
 from lcia.data.tables import check_columns, load_values, mapped
 from lcia.errors import ConfigError, DataError

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from lcia.data.sample import Task
 from lcia.data.stream import TaskConfig, load_stream, load_tasks
 from lcia.data.superni import SuperNIConfig
-from lcia.data.task import Task
 
 
 class TaskSource(BaseModel):

@@ -13,9 +13,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from lcia.data.images import check_images
 from lcia.data.reading import Turns, read
-from lcia.data.sample import Sample
+from lcia.data.sample import Sample, Task, check_name
 from lcia.data.tables import is_hub_id
-from lcia.data.task import Task, check_name
 from lcia.errors import ConfigError, DataError
 from lcia.registry import STREAMS
 

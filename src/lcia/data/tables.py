@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lcia.data.readers.base import Problem, Reader, Record
-from lcia.data.readers.meaning import SWITCHES
+from lcia.data.readers.fields import SWITCHES
 from lcia.data.readers.source import binary_kind, check_utf8, load_bytes, load_records
 from lcia.errors import ConfigError, DataError, MissingDependencyError
 from lcia.registry import READERS, nearest

@@ -16,8 +16,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor
 from transformers import TrainerCallback
 
-from lcia.data.sample import Sample
-from lcia.data.task import Task
+from lcia.data.sample import Sample, Task
 from lcia.files import read_json, write_json
 from lcia.integrations.transformers import checkpoint_folder
 from lcia.methods.base import TaskContext

@@ -1,21 +1,35 @@
-"""Where a task goes: the group that learns it, and the sibling that might instead."""
+"""Where a task goes: the group that learns it, and the sibling that might instead.
 
+What its prompts say to do decides which groups are alike; training samples that are held back serve
+to choose what a group becomes.
+"""
+
+import logging
+import math
+import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lcia.data.sample import Sample
-from lcia.data.task import Task
+from lcia.data.sample import Sample, Task
 from lcia.decision.choice import EXPAND
-from lcia.decision.instructions import instructions_of, tell_odd_fields
-from lcia.decision.validation import hold_back, taught_too
-from lcia.grouping import Extraction, GroupDecision, InstructionCodebook, Prompt, Router, told
+from lcia.grouping import (
+    Extraction,
+    GroupDecision,
+    InstructionCodebook,
+    InstructionRecipe,
+    Prompt,
+    Router,
+    told,
+)
 from lcia.grouping.instruction import whole
 from lcia.store.journal import Journal
 from lcia.store.store import Store
 from lcia.store.version import Version
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,3 +202,82 @@ def start_of(decision: GroupDecision, store: Store, current: Version) -> Path | 
     if latest is not None:
         return adapters[latest]
     return max(adapters.values(), key=lambda folder: folder.name)  # all made by hand
+
+
+def instructions_of(task: Task) -> Extraction:
+    """Return the instructions of a task, and the recipe that finds them in a prompt.
+
+    Raises:
+        ConfigError: an unknown recipe.
+        DataError: the recipe cannot work on the task's prompts.
+    """
+    return InstructionRecipe.parse(task.instruction).fit(
+        [told(sample.messages) for sample in task.train],
+        [sample.instruction for sample in task.train],
+    )
+
+
+def tell_odd_fields(task: Task, extraction: Extraction) -> None:
+    """Say which samples name an instruction that their prompts do not hold."""
+    named = [sample for sample in task.train if sample.instruction]
+    odd = [s for s in named if not _says(told(s.messages), s.instruction or "")]
+    if odd:
+        logger.warning(
+            "task '%s': %d of %d named instructions do not stand in their prompts; the first is "
+            "sample '%s'. Nobody who asks can be routed by them: %s.",
+            task.name,
+            len(odd),
+            len(named),
+            odd[0].id,
+            extraction.describe(),
+        )
+
+
+def _says(prompt: Prompt, instruction: str) -> bool:
+    text = prompt if isinstance(prompt, str) else prompt.whole
+    return " ".join(instruction.split()) in " ".join(text.split())
+
+
+MOST, LEAST, PART = 64, 8, 5
+"""How many samples of a task are held back at most and at least; a task of which the least would be
+more than one in ``PART`` holds none back."""
+
+
+def hold_back(task: Task, share: float, *, seed: int) -> tuple[Task, tuple[Sample, ...]]:
+    """Return the task with fewer training samples, and the others; its test samples stay.
+
+    A task that opens a group may train on the others as well: see ``taught_too``.
+
+    Args:
+        task: the task.
+        share: of its training samples, in [0, 1], rounded up; at least ``LEAST``, at most ``MOST``.
+        seed: draws them.
+
+    Returns:
+        The task itself and nothing if ``share`` is 0, if the task is too small to hold back
+        ``LEAST``, or if more than half of it would be held back.
+    """
+    samples = len(task.train)
+    count = min(MOST, max(LEAST, math.ceil(share * samples)))
+    if share <= 0 or samples < PART * LEAST or 2 * count > samples:
+        return task, ()
+    drawn = set(random.Random(f"validation {seed}").sample(range(len(task.train)), count))
+    kept = tuple(sample for i, sample in enumerate(task.train) if i not in drawn)
+    return replace(task, train=kept), tuple(task.train[i] for i in sorted(drawn))
+
+
+def taught_too(lesson: Task, task: Task, held: tuple[Sample, ...], share: float) -> Task:
+    """Return the lesson of a task that opens a group: with a share of the held-back samples.
+
+    There is nothing to choose yet. What these samples tell later of forgetting was trained on, so a
+    fall looks larger than it is: the choice errs on the side of the earlier task.
+
+    Args:
+        lesson: the task without its held-back samples.
+        task: the whole task; its order is kept.
+        held: the held-back samples.
+        share: of them that is trained on, in [0, 1].
+    """
+    left = set(map(id, held[round(share * len(held)) :]))
+    train = tuple(sample for sample in task.train if id(sample) not in left)
+    return replace(lesson, train=train)

@@ -4,8 +4,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lcia.data.sample import Message, Sample
-from lcia.data.task import Task
+from lcia.data.sample import Message, Sample, Task
 from lcia.demo import facts
 
 TRAIN = 104

@@ -5,9 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lcia.data.sample import Message, Sample
-from lcia.data.task import Task
-from lcia.demo.alignment import DIGITS
+from lcia.data.sample import Message, Sample, Task
 from lcia.demo.images import (
     COLOURS,
     SHAPES,
@@ -21,6 +19,7 @@ from lcia.demo.images import (
     stored,
     word_image,
 )
+from lcia.demo.smollm2_dinov2 import DIGITS
 
 TRAIN = 160
 TEST = 40

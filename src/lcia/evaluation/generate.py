@@ -7,11 +7,9 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
-from lcia.data.sample import Image, Message
-from lcia.data.task import Task
+from lcia.data.sample import Image, Message, Task
 from lcia.distributed.channel import Channel
-from lcia.distributed.processes import from_main, together
-from lcia.distributed.work import Piece, Work, share
+from lcia.distributed.processes import Piece, Work, from_main, share, together
 from lcia.errors import StoreError
 from lcia.evaluation.kept import Keep, KeptAnswers, digest
 from lcia.evaluation.scorers import mean_percent, score_each

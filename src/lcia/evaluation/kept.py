@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lcia.data.sample import Sample
-from lcia.data.task import Task
+from lcia.data.sample import Sample, Task
 from lcia.errors import ConfigError, DataError, ModelError
 from lcia.evaluation.scorers import normalise, score_each
 from lcia.files import LINES_LIMIT, append, json_bytes, read_bytes, write_bytes

@@ -13,8 +13,8 @@ import yaml
 
 from lcia.config import AssistantConfig, StreamConfig, parse_config, todays_names
 from lcia.data import Task
+from lcia.data.sample import NAME
 from lcia.data.stream import resolve
-from lcia.data.task import NAME
 from lcia.distributed.launch import joined, start
 from lcia.distributed.processes import claimed, is_main, on_main
 from lcia.errors import (

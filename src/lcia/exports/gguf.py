@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from lcia.errors import StoreError
-from lcia.exports.card import write_card
-from lcia.exports.folder import write_export
-from lcia.exports.merged import Told, merged_groups
+from lcia.exports.folder import write_card, write_export
 from lcia.exports.ollama import modelfile
+from lcia.exports.peft import Told, merged_groups
 from lcia.learner import Store, Version
 from lcia.learner.learning import template_settings
 from lcia.models.chat import ChatFormat

@@ -8,7 +8,7 @@ from lcia.exports.folder import check_plain, write_export, write_script
 from lcia.exports.gguf import add_tensor, reordered, vocabulary, write_file, write_gguf
 from lcia.learner import Store, Version
 from lcia.models.loading import load_model
-from lcia.serving.engine.factors import Factors, read_factors
+from lcia.serving.engine.bank import Factors, read_factors
 from lcia.serving.live import BASE
 
 FILE, ADAPTERS = "base.gguf", "adapters"

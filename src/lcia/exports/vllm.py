@@ -14,7 +14,7 @@ from lcia.models.answering import NAMED
 from lcia.models.loading import is_embedded
 from lcia.models.lora import read_config
 from lcia.registry import MODELS
-from lcia.serving.engine.factors import PREFIX, read_factors
+from lcia.serving.engine.bank import PREFIX, read_factors
 from lcia.serving.live import BASE
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)

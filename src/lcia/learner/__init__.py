@@ -1,6 +1,6 @@
 """The learning loop and the store it commits to."""
 
-from lcia.decision.instructions import instructions_of
+from lcia.decision.placing import instructions_of
 from lcia.learner.importing import import_adapter, import_with_data
 from lcia.learner.learning import ContinualLearner, check_task, load_host
 from lcia.learner.lifecycle import merge_groups, rename_group, retire_group, split_group

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lcia.config import AssistantConfig, GateConfig
-from lcia.data.sample import Sample
-from lcia.data.task import Task
+from lcia.data.sample import Sample, Task
 from lcia.distributed.processes import from_main, on_main
 from lcia.errors import GateError
 from lcia.evaluation.generate import Adapters, Prediction

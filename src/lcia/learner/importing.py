@@ -10,9 +10,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from lcia.data.task import Task, check_name
-from lcia.decision.instructions import instructions_of
-from lcia.decision.placing import Placed
+from lcia.data.sample import Task, check_name
+from lcia.decision.placing import Placed, instructions_of
 from lcia.errors import ConfigError, StoreError
 from lcia.evaluation.generate import Adapters
 from lcia.files import place_copy, sha256_of

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from lcia.config import AssistantConfig
-from lcia.data.task import Task
+from lcia.data.sample import Task
 from lcia.decision.choosing import Chooser, of_one_shape, read_choice
-from lcia.decision.instructions import instructions_of
-from lcia.decision.placing import Placed, place
+from lcia.decision.placing import Placed, instructions_of, place
 from lcia.distributed.launch import start
 from lcia.distributed.processes import everyone, is_main, on_main
 from lcia.errors import DivergenceError, ModelError, StoreError

@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 
 from lcia.config import AssistantConfig
 from lcia.config.training import CANNOT_BE_MADE, one_line
-from lcia.data.task import Task
+from lcia.data.sample import Task
 from lcia.errors import ConfigError, LciaError, TrainingError
 from lcia.evaluation.kept import check_answers
 from lcia.learner.training import build_trainer, check_spread, context_of

@@ -11,11 +11,10 @@ from transformers import Trainer, TrainerCallback
 from lcia.distributed import zero
 from lcia.distributed.fsdp import shard, whole_parameters
 from lcia.distributed.launch import Launch
-from lcia.distributed.plan import check_in_force, check_wrapped
-from lcia.distributed.uneven import fill_batches
+from lcia.distributed.plan import check_in_force, check_wrapped, fill_batches
 from lcia.methods.base import Method
 from lcia.models.batches import IGNORED
-from lcia.models.projector import Projector
+from lcia.models.visual import Projector
 
 
 class MethodTrainer(Trainer):

@@ -15,22 +15,20 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments, se
 
 from lcia.config import ADAPTER_DEFAULTS, TRAINING_DEFAULTS, AssistantConfig
 from lcia.config.sharding import deepspeed_config, fsdp_options, without_sharding
-from lcia.data.sample import Sample
-from lcia.data.task import Task
+from lcia.data.sample import Sample, Task
 from lcia.decision.correcting import UntilTaught, balanced, not_corrected
 from lcia.distributed import zero
 from lcia.distributed.checkpoint import TrainingState, checkpoint_step, last_checkpoint
 from lcia.distributed.launch import joined, launch_of, state
-from lcia.distributed.plan import same_steps
+from lcia.distributed.plan import Collate, Examples, same_steps
 from lcia.distributed.processes import on_main
-from lcia.distributed.uneven import Collate, Examples
 from lcia.errors import ConfigError
 from lcia.files import discard, place_copy
 from lcia.learner.trainer import MethodTrainer, ProjectorState
 from lcia.methods.base import Method, TaskContext
 from lcia.models.experts import save_expert_routers
 from lcia.models.host import AdapterHost
-from lcia.models.projector import FILE
+from lcia.models.visual import PROJECTOR
 from lcia.store.finite import FiniteSteps
 from lcia.store.journal import Journal
 from lcia.store.samples import REMEMBERED, VALIDATION, Kept, keep_with, kept_with
@@ -423,7 +421,7 @@ class _Steps(TrainerCallback):
 def shared_projector(adapters: Mapping[str, tuple[str, Path]]) -> Path | None:
     """Return an adapter that has the projector all of them share; None before the first task."""
     folders = (folder for _, folder in adapters.values())
-    return next((folder for folder in folders if (folder / FILE).is_file()), None)
+    return next((folder for folder in folders if (folder / PROJECTOR).is_file()), None)
 
 
 def share_projector(
@@ -445,7 +443,7 @@ def share_projector(
 
     def copy(source: Path, target: Path) -> None:
         place_copy(source, target)
-        shutil.copyfile(trained / FILE, target / FILE)
+        shutil.copyfile(trained / PROJECTOR, target / PROJECTOR)
 
     for group, (_, source) in others.items():
         on_main(partial(copy, source, folder / group))

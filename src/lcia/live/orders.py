@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
-from lcia.data.task import check_name
+from lcia.data.sample import check_name
 from lcia.errors import ConfigError
 from lcia.learner import Store
 from lcia.registry import SCORERS

@@ -8,16 +8,16 @@ from typing import Any
 from fastapi import FastAPI
 
 from lcia.live.api import add_files, add_jobs
-from lcia.live.child import working
 from lcia.live.data_files import DataFiles
 from lcia.live.database import Database
 from lcia.live.feedback.endpoints import add_feedback, add_inbox
-from lcia.live.feedback.policy import Policy
+from lcia.live.feedback.teaching import Policy
 from lcia.live.inbox import Receipts
 from lcia.live.recording import Recorder
 from lcia.live.releases.canary import Canaries, CanaryConfig
 from lcia.live.releases.listing import Releases
 from lcia.live.releases.serving import Trial, add_releases
+from lcia.live.worker import working
 from lcia.serving.http.app import build_app
 from lcia.serving.http.server import run
 from lcia.serving.http.service import Service

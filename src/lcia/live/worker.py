@@ -1,12 +1,18 @@
 """The trainer: a process of its own that takes jobs from the queue, one after another.
 
 Learning is a transaction that continues where it was killed; the queue says which job it was. So
-a worker may die at any moment: the next one goes on, with the same result.
+a worker may die at any moment: the next one goes on, with the same result. As the child of a server
+it has low priority, is started again when it dies, and is gone with the server.
 """
 
+import contextlib
 import logging
+import os
+import subprocess
+import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +36,7 @@ from lcia.errors import (
 from lcia.learner import ContinualLearner, Store
 from lcia.live.data_files import DataFiles
 from lcia.live.database import Database, DatabaseError
-from lcia.live.feedback.policy import Follower, Policy
+from lcia.live.feedback.teaching import Follower, Policy
 from lcia.live.jobs import CANCELLED, FAILED, PAUSED, SUCCEEDED, Job, Jobs
 from lcia.live.releases.canary import WORSE, Canaries, settle
 from lcia.models.host import AdapterHost
@@ -327,3 +333,79 @@ def _only_one(root: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+NICE = 10
+PAUSES_S = (1.0, 60.0)
+"""First and longest pause before a worker that died is started again."""
+STOP_S = 10.0
+URL = "LCIA_DATABASE"
+"""Environment variable of the database: a command line is read by every user of a machine."""
+
+
+@contextlib.contextmanager
+def working(root: Path, *, url: str, options: Sequence[str] = ()) -> Iterator[None]:
+    """Keep a worker of the assistant at ``root`` running, with further options of its command."""
+    keeper = _Keeper(root, url=url, options=options)
+    thread = threading.Thread(target=keeper.keep, name="worker", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        keeper.stop()
+        thread.join()
+
+
+class _Keeper:
+    def __init__(self, root: Path, *, url: str, options: Sequence[str]) -> None:
+        self._command = [sys.executable, "-m", "lcia", "worker", str(root)]
+        self._command += ["--nice", str(NICE), "--threads", "1", "--while-stdin"]
+        self._command += options
+        self._environment = {**os.environ, URL: url, "OMP_NUM_THREADS": "1"}
+        self._over = threading.Event()
+        self._lock = threading.Lock()
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def keep(self) -> None:
+        pause = PAUSES_S[0]
+        while child := self._start():
+            code = child.wait()
+            if self._over.is_set():
+                return
+            logger.error("the worker ended with %d; it is started again in %g s", code, pause)
+            self._over.wait(pause)
+            pause = min(2 * pause, PAUSES_S[1])
+
+    def _start(self) -> "subprocess.Popen[bytes] | None":
+        with self._lock:
+            if self._over.is_set():
+                return None
+            # The open pipe says that the server lives: its end, however it comes, closes it.
+            self._child = subprocess.Popen(
+                self._command, stdin=subprocess.PIPE, env=self._environment
+            )
+            return self._child
+
+    def stop(self) -> None:
+        with self._lock:
+            self._over.set()
+            child = self._child
+        if child is not None:
+            child.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(STOP_S)
+            child.kill()
+
+
+def end_with_stdin() -> None:
+    """End this process at once when its standard input does: whoever started it is gone.
+
+    Learning is a transaction; nothing is lost by it.
+    """
+
+    def watch() -> None:
+        while os.read(sys.stdin.fileno(), 1024):
+            pass
+        os._exit(0)
+
+    threading.Thread(target=watch, name="server", daemon=True).start()

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lcia.data.sample import Sample
-from lcia.data.task import Task
+from lcia.data.sample import Sample, Task
 from lcia.errors import ConfigError
 from lcia.registry import nearest
 

@@ -16,8 +16,7 @@ from lcia.models.chat import ChatFormat, Seq2SeqFormat
 from lcia.models.experts import EXPERT_ROUTERS, load_expert_routers
 from lcia.models.loading import BaseModel
 from lcia.models.lora import add_lora, load_adapter, read_config
-from lcia.models.projector import Projector
-from lcia.models.visual import VisualFormat
+from lcia.models.visual import Projector, VisualFormat
 
 logger = logging.getLogger(__name__)
 

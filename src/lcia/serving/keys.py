@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from lcia.data.task import NAME
+from lcia.data.sample import NAME
 from lcia.errors import ConfigError, StoreError
 from lcia.files import read_sealed, write_sealed
 

@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from lcia.config import BEFORE, RENAMED, AssistantConfig
-from lcia.data.task import Task
+from lcia.data.sample import Task
 from lcia.grouping.config import GroupingConfig
 from lcia.registry import RULES
 from lcia.store.manifest import SCHEMA

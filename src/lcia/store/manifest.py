@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from lcia.data.task import NAME
+from lcia.data.sample import NAME
 from lcia.errors import StoreError
 from lcia.files import RESTORE, check_tree, checksums, read_record
 

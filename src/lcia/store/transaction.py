@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lcia.data.task import Task
+from lcia.data.sample import Task
 from lcia.errors import StoreError
 from lcia.files import (
     check_sum,

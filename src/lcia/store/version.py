@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lcia.data.task import Task
+from lcia.data.sample import Task
 from lcia.errors import StoreError
 from lcia.evaluation.generate import Adapters, Prediction, read_predictions
 from lcia.evaluation.matrix import AccuracyMatrix

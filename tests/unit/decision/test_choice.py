@@ -7,7 +7,7 @@ import pytest
 
 from conftest import make_task
 from lcia.decision.choice import Candidate, Measured, choose, quadratic_scale, standard_error
-from lcia.decision.validation import hold_back
+from lcia.decision.placing import hold_back
 
 
 def measured(quality) -> Measured:

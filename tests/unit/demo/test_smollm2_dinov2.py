@@ -11,9 +11,8 @@ from PIL import Image as PILImage
 
 from lcia.data import Image, Message, Sample, load_stream
 from lcia.demo import alignment, images, smollm2_dinov2
-from lcia.demo.alignment import captions
 from lcia.demo.images import COLOURS, SHAPES, SIDE, WORDS
-from lcia.demo.smollm2_dinov2 import IMAGE, LAYERS, compose, read_tower
+from lcia.demo.smollm2_dinov2 import IMAGE, LAYERS, captions, compose, read_tower
 from lcia.errors import DataError, MissingDependencyError
 from lcia.files import sha256_of
 from lcia.models import AdapterHost, load_model

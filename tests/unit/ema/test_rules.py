@@ -208,7 +208,10 @@ GOLDEN = np.load(Path(__file__).parents[2] / "golden" / "ema.npz")
 
 
 def replay(run: str, rule: str):
-    """Replay a run of plain SGD; return the averager and (average, golden average) pairs."""
+    """Replay a run of plain SGD; return the averager and (average, golden average) pairs.
+
+    Every step's gradient is recorded, and the averages after some of them.
+    """
     data = {key.removeprefix(f"{run}/"): GOLDEN[key] for key in GOLDEN if key.startswith(run)}
     theta = {key.removeprefix("theta/"): v for key, v in data.items() if key.startswith("theta/")}
     parameters = {n: torch.nn.Parameter(torch.tensor(v)) for n, v in theta.items()}
@@ -223,8 +226,10 @@ def replay(run: str, rule: str):
             parameter.data.copy_(torch.tensor(theta[name]))
             parameter.grad = torch.tensor(grad)
         ema.update()
-        for name in theta:
-            pairs.append((ema.shadow[name].numpy().copy(), data[f"shadow/{name}"][step]))
+        for place in np.flatnonzero(data["compared"] == step):
+            for name in theta:
+                pairs.append((ema.shadow[name].numpy().copy(), data[f"shadow/{name}"][place]))
+    assert len(pairs) == len(theta) * len(data["compared"])
     return ema, pairs
 
 

@@ -5,8 +5,8 @@ from collections import Counter
 import pytest
 
 from conftest import make_task
-from lcia.evaluation.drawn import draw
 from lcia.evaluation.matrix import AccuracyMatrix
+from lcia.learner.scoring import draw
 
 TASKS = {
     name: make_task(name, "Say it.", {"a": "b"}, test=size)

@@ -17,8 +17,7 @@ from typer.testing import CliRunner
 from lcia.cli.main import app
 from lcia.config import AssistantConfig
 from lcia.errors import StoreError
-from lcia.exports.merged import export_merged
-from lcia.exports.peft import export_peft
+from lcia.exports.peft import export_merged, export_peft
 from lcia.learner import ContinualLearner, Store, import_adapter
 
 
@@ -102,7 +101,7 @@ def test_merged_models_answer_in_transformers_as_the_assistant_does(store, tmp_p
 def test_an_export_that_differs_too_much_is_refused_and_nothing_is_left(
     store, tmp_path, monkeypatch
 ):
-    monkeypatch.setitem(__import__("lcia.exports.merged").exports.merged.TOLERANCE, "float32", -1.0)
+    monkeypatch.setitem(__import__("lcia.exports.peft").exports.merged.TOLERANCE, "float32", -1.0)
     with pytest.raises(StoreError, match="group g1: merged, its logits differ by"):
         export_merged(store, tmp_path / "out")
     assert not any(tmp_path.iterdir())
@@ -131,7 +130,7 @@ def test_the_card_says_what_the_hub_and_people_want_to_know(store, tmp_path, tin
 def test_the_card_names_base_and_licence_where_they_are_known(store, tmp_path, tiny_model):
     base = shutil.copytree(tiny_model, tmp_path / "base")
     (base / "README.md").write_text("---\nlicense: mit\n---\n# Base\n")
-    from lcia.exports.card import license_of
+    from lcia.exports.folder import license_of
 
     assert license_of(str(base)) == "mit"
     assert license_of("smollm2-135m") == "apache-2.0"

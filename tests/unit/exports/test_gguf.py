@@ -32,7 +32,7 @@ from lcia.learner import ContinualLearner, Store
 from lcia.models import load_model
 from lcia.models.answering import NAMED, TemplateSettings
 from lcia.models.host import chat_format
-from lcia.serving.engine.factors import Factors
+from lcia.serving.engine.bank import Factors
 
 SPECIALS = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
 CORPUS = [

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from lcia.config import AssistantConfig
 from lcia.learner import ContinualLearner, Store
 from lcia.models import load_model
-from lcia.models.projector import FILE
+from lcia.models.visual import PROJECTOR
 from lcia.registry import METHODS
 from lcia.store.samples import VALIDATION, kept_with
 from tiny_visual import image_task, llava, save
@@ -63,12 +63,13 @@ def test_the_average_covers_the_projector(model, tmp_path, tasks):
     store = learn(tmp_path / "a", configure(model, **stays), tasks[:2])
     first, second = (store.root / "groups" / "g1" / version for version in ("0001", "0002"))
     assert [v.manifest["group"] for v in store.history()] == ["g1", "g1"]
-    for name in (FILE, "adapter_model.safetensors"):
+    for name in (PROJECTOR, "adapter_model.safetensors"):
         before, after = load_file(first / name), load_file(second / name)
         assert all(torch.allclose(before[key], after[key], atol=1e-6) for key in before)
     plain = learn(tmp_path / "b", configure(model, method="sequential"), tasks[:2])
     before, after = (
-        load_file(plain.root / "groups" / "g1" / version / FILE) for version in ("0001", "0002")
+        load_file(plain.root / "groups" / "g1" / version / PROJECTOR)
+        for version in ("0001", "0002")
     )
     assert any(not torch.allclose(before[key], after[key], atol=1e-6) for key in before)
 
@@ -78,7 +79,9 @@ def test_its_learning_rate_is_its_own(model, tmp_path, tasks):
     store = learn(tmp_path / "a", config, tasks[:1])
     folder = store.current.adapters["g1"][1]
     own = dict(load_model(str(model), dtype="float32").model.named_parameters())
-    assert all(torch.equal(own[name], value) for name, value in load_file(folder / FILE).items())
+    assert all(
+        torch.equal(own[name], value) for name, value in load_file(folder / PROJECTOR).items()
+    )
     adapter = load_file(folder / "adapter_model.safetensors")
     assert any(value.abs().sum() > 0 for name, value in adapter.items() if "lora_B" in name)
 
@@ -114,7 +117,7 @@ def test_a_shared_projector_answers_for_every_group(model, tmp_path, tasks):
     versions = store.history()
     assert [v.manifest["group"] for v in versions] == ["g1", "g2", "g1"]
     for version in versions:
-        found = {(folder / FILE).read_bytes() for _, folder in version.adapters.values()}
+        found = {(folder / PROJECTOR).read_bytes() for _, folder in version.adapters.values()}
         assert len(found) == 1, "one projector for all groups of a version"
     adapters = [v.adapters["g1"][1] / "adapter_model.safetensors" for v in versions]
     assert adapters[0].read_bytes() == adapters[1].read_bytes(), "another task left the LoRA alone"
@@ -142,7 +145,7 @@ def test_the_latest_adapter_is_the_last_task_s_where_all_share_a_projector(model
 
 def test_a_frozen_projector_is_not_saved(model, tmp_path, tasks):
     store = learn(tmp_path / "a", configure(model, "frozen"), tasks[:1])
-    assert not (store.current.adapters["g1"][1] / FILE).exists()
+    assert not (store.current.adapters["g1"][1] / PROJECTOR).exists()
 
 
 def test_held_out_images_live_in_the_store(model, tmp_path, tasks):
@@ -157,9 +160,9 @@ def test_merging_groups_merges_their_projectors(model, tmp_path, tasks):
     from lcia.learner.lifecycle import merge_groups
 
     store = learn(tmp_path / "a", configure(model), [tasks[0], tasks[2]])
-    parts = [load_file(folder / FILE) for _, folder in store.current.adapters.values()]
+    parts = [load_file(folder / PROJECTOR) for _, folder in store.current.adapters.values()]
     merged = merge_groups(ContinualLearner(store), "g1", "g2", weight=0.25)
-    found = load_file(merged.adapters["g1"][1] / FILE)
+    found = load_file(merged.adapters["g1"][1] / PROJECTOR)
     for name, value in found.items():
         assert torch.allclose(value, 0.25 * parts[0][name] + 0.75 * parts[1][name], atol=1e-6)
 
@@ -190,7 +193,7 @@ def test_bfloat16_and_gradient_checkpointing(model, tmp_path, tasks):
     training = {**TRAINING, "gradient_checkpointing": True}
     store = learn(tmp_path / "a", configure(model, dtype="bfloat16", training=training), tasks[:2])
     (_, folder) = store.current.adapters["g1"]
-    for name in (FILE, "adapter_model.safetensors"):
+    for name in (PROJECTOR, "adapter_model.safetensors"):
         values = load_file(folder / name).values()
         assert {value.dtype for value in values} == {torch.float32}
         assert all(value.isfinite().all() for value in values)
@@ -203,7 +206,7 @@ def test_bfloat16_and_gradient_checkpointing(model, tmp_path, tasks):
 def test_every_method_learns_with_images(model, tmp_path, tasks, method):
     store = learn(tmp_path / "a", configure(model, method=method), tasks)
     assert len(store.history()) == 3
-    assert all((folder / FILE).is_file() for _, folder in store.current.adapters.values())
+    assert all((folder / PROJECTOR).is_file() for _, folder in store.current.adapters.values())
     assert store.verify() == []
 
 

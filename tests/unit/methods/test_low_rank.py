@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from lcia.errors import ConfigError
+from lcia.methods.inflora import COMPLEMENT, grown, outside, restored, stored
 from lcia.methods.slao import cut
-from lcia.methods.subspace import COMPLEMENT, grown, outside, restored, stored
 
 WEIGHTS, CARRIED = "adapter_model.safetensors", "method_state.safetensors"
 

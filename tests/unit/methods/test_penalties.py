@@ -16,9 +16,8 @@ from lcia.distributed.launch import launch_of
 from lcia.errors import ConfigError
 from lcia.learner.trainer import MethodTrainer
 from lcia.methods import Method
-from lcia.methods.ewc import empirical_fisher
 from lcia.methods.lwf import LwF, distillation
-from lcia.methods.penalty import QuadraticPenalty
+from lcia.methods.penalties import QuadraticPenalty, empirical_fisher
 
 
 def leaves(*shapes, seed=0) -> dict[str, torch.Tensor]:

@@ -12,8 +12,7 @@ from lcia.data import Image, Message, Sample
 from lcia.errors import ConfigError, MissingDependencyError, ModelError
 from lcia.models import AdapterHost, load_model
 from lcia.models.loading import quantization
-from lcia.models.projector import FILE, Projector
-from lcia.models.visual import VisualFormat
+from lcia.models.visual import PROJECTOR, Projector, VisualFormat
 from tiny_visual import FAMILIES, llava, save
 
 
@@ -177,7 +176,7 @@ def test_each_row_of_a_mixed_batch_goes_through_the_projector_of_its_group(host,
     assert together == alone
     host.generate([samples[0].messages], [groups[1]], max_new_tokens=1)
     used = {name: p.detach() for name, p in host.base.model.named_parameters()}
-    assert all(torch.equal(used[n], p) for n, p in load_file(groups[1][1] / FILE).items())
+    assert all(torch.equal(used[n], p) for n, p in load_file(groups[1][1] / PROJECTOR).items())
 
 
 def test_clearing_gives_the_models_own_projector_back(host, samples, tmp_path):
@@ -216,7 +215,7 @@ def test_its_file_names_the_models_own_parameters(model_folder, tmp_path):
     host = AdapterHost(load_model(str(model_folder), dtype="float32"))
     host.projector.save(tmp_path)
     names = dict(host.base.model.named_parameters())
-    stored = load_file(tmp_path / FILE)
+    stored = load_file(tmp_path / PROJECTOR)
     assert stored.keys() < names.keys()
     assert all(torch.equal(names[name], value) for name, value in stored.items())
 

@@ -14,8 +14,7 @@ from lcia.models import load_model
 from lcia.models.experts import EXPERT_ROUTERS, add_expert_routers, save_expert_routers
 from lcia.models.host import TRAINED
 from lcia.models.lora import read_config
-from lcia.serving.engine.bank import AdapterBank
-from lcia.serving.engine.factors import read_factors
+from lcia.serving.engine.bank import AdapterBank, read_factors
 
 
 @pytest.fixture

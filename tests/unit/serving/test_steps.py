@@ -12,8 +12,8 @@ from transformers import AutoTokenizer, DynamicCache
 from lcia.serving.engine import arena as arena_module
 from lcia.serving.engine import sampling
 from lcia.serving.engine.arena import Arena
+from lcia.serving.engine.job import UNFINISHED, TextStream
 from lcia.serving.engine.sampling import Sampling
-from lcia.serving.engine.text import UNFINISHED, TextStream
 
 HEADS, SIZE, LAYERS = 2, 3, 2
 

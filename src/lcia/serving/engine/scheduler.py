@@ -11,7 +11,7 @@ import torch
 from lcia.errors import LciaError
 from lcia.memory import is_out_of_memory
 from lcia.models.answering import Answering
-from lcia.serving.engine.batch import PREFILL_TOKENS, Batch
+from lcia.serving.engine.batch import PREFILL_TOKENS, Batch, Prefill
 from lcia.serving.engine.job import CANCELLED, Delta, Job, Prompt, State
 from lcia.serving.engine.limits import (
     EngineLimits,
@@ -21,7 +21,6 @@ from lcia.serving.engine.limits import (
     adapter_error,
     generation_error,
 )
-from lcia.serving.engine.prefill import Prefill
 from lcia.serving.engine.sampling import choose, peaks
 
 logger = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from lcia.grouping import Said
 from lcia.models import AdapterHost, ChatFormat
 from lcia.models.visual import VisualFormat
 from lcia.serving.config import ServeConfig
-from lcia.serving.engine.answers import Answer, Answers
+from lcia.serving.engine.engine import Answer, Answers
 from lcia.serving.engine.job import Delta, Prompt
 from lcia.serving.engine.limits import PromptTooLongError
 from lcia.serving.engine.sampling import Sampling

@@ -1,4 +1,4 @@
-"""Elastic weight consolidation, the online variant."""
+"""Quadratic penalties on leaving where training started: plain L2, and online EWC."""
 
 import logging
 import random
@@ -9,9 +9,62 @@ import torch
 from torch import Tensor
 
 from lcia.methods.base import Method, TaskContext
-from lcia.methods.penalty import QuadraticPenalty
 
 logger = logging.getLogger(__name__)
+
+
+class QuadraticPenalty:
+    """strength / 2 * sum over i of F_i (theta_i - theta_old_i)^2, theta_old as it is now.
+
+    Args:
+        parameters: by name; their values now are theta_old.
+        strength: lambda.
+        precision: F by name, of the parameters' shapes; None for 1.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Any],
+        *,
+        strength: float,
+        precision: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self._parameters = list(parameters.values())
+        self._strength = strength
+        self._old = self._flat().detach()
+        self._precision = None
+        if precision is not None:
+            ordered = [precision[name].reshape(-1) for name in parameters]
+            self._precision = torch.cat(ordered).to(self._old)
+
+    def __call__(self) -> Tensor:
+        """Return the penalty, a scalar with a gradient."""
+        # One vector: hundreds of small tensors would cost more in calls than in arithmetic.
+        squares = (self._flat() - self._old).square()
+        if self._precision is not None:
+            squares = squares * self._precision
+        return self._strength / 2 * squares.sum()
+
+    def _flat(self) -> Tensor:
+        return torch.cat([p.reshape(-1) for p in self._parameters])
+
+
+class L2(Method):
+    """Adds lambda / 2 * |theta - theta_old|^2, theta_old being the adapter before the task."""
+
+    sharded: ClassVar[bool] = False
+    settings: ClassVar[dict[str, Any]] = {"strength": 0.1}
+
+    def attach(self, trainer: Any, context: TaskContext) -> None:
+        """Remember where training starts, if there is something to protect."""
+        self._penalty = None
+        if context.reused:
+            strength = self.config["strength"]
+            self._penalty = QuadraticPenalty(context.parameters, strength=strength)
+
+    def extra_loss(self, model: Any, inputs: Mapping[str, Any], outputs: Any) -> Any | None:
+        """Return the penalty."""
+        return self._penalty() if self._penalty is not None else None
 
 
 class EWC(Method):
