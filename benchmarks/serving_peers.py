@@ -34,7 +34,7 @@ from benchmarks.measured import MEASURED, keep
 from benchmarks.serving_server import INSTRUCTIONS, make_store, prompt, server
 from benchmarks.serving_vllm import ENVIRONMENT, Server, llama_server, program
 from benchmarks.speed.decode import bandwidth
-from lcia.exports.llama_cpp import export_llama_cpp
+from lcia.exports.gguf import export_llama_cpp
 from lcia.exports.vllm import export_vllm
 from lcia.learner import Store
 from lcia.models.loading import load_model

@@ -23,8 +23,8 @@ from lcia.errors import DataError
 from lcia.learner import Store
 from lcia.live.data_files import DataFiles
 from lcia.live.database import Database
-from lcia.live.jobs import (Jobs)
-from lcia.live.orders import (order)
+from lcia.live.jobs import Jobs
+from lcia.live.orders import order
 from lcia.live.worker import URL
 from lcia.store import audit
 from live_server import (

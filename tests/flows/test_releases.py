@@ -18,8 +18,8 @@ from lcia.learner import ContinualLearner, Store
 from lcia.live.data_files import DataFiles
 from lcia.live.database import Database, canaries
 from lcia.live.inbox import Inbox
-from lcia.live.jobs import (Jobs)
-from lcia.live.orders import (order)
+from lcia.live.jobs import Jobs
+from lcia.live.orders import order
 from lcia.live.releases.canary import Answered, Canaries, CanaryConfig, worse
 from lcia.live.releases.listing import Releases
 from lcia.live.releases.serving import Trial

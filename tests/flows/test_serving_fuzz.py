@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from benchmarks.serving_truth import run
 from hostile import requests
 from lcia.serving.config import AccessConfig
-from lcia.serving.http.openapi import document
+from lcia.serving.http.schemas import document
 from serving_server import COLOUR, make_versions, serving
 
 OPERATIONS = [

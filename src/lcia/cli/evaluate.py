@@ -44,8 +44,7 @@ def evaluate(
       lcia eval runs/demo/lcia-seed0/assistant --task-given
     """
     from lcia.cli.console import console, number, print_json, print_table
-    from lcia.distributed.launch import JOINING
-    from lcia.distributed.output import join, logs_beside
+    from lcia.distributed.launch import JOINING, join, logs_beside
     from lcia.distributed.processes import is_main
     from lcia.evaluation.metrics import MEASURES, summarise
     from lcia.experiments.results import routing_accuracy_of

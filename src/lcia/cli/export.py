@@ -89,7 +89,7 @@ def _write(store: Any, output: Path, form: Format, *, quiet: bool) -> tuple[dict
             f"Route: lcia gateway --upstream http://127.0.0.1:8000 --store {store.root}"
         )
     if form is Format.llama_cpp:
-        from lcia.exports.llama_cpp import export_llama_cpp
+        from lcia.exports.gguf import export_llama_cpp
 
         about = export_llama_cpp(store, output)
         return about, (

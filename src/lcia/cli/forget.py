@@ -38,7 +38,7 @@ def forget(
     """
     if (receipt is None) == (key is None):
         raise ConfigError("Expected either --receipt ID or --key NAME.")
-    from lcia.serving.extra import check_installed
+    from lcia.serving import check_installed
 
     check_installed("live")
     from lcia.cli.console import console, print_json

@@ -69,7 +69,7 @@ def gateway(
 
       lcia gateway --sync --upstream http://gpu1:8000 --store assistant
     """
-    from lcia.serving.extra import check_installed
+    from lcia.serving import check_installed
 
     check_installed()
     from lcia.errors import ConfigError

@@ -191,7 +191,7 @@ def learn(
     from lcia.cli.console import console, print_json
     from lcia.learner import Store
     from lcia.live.feedback.teaching import teach
-    from lcia.live.orders import (AUTO, OrderError)
+    from lcia.live.orders import AUTO, OrderError
 
     wanted = AUTO if epochs is None else {**AUTO, "n_epochs": epochs}
     try:
@@ -212,7 +212,7 @@ def learn(
 
 
 def _opened(store: Path, database: str | None) -> "Inbox":
-    from lcia.serving.extra import check_installed
+    from lcia.serving import check_installed
 
     check_installed("live")
     from lcia.errors import StoreError

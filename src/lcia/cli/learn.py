@@ -109,7 +109,7 @@ def learn(
     from lcia.cli.console import LearningProgress
     from lcia.config import parse_config
     from lcia.data import TaskConfig, load_task
-    from lcia.distributed.output import join, logs_beside
+    from lcia.distributed.launch import join, logs_beside
     from lcia.distributed.processes import is_main
     from lcia.learner import check_task
 

@@ -120,7 +120,7 @@ class _Plain(logging.Formatter):
 def main() -> None:
     """Run the command line; errors are one line, and the exit code says whose they are."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from lcia.distributed.output import hold_output
+        from lcia.distributed.launch import hold_output
 
         hold_output()
     debug = "--debug" in sys.argv
@@ -166,8 +166,7 @@ def _fail(message: str, code: int, *, debug: bool) -> None:
     message = printable(message)
     channel = None
     if "lcia.distributed.launch" in sys.modules:
-        from lcia.distributed.launch import joined
-        from lcia.distributed.output import after_main
+        from lcia.distributed.launch import after_main, joined
 
         channel = joined()
         if channel is None:

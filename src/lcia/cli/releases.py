@@ -127,7 +127,7 @@ def rollback(
 
 def _opened(store: Path, database: str | None) -> "Releases":
     """Open the releases; without a database there never was a canary."""
-    from lcia.serving.extra import check_installed
+    from lcia.serving import check_installed
 
     check_installed("live")
     from lcia.learner import Store

@@ -71,7 +71,7 @@ def run(
     from lcia.cli.console import LearningProgress, console, print_json
     from lcia.cli.results import show_results
     from lcia.config import load_stream_config
-    from lcia.distributed.output import join
+    from lcia.distributed.launch import join
     from lcia.distributed.processes import is_main
     from lcia.errors import TrainingError
     from lcia.experiments.running import check_experiment, output_folder, run_experiment

@@ -146,7 +146,7 @@ def serve(
 
       lcia serve assistant --learn
     """
-    from lcia.serving.extra import check_installed
+    from lcia.serving import check_installed
 
     check_installed()
     from lcia.serving.config import ServeConfig
@@ -200,7 +200,7 @@ def _serve(
 ) -> None:
     """Load the model and answer; ``live``: fields of ``LiveConfig``, or None for answers alone."""
     if live is not None:
-        from lcia.serving.extra import check_installed
+        from lcia.serving import check_installed
 
         check_installed("live")
     import torch

@@ -41,7 +41,7 @@ def worker(
     import os
 
     from lcia.live.worker import end_with_stdin
-    from lcia.serving.extra import check_installed
+    from lcia.serving import check_installed
 
     check_installed("live")
     log_with_times()

@@ -20,8 +20,8 @@ from lcia.learner import Store
 from lcia.live.data_files import FINE_TUNE, DataFiles, NoFileError
 from lcia.live.database import Database
 from lcia.live.inbox import NoFeedbackError, NoReceiptError
-from lcia.live.jobs import (Job, Jobs, NoJobError)
-from lcia.live.orders import (OrderError, order)
+from lcia.live.jobs import Job, Jobs, NoJobError
+from lcia.live.orders import OrderError, order
 from lcia.live.schemas import JobRequest, parse
 from lcia.serving.config import AccessConfig
 from lcia.serving.http.api_error import ApiError

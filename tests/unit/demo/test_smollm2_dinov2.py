@@ -10,7 +10,7 @@ import torch
 from PIL import Image as PILImage
 
 from lcia.data import Image, Message, Sample, load_stream
-from lcia.demo import alignment, images, smollm2_dinov2
+from lcia.demo import images, smollm2_dinov2
 from lcia.demo.images import COLOURS, SHAPES, SIDE, WORDS
 from lcia.demo.smollm2_dinov2 import IMAGE, LAYERS, captions, compose, read_tower
 from lcia.errors import DataError, MissingDependencyError
@@ -118,7 +118,7 @@ def test_a_fresh_projector_is_fitted_to_features_and_embeddings(composed):
         np.random.default_rng(1).normal(size=(40, 3, 56, 56)), dtype=torch.float32
     )
     projector = model.model.multi_modal_projector
-    alignment.standardise(model, pixels)
+    smollm2_dinov2.standardise(model, pixels)
     kept = []
     hooks = [
         layer.register_forward_hook(lambda _, i, out: kept.append(out))
@@ -147,12 +147,12 @@ def test_aligning_moves_the_projector_alone_and_lowers_the_loss(composed, tmp_pa
         PILImage.new("RGB", (56, 56), colour).save(path)
         asked = Message(role="user", content="Describe.", images=(Image(path=str(path)),))
         samples.append(Sample(id=str(i), messages=(asked,), answers=(colour,)))
-    monkeypatch.setattr(alignment, "captions", lambda each: tuple(samples))
+    monkeypatch.setattr(smollm2_dinov2, "captions", lambda each: tuple(samples))
     logged = []
-    monkeypatch.setattr(alignment, "EVERY", 1)
-    monkeypatch.setattr(alignment.logger, "info", lambda text, *values: logged.append(values))
+    monkeypatch.setattr(smollm2_dinov2, "EVERY", 1)
+    monkeypatch.setattr(smollm2_dinov2.logger, "info", lambda text, *values: logged.append(values))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    alignment.align(model, processor)
+    smollm2_dinov2.align(model, processor)
     changed = {n for n, v in model.state_dict().items() if not torch.equal(v, before[n])}
     assert changed
     assert all("multi_modal_projector" in name for name in changed)

@@ -25,8 +25,17 @@ from lcia.config import AssistantConfig
 from lcia.demo.embedded import SMOLLM2
 from lcia.demo.skills import skills
 from lcia.errors import StoreError
-from lcia.exports.gguf import _WORDS, FILE, PLAIN, Vocabulary, check_llama, export_gguf, write_gguf
-from lcia.exports.llama_cpp import export_llama_cpp, write_adapter
+from lcia.exports.gguf import (
+    _WORDS,
+    FILE,
+    PLAIN,
+    Vocabulary,
+    check_llama,
+    export_gguf,
+    export_llama_cpp,
+    write_adapter,
+    write_gguf,
+)
 from lcia.exports.ollama import _quoted, find_pieces
 from lcia.learner import ContinualLearner, Store
 from lcia.models import load_model

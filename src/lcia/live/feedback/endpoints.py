@@ -11,7 +11,7 @@ from lcia.live.api import answered, check_origin, job_record, tree
 from lcia.live.database import Database
 from lcia.live.feedback.teaching import marked, teach
 from lcia.live.inbox import ACCEPTED, REJECTED, STATES, Entry, Inbox, Receipts
-from lcia.live.orders import (AUTO)
+from lcia.live.orders import AUTO
 from lcia.live.schemas import EditRequest, FeedbackRequest, LearnRequest, parse
 from lcia.serving.config import AccessConfig
 from lcia.serving.http.api_error import ApiError

@@ -22,8 +22,8 @@ from lcia.grouping import Router, told
 from lcia.learner import Store
 from lcia.live.database import Database, receipts
 from lcia.live.inbox import ACCEPTED, NEW, REJECTED, Inbox, NoFeedbackError
-from lcia.live.jobs import (Job)
-from lcia.live.orders import (AUTO, order)
+from lcia.live.jobs import Job
+from lcia.live.orders import AUTO, order
 
 Entry = Mapping[str, Any]
 

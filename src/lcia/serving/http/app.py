@@ -19,12 +19,12 @@ from lcia.serving.http.api_error import ApiError, api_error
 from lcia.serving.http.body import read_tree
 from lcia.serving.http.guard import Guard
 from lcia.serving.http.monitoring import Monitoring
-from lcia.serving.http.openapi import document
 from lcia.serving.http.respond import respond
 from lcia.serving.http.schemas import (
     ChatRequest,
     CompletionRequest,
     RouteRequest,
+    document,
     parse,
     parse_completions,
     said_in,
