@@ -8,7 +8,7 @@ from typing import Any
 from campaign import concurrency, damage, malice, upgrades
 from campaign.driver import KILL
 from campaign.stores import read_log
-from fuzz import cases as fuzz
+from fuzz import inputs as fuzz
 from fuzz.place import Place
 
 Case = tuple[str, Callable[[], str | None]]

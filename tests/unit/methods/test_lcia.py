@@ -1,14 +1,22 @@
 """What lcia adds to merging, and the methods as they were published."""
 
-import pytest
-from safetensors.torch import load_file
+import json
+import shutil
 
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from conftest import make_task
 from lcia.config import AssistantConfig
 from lcia.ema import DynamicEMA
 from lcia.errors import ConfigError
+from lcia.grouping import Router
+from lcia.learner import ContinualLearner, Store
 from lcia.learner.training import CARRIED
 from lcia.registry import METHODS
-from lcia.store.samples import REMEMBERED, read_samples
+from lcia.store.samples import REMEMBERED, VALIDATION, kept_with, read_samples
 
 
 @pytest.mark.parametrize(("share", "count"), [(0, 0), (0.1, 2), (0.125, 2), (1, 16)])
@@ -82,3 +90,142 @@ def test_what_is_the_method_s_own_stays_and_the_rest_is_configured(name):
     assert (config.grouping.threshold, config.grouping.similarity) == (0.3, "tfidf_unicode")
     assert config.method == {"name": name}
     assert METHODS.get(name).settings == {}
+
+
+MEASURED = {"name": "lcia", "validation": 0.25, "remembered": 0.1, "price": 0.05}
+INSTRUCTION = "Say the letter."
+
+
+class Killed(BaseException):
+    """Stands for the process dying."""
+
+
+def letters(name, answers, *, count=48):
+    return make_task(name, INSTRUCTION, answers, train=count, test=8)
+
+
+@pytest.fixture(scope="module")
+def able_model(tiny_model, tmp_path_factory):
+    """The tiny model with large logits: what it learns it can be sure of."""
+    folder = tmp_path_factory.mktemp("models") / "able"
+    shutil.copytree(tiny_model, folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(40)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tasks():
+    """Two that overwrite each other: the same instruction, other words, other answers."""
+    return (
+        letters("animals", {"horse": "a", "sheep": "a"}),
+        letters("tools", {"hammer": "z", "pliers": "z"}),
+    )
+
+
+def configure(model, **method) -> AssistantConfig:
+    return AssistantConfig(
+        model=str(model),
+        dtype="float32",
+        method={**MEASURED, **method},
+        adapter={"r": 8, "lora_alpha": 32},
+        training={"learning_rate": 1e-2, "num_train_epochs": 4, "per_device_train_batch_size": 4},
+    )
+
+
+@pytest.fixture(scope="module")
+def learned(able_model, tmp_path_factory, tasks):
+    root = tmp_path_factory.mktemp("measured") / "assistant"
+    learner = ContinualLearner.create(root, configure(able_model))
+    return learner, learner.run(tasks)
+
+
+def test_tasks_that_overwrite_each_other_get_a_sibling_and_lose_nothing(learned):
+    learner, (first, second) = learned
+    assert (first.group, second.group, second.reason) == ("g1", "g2", "expand")
+    assert second.choice["chosen"] == "expand"
+    assert second.scores == {"animals": 100.0, "tools": 100.0}
+    rows = {row["name"]: row for row in second.choice["table"]}
+    assert rows["expand"]["harmed"] == []
+    assert rows["expand"]["losses"]["animals"] <= rows["trained"]["losses"]["animals"]
+    assert learner.store.verify() == []
+
+
+def test_siblings_are_told_apart_by_what_prompts_are_about(learned):
+    router = Router(learned[0].store.current.codebook())
+    for word, group in (("sheep", "g1"), ("pliers", "g2")):
+        decision = router.route(f"{INSTRUCTION}\n\n{word} 7")
+        assert (decision.group, decision.reason) == (group, "content")
+    unknown = router.route(f"{INSTRUCTION}\n\nquartz")
+    assert (unknown.group, unknown.reason) == ("g1", "reached")  # opened first: cannot tell
+
+
+def test_held_back_samples_stay_with_their_group_and_are_not_trained_on(learned, tasks):
+    adapters = learned[0].store.current.adapters
+    for (group, (_, folder)), task in zip(sorted(adapters.items()), tasks, strict=True):
+        held = kept_with(folder, VALIDATION)
+        assert [name for _, name in held] == [task.name] * 12, group
+        assert {sample for sample, _ in held} <= set(task.train)
+
+
+def test_a_task_that_opens_a_group_may_train_on_what_it_holds_back(able_model, tmp_path, tasks):
+    learner = ContinualLearner.create(tmp_path / "assistant", configure(able_model, opening=1))
+    again = letters("more_animals", {"horse": "a", "sheep": "a"})
+    learner.run([tasks[0], again])
+    steps = [
+        max(event["step"] for event in version.journal() if event["event"] == "step")
+        for version in learner.store.history()
+    ]
+    # 48 samples; then 36 and the 5 remembered ones: 4 epochs in batches of 4
+    assert steps == [48, 44]
+    _, folder = learner.store.current.adapters["g1"]
+    held = {(name, s) for s, name in kept_with(folder, VALIDATION)}
+    remembered = {(name, s) for s, name in kept_with(folder, REMEMBERED)}
+    assert len(held) == 24 and remembered and not held & remembered
+
+
+def test_a_task_that_adds_nothing_new_retrains_its_group(learned, tasks, able_model, tmp_path):
+    learner = ContinualLearner.create(tmp_path / "assistant", configure(able_model))
+    again = letters("more_animals", {"horse": "a", "sheep": "a"})
+    first, second = learner.run([tasks[0], again])
+    assert (first.group, second.group) == ("g1", "g1")
+    assert second.choice["chosen"] != "expand"
+    assert second.scores == {"animals": 100.0, "more_animals": 100.0}
+
+
+def test_with_nothing_remembered_no_sample_stays_and_the_estimate_stands_in(
+    able_model, tmp_path, tasks
+):
+    root = tmp_path / "assistant"
+    learner = ContinualLearner.create(root, configure(able_model, remembered=0))
+    _, second = learner.run(tasks)
+    assert second.choice["unmeasured"] == 1
+    assert list(second.choice["samples"]) == ["tools"]
+    kept = [path.name for path in root.glob("groups/**/*.jsonl")]
+    assert kept == []
+    books = "".join(path.read_text() for path in root.glob("versions/*/codebook.json"))
+    prompts = [sample.prompt for task in tasks for sample in task.train]
+    assert not [prompt for prompt in prompts if json.dumps(prompt)[1:-1] in books]
+
+
+@pytest.mark.parametrize("moment", ["chosen", "answering"])
+def test_killed_while_it_chooses_ends_like_the_undisturbed_one(
+    moment, learned, able_model, tmp_path, tasks
+):
+    def dies(event):
+        if event["event"] == moment and event.get("what", "after") == "after":
+            raise Killed
+
+    root = tmp_path / "assistant"
+    ContinualLearner.create(root, configure(able_model)).learn(tasks[0])
+    with pytest.raises(Killed):
+        ContinualLearner(Store.open(root), listener=dies).learn(tasks[1])
+    ContinualLearner(Store.open(root)).learn(tasks[1])
+    found, straight = Store.open(root).current, learned[0].store.current
+    assert found.manifest["choice"]["chosen"] == straight.manifest["choice"]["chosen"]
+    for group, (_, folder) in straight.adapters.items():
+        expected = load_file(folder / "adapter_model.safetensors")
+        made = load_file(found.adapters[group][1] / "adapter_model.safetensors")
+        assert all(made[name].equal(tensor) for name, tensor in expected.items())
