@@ -1,6 +1,7 @@
 """One decoding step of the base model: as transformers runs it, and as the engine prepares it.
 
     python -m benchmarks.speed.decode       # a table, kept as decode
+    python -m benchmarks.speed.decode --products    # which dtype multiplies faster
 
 The embedded model, all threads of the machine. Both take turns in one process, on the same cache;
 the median of their steps, in milliseconds of wall time, so nothing else may be at work. The bound
@@ -19,6 +20,7 @@ from transformers import DynamicCache
 
 from benchmarks.measured import MEASURED, keep
 from lcia.learner.outcome import environment
+from lcia.models import resolve_dtype
 from lcia.models.batches import cache_argument
 from lcia.models.loading import load_model
 from lcia.serving.engine.arena import Arena
@@ -81,11 +83,49 @@ def bandwidth() -> float:
     return block.numel() * block.element_size() / min(taken)
 
 
+WIDTH, INNER, LAYERS = 576, 1536, 30
+ROUNDS, SECONDS = 5, 0.3
+
+
+def speed(dtype: torch.dtype, rows: int) -> float:
+    """Return GFLOP/s of a layer's product, the weights of all layers in turn."""
+    inputs = torch.randn(rows, WIDTH, dtype=dtype)
+    weights = [torch.randn(INNER, WIDTH, dtype=dtype) for _ in range(LAYERS)]
+    done, started = 0, time.perf_counter()
+    while (seconds := time.perf_counter() - started) < SECONDS:
+        for weight in weights:
+            torch.nn.functional.linear(inputs, weight)
+        done += LAYERS
+    return 2e-9 * rows * WIDTH * INNER * done / seconds
+
+
+def products() -> None:
+    """Print which dtype multiplies faster, in GFLOP/s, as a layer of SmolLM2-135M multiplies.
+
+    One thread, the dtypes taking turns: for one row (a token of one answer), 40 rows (a batch of
+    them) and 2,400 rows (a batch of prompts); and what ``dtype: auto`` chooses.
+    """
+    torch.set_num_threads(1)
+    dtypes = (torch.float32, torch.bfloat16)
+    for rows in (1, 40, 2400):
+        found = {dtype: [] for dtype in dtypes}
+        for _ in range(ROUNDS):
+            for dtype in dtypes:
+                found[dtype].append(speed(dtype, rows))
+        medians = {str(d).removeprefix("torch."): statistics.median(v) for d, v in found.items()}
+        print(f"{rows:5} rows  ", "  ".join(f"{d} {v:5.0f} GFLOP/s" for d, v in medians.items()))
+    print(f"{torch.cpu.get_capabilities()['cpu_name']}; auto is {resolve_dtype('auto')}")
+
+
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=MEASURED)
+    parser.add_argument("--products", action="store_true", help="which dtype is faster, alone")
     options = parser.parse_args()
+    if options.products:
+        products()
+        return
     read, rows = bandwidth(), []
     print("| dtype | rows | context | plain, ms | prepared, ms | plain / prepared | of the bound |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")

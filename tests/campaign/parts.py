@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from campaign import concurrency, damage, malice, upgrades
+from campaign import inputs as fuzz
 from campaign.driver import KILL
+from campaign.place import Place
 from campaign.stores import read_log
-from fuzz import inputs as fuzz
-from fuzz.place import Place
 
 Case = tuple[str, Callable[[], str | None]]
 """What it is called, and what runs it: None if all is well, else what is wrong."""

@@ -3,10 +3,10 @@
 import pytest
 
 from campaign.driver import Driver
+from campaign.inputs import KINDS, cases
 from campaign.parts import PARTS
+from campaign.place import Place
 from campaign.stores import Stores
-from fuzz.inputs import KINDS, cases
-from fuzz.place import Place
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,12 @@
 """Clients as they are published, each installed into a folder of its own, call both servers.
 
 Their programs are beside this file. The table in docs/serving.md is what they told;
-LCIA_WRITE_TABLE=1 writes it anew.
+LCIA_WRITE_TABLE=1 writes it anew. Two real vLLM servers stand behind the gateway, too, disturbed or
+kept in sync while clients ask: LCIA_VLLM says where the program vllm is, in an environment of its
+own; CONTRIBUTING.md says how to get one that runs on a CPU.
 """
 
+import asyncio
 import json
 import os
 import shutil
@@ -13,12 +16,17 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import serving_vllm, vllm_releases
+from benchmarks.serving_vllm import VLLM, program
 from lcia.serving.config import AccessConfig
 from lcia.serving.gateway.app import Gateway, GatewayConfig, build_gateway
 from lcia.serving.live import LiveStore
 from serving_server import make_store, running, serving
 
 pytestmark = pytest.mark.slow
+needs_vllm = pytest.mark.skipif(
+    program() is None, reason=f"vLLM is not on the path; {VLLM} names the program"
+)
 HERE = Path(__file__).parent
 DOCS = HERE.parents[1] / "docs" / "serving.md"
 BEGIN, END = "<!-- clients: begin -->\n", "<!-- clients: end -->\n"
@@ -155,3 +163,24 @@ def test_the_table_in_the_docs_has_every_client():
     shown = DOCS.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
     for client in (*PYTHON, *JAVASCRIPT):
         assert f"| {client} |" in shown
+
+
+@needs_vllm
+def test_two_vllm_servers_never_answer_with_a_wrong_version_nor_fail_needlessly(tmp_path):
+    found = asyncio.run(serving_vllm.run(program(), tmp_path, calm_s=6))
+    assert found["wrong_versions"] == []
+    assert found["avoidable_failures"] == []
+    assert found["total"]["right"] > 100
+    assert all(counts["right"] for counts in found["phases"].values())
+    assert len(found["phases"]) == 6
+
+
+@needs_vllm
+def test_releases_and_roll_backs_reach_two_vllm_servers_and_no_request_fails(tmp_path):
+    found = asyncio.run(vllm_releases.run(program(), tmp_path, pause_s=1))
+    assert found["failed"] == []
+    assert found["wrong_answers"] == []
+    assert found["wrong_versions"] == []
+    assert len(found["by_version"]) == found["releases"] + 1
+    assert found["distinct_answers"] > found["releases"]
+    assert all("base@zeros" in names for names in found["served_at_the_end"])

@@ -1,21 +1,30 @@
-"""From an answer to its correction to a version that knows after."""
+"""From an answer to its correction, to a version that knows after, and to one that forgot again."""
 
 import json
 import re
+import sqlite3
+from datetime import datetime, time, timedelta
 
 import httpx
 import openai
 import pytest
 from typer.testing import CliRunner
 
+from conftest import make_task
 from lcia.cli.main import app
-from lcia.errors import DataError
-from lcia.learner import Store
-from lcia.live.database import Database
-from lcia.live.feedback.teaching import marked
+from lcia.errors import ConfigError, DataError
+from lcia.learner import ContinualLearner, Store
+from lcia.live.data_files import DataFiles
+from lcia.live.database import SCHEMA, Database, DatabaseSchemaError, receipts
+from lcia.live.feedback.forgetting import forget
+from lcia.live.feedback.teaching import Follower, Policy, marked, teach
 from lcia.live.inbox import Inbox, Receipts
-from live_server import server, wait_for
-from serving_server import COLOUR, NUMBER, make_store
+from lcia.live.jobs import Jobs
+from lcia.live.worker import Worker
+from lcia.store import audit
+from lcia.store.prune import prune
+from lcia.store.samples import REMEMBERED, kept_with
+from serving_server import COLOUR, NUMBER, make_store, server, wait_for
 
 TRAINING = {"max_steps": 2, "learning_rate": 1e-2, "save_steps": 100}
 
@@ -164,3 +173,251 @@ def test_each_group_learns_the_corrections_of_its_own_answers(root, inbox):
     first, second = re.findall(r"Job (ftjob-\w+) learns mixed-g[12]\.", told)
     states = [(entry["state"], entry["job"]) for entry in box.listed()]
     assert states == 3 * [("taught", first), ("taught", second)]
+
+
+NOON = datetime(2026, 5, 4, 12)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory, tiny_model):
+    return make_store(tmp_path_factory.mktemp("policy") / "assistant", tiny_model)
+
+
+@pytest.fixture
+def own_inbox(store, tmp_path):
+    """The own_inbox of a database of its own."""
+    database = Database(store.root, f"sqlite:///{tmp_path / 'own.db'}")
+    counts = {"prompt_tokens": 3, "answer_tokens": 1, "finish_reason": "stop"}
+    where = {"model": "assistant", "version": 2, "group": "g1", "reason": "routed"}
+    Receipts(database).keep([{"id": "a1", "sampling": {}, **where, **counts}])
+    yield Inbox(database)
+    database.close()
+
+
+def correct(own_inbox, number, answer="x"):
+    """Correct one answer; return the entry's number."""
+    prompt = [{"role": "user", "content": COLOUR.replace("7", str(number))}]
+    return own_inbox.add("a1", correction=answer, prompt=prompt)["number"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("samples: 50", Policy(samples=50)),
+        ("idle_s:60", Policy(idle_s=60)),
+        ("nightly 02:00", Policy(nightly=time(2))),
+        (' nightly: "23:59" ', Policy(nightly=time(23, 59))),
+        ("manual", None),
+    ],
+)
+def test_what_learn_when_says_is_read(text, expected):
+    assert Policy.parse(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["", "samples: 0", "samples", "idle_s: -1", "nightly 24:00", "nightly", "often", "2:00"]
+)
+def test_what_it_does_not_know_is_refused_with_what_it_knows(text):
+    with pytest.raises(
+        ConfigError, match=r"--learn-when: found .*; expected manual, 'samples: 50'"
+    ):
+        Policy.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("policy", "known", "is_due"),
+    [
+        (Policy(samples=3), {"waiting": 2}, False),
+        (Policy(samples=3), {"waiting": 3}, True),
+        (Policy(samples=3), {"waiting": 4, "quiet_s": 0.0}, True),
+        (Policy(idle_s=60), {"waiting": 1, "quiet_s": 59.0}, False),
+        (Policy(idle_s=60), {"waiting": 1, "quiet_s": 60.0}, True),
+        (Policy(idle_s=60), {"waiting": 0, "quiet_s": 600.0}, False),
+        (Policy(nightly=time(12)), {"waiting": 1}, True),
+        (Policy(nightly=time(12)), {"waiting": 0}, False),
+        (Policy(nightly=time(11)), {"waiting": 1}, False),
+        (Policy(nightly=time(13)), {"waiting": 1}, False),
+        (Policy(nightly=time(13)), {"waiting": 1, "before": NOON - timedelta(hours=22)}, False),
+        (Policy(nightly=time(13)), {"waiting": 1, "before": NOON - timedelta(hours=24)}, True),
+    ],
+)
+def test_it_is_due_when_it_was_asked_for(policy, known, is_due):
+    asked = {"quiet_s": 0.0, "before": NOON - timedelta(seconds=5), "now": NOON, **known}
+    assert policy.due(**asked) is is_due
+
+
+def test_as_many_corrections_as_asked_for_become_a_job_once(store, own_inbox):
+    follower = Follower(Policy(samples=2), store, own_inbox.database)
+    now = datetime.now()
+    numbers = [correct(own_inbox, 50), correct(own_inbox, 51)]
+    own_inbox.decide(numbers[:1], "accepted")
+    assert follower.look(now=now + timedelta(seconds=10)) == []
+    own_inbox.decide(numbers[1:], "accepted")
+    assert follower.look(now=now + timedelta(seconds=11)) == []  # it looks every five seconds
+    (job,) = follower.look(now=now + timedelta(seconds=20))
+    assert job["task"].startswith("corrections-")
+    assert [(e["state"], e["job"]) for e in own_inbox.listed()] == [("taught", job["id"])] * 2
+    assert follower.look(now=now + timedelta(seconds=30)) == []
+
+
+def test_nothing_is_learned_while_somebody_asks(store, own_inbox):
+    follower = Follower(Policy(idle_s=60), store, own_inbox.database)
+    now = datetime.now()
+    own_inbox.decide([correct(own_inbox, 50)], "accepted")
+    assert follower.look(now=now + timedelta(seconds=10)) == []  # the receipt is new
+    with own_inbox.database.begin() as connection:
+        connection.execute(receipts.update().values(created_at=int(now.timestamp()) - 61))
+    assert len(follower.look(now=now + timedelta(seconds=20))) == 1
+
+
+def test_what_is_accepted_by_itself_is_not_what_a_person_should_look_at(store, own_inbox):
+    for number, answer in ((50, "x"), (51, "y"), (51, "z")):  # the last two contradict
+        correct(own_inbox, number, answer)
+    now = datetime.now()
+    assert (
+        Follower(Policy(samples=1), store, own_inbox.database).look(now=now + timedelta(seconds=9))
+        == []
+    )
+    follower = Follower(Policy(samples=1, accept=True), store, own_inbox.database)
+    (job,) = follower.look(now=now + timedelta(seconds=20))
+    states = [(entry["state"], entry["job"]) for entry in own_inbox.listed()]
+    assert states == [("taught", job["id"]), ("new", None), ("new", None)]
+
+
+SECRET = "my colour is a secret, say nothing"
+KEPT = ("memory.jsonl", "validation.jsonl", "samples.jsonl", "predictions.jsonl", "codebook.json")
+
+
+def lcia(*words):
+    return CliRunner().invoke(app, [*map(str, words)], catch_exceptions=False).output
+
+
+def receipt_of(answer, text, *, key=None):
+    return {
+        "id": answer,
+        "model": "assistant",
+        "version": 2,
+        "group": "g1",
+        "reason": "reached",
+        "sampling": {},
+        "prompt_tokens": 3,
+        "answer_tokens": 1,
+        "prompt": [{"role": "user", "content": text}],
+        "answer": "?",
+        "key": key,
+    }
+
+
+@pytest.fixture(scope="module", params=[None, 2], ids=["all", "two held-out samples a version"])
+def taught(request, tmp_path_factory, tiny_model):
+    """An assistant that learned three corrections, two of them of one key."""
+    folder = tmp_path_factory.mktemp("forget") / "assistant"
+    forgetful = make_store(folder, tiny_model, evaluation={"samples": request.param}).root
+    database = Database(forgetful)
+    texts = {"a1": COLOUR, "a2": f"{COLOUR.partition('7')[0]}{SECRET} 1", "a3": SECRET}
+    keys = {"a1": "otto", "a2": "anna", "a3": "anna"}
+    Receipts(database).keep([receipt_of(a, t, key=keys[a]) for a, t in texts.items()])
+    inbox = Inbox(database)
+    for answer in texts:
+        with audit.acting(f"key {keys[answer]}"):
+            inbox.add(answer, correction="x")
+    inbox.decide(None, "accepted")
+    teach(Store.open(forgetful), database, name="corrected", hyperparameters={"n_epochs": 2})
+    Worker(forgetful, database).run(until_empty=True)
+    return forgetful
+
+
+@pytest.fixture
+def forgetful(taught, tmp_path):
+    import shutil
+
+    return shutil.copytree(taught, tmp_path / "assistant")
+
+
+def holding(forgetful, text, *, version=None):
+    """Files of the assistant that hold a text, all of them or those of one version."""
+    store = Store.open(forgetful)
+    found = sorted(p for name in KEPT for p in forgetful.rglob(name) if text in p.read_text())
+    if version is not None:
+        own = store.version(version).manifest["files"]
+        found = [p for p in found if p.relative_to(forgetful).as_posix() in own]
+    return [p.relative_to(forgetful).as_posix() for p in found]
+
+
+def test_a_key_is_forgotten_in_the_database_and_in_a_new_version(forgetful):
+    before = Store.open(forgetful).current_number
+    assert holding(forgetful, SECRET, version=before)
+    database, store = Database(forgetful), Store.open(forgetful)
+    done = forget(store, database, key="anna")
+    assert done.version == store.current_number > before
+    assert (done.receipts, done.entries) == (2, 2)
+    assert holding(forgetful, SECRET, version=done.version) == []
+    assert before in done.remains
+    assert done.learned
+    remembered = [s.prompt for s, _ in kept_with(store.current.adapters["g1"][1], REMEMBERED)]
+    assert COLOUR in remembered
+    assert [e["receipt"] for e in Inbox(database).listed()] == ["a1"]
+    for file in DataFiles(database).listed(limit=100, newest=True)[0]:
+        assert SECRET.encode() not in DataFiles(database).content(file["id"])
+    assert store.verify() == []
+    assert audit.entries(forgetful)[-1]["what"] == "forgotten"
+    prune(store, keep_last=1)
+    assert holding(forgetful, SECRET) == []
+    assert Store.open(forgetful).verify() == []
+    with pytest.raises(DataError, match="Nothing is known of the key 'anna'"):
+        lcia("forget", forgetful, "--key", "anna")
+    ContinualLearner(Store.open(forgetful)).learn(
+        make_task("more", "Weigh the fruit.", {"fig": "f"})
+    )
+
+
+def test_an_answer_is_forgotten_and_the_others_stay(forgetful):
+    said = lcia("forget", forgetful, "--receipt", "a1")
+    assert "1 receipts, 1 entries of the inbox are gone." in said
+    assert f"lcia prune {forgetful} --keep-last 1 --yes" in said
+    assert [e["receipt"] for e in Inbox(Database(forgetful)).listed()] == ["a2", "a3"]
+    current = Store.open(forgetful).current_number
+    assert holding(forgetful, SECRET, version=current)
+    assert not [p for p in holding(forgetful, "green 7", version=current) if "codebook" not in p]
+
+
+def test_what_a_job_is_about_to_learn_is_not_forgotten_halfway(forgetful):
+    database = Database(forgetful)
+    inbox = Inbox(database)
+    inbox.add("a1", correction="y")
+    inbox.decide(None, "accepted")
+    (job,) = teach(Store.open(forgetful), database, name="again")
+    with pytest.raises(DataError, match=f"Job {job['id']} learns from it"):
+        lcia("forget", forgetful, "--receipt", "a1")
+    Jobs(database).cancel(job["id"])
+    lcia("forget", forgetful, "--receipt", "a1")
+
+
+def test_texts_leave_receipts_and_inbox_when_they_are_old(forgetful):
+    database = Database(forgetful)
+    Inbox(database).add("a1", correction="y")
+    Receipts(database).drop_texts(older_than_s=60)
+    assert Receipts(database).get("a1")["answer"] == "?"
+    Receipts(database).drop_texts(older_than_s=-60)
+    found = Receipts(database).get("a1")
+    assert (found["prompt"], found["answer"], found["version"]) == (None, None, 2)
+    entries = Inbox(database).listed()
+    assert [(e["state"], e["prompt"] is None) for e in entries][-1] == ("new", True)
+
+
+def test_a_database_from_before_is_brought_up_and_one_from_later_refused(tmp_path):
+    path = tmp_path / "assistant.db"
+    Database(tmp_path).close()
+    with sqlite3.connect(path) as old:
+        old.execute("DROP TABLE about")
+        for table in ("jobs", "receipts", "feedback"):
+            old.execute(f"ALTER TABLE {table} DROP COLUMN key")
+        old.execute("ALTER TABLE jobs ADD COLUMN key TEXT")  # killed after the first
+    database = Database(tmp_path)
+    Receipts(database).keep([receipt_of("a1", "text", key="anna")])
+    assert Receipts(database).get("a1")["key"] == "anna"
+    database.close()
+    with sqlite3.connect(path) as later:
+        later.execute("UPDATE about SET value = ?", (SCHEMA + 1,))
+    with pytest.raises(DatabaseSchemaError, match=f"has schema {SCHEMA + 1}; this lcia reads up"):
+        Database(tmp_path)

@@ -27,16 +27,17 @@ from lcia.live.jobs import Jobs
 from lcia.live.orders import order
 from lcia.live.worker import URL
 from lcia.store import audit
-from live_server import (
+from serving_server import (
+    COLOUR,
     SHADES,
     data,
+    make_store,
     postgres,
     postgres_programs,
     server,
     start,
     wait_for,
 )
-from serving_server import COLOUR, make_store
 
 
 @pytest.fixture(scope="module")

@@ -26,8 +26,7 @@ from lcia.live.releases.serving import Trial
 from lcia.live.serving import LiveConfig, build_live_app
 from lcia.live.worker import Worker
 from lcia.serving.live import LiveStore
-from live_server import SHADES, data
-from serving_server import COLOUR, make_service, make_versions, running
+from serving_server import COLOUR, SHADES, data, make_service, make_versions, running
 
 CONFIG = CanaryConfig(share=0.25, answers=40)
 

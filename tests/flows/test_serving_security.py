@@ -19,10 +19,17 @@ from lcia.errors import ConfigError, StoreError
 from lcia.learner import Store
 from lcia.live.database import Database
 from lcia.live.serving import LiveConfig, build_live_app
-from lcia.serving.config import AccessConfig, is_loopback, read_api_keys
+from lcia.serving.config import (
+    SCOPES,
+    AccessConfig,
+    KeyRing,
+    is_loopback,
+    is_open,
+    read_api_keys,
+    scope_of,
+)
 from lcia.serving.gateway.app import Gateway, GatewayConfig, build_gateway
 from lcia.serving.http.app import READ
-from lcia.serving.keys import SCOPES, KeyRing, is_open, scope_of
 from lcia.serving.live import LiveStore
 from lcia.store import audit
 from serving_server import COLOUR, make_service, make_store, running, serving
@@ -340,7 +347,7 @@ def test_every_endpoint_is_open_to_its_scope_and_to_no_other(request, keys, plac
             assert ask(url, method, path).status_code not in (401, 403), path
             continue
         needed = scope_of(method, path)
-        assert needed in SCOPES, f"{method} {path} has no scope: see lcia.serving.keys"
+        assert needed in SCOPES, f"{method} {path} has no scope: see lcia.serving.config"
         assert ask(url, method, path).status_code == 401, path
         for scope, key in keys.items():
             told = ask(url, method, path, key)

@@ -22,7 +22,7 @@ from lcia import Assistant
 from lcia.demo.embedded import PROVENANCE, SMOLLM2
 from lcia.files import write_json
 from lcia.learner import Store
-from live_server import server
+from serving_server import server
 
 PAGE = (Path(__file__).parents[2] / "docs" / "tutorials.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(python|bash)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)

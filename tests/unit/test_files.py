@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fuzz.command import run
+from campaign.command import run
 from lcia.errors import StoreError, WriteError
 from lcia.files import (
     check_sum,

@@ -60,8 +60,8 @@ def export(
       lcia export assistant adapters --format peft --push user/name
     """
     from lcia.cli.console import console, print_json
-    from lcia.exports.hub import check_push
-    from lcia.exports.hub import push as upload
+    from lcia.exports.folder import check_push
+    from lcia.exports.folder import push as upload
     from lcia.learner import Store
 
     if push is not None:

@@ -43,7 +43,7 @@ def add(
     """
     from lcia.cli.console import console, print_json
     from lcia.learner import Store
-    from lcia.serving.keys import KeyRing
+    from lcia.serving.config import KeyRing
     from lcia.store import audit
 
     Store.open_unchecked(store)
@@ -67,7 +67,7 @@ def list_(store: StorePath, as_json: AsJson = False) -> None:
 
     from lcia.cli.console import print_json, print_table
     from lcia.learner import Store
-    from lcia.serving.keys import KeyRing
+    from lcia.serving.config import KeyRing
 
     Store.open_unchecked(store)
     known = KeyRing(store).keys
@@ -96,7 +96,7 @@ def revoke(store: StorePath, name: Name) -> None:
     """
     from lcia.cli.console import console
     from lcia.learner import Store
-    from lcia.serving.keys import KeyRing
+    from lcia.serving.config import KeyRing
     from lcia.store import audit
 
     Store.open_unchecked(store)

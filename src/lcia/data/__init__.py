@@ -2,9 +2,8 @@
 
 from lcia.data.reading import DataReport, Lengths, Reading, check, read, read_all
 from lcia.data.sample import Image, Message, Sample, Task, check_name
-from lcia.data.source import TaskSource
+from lcia.data.source import SuperNIConfig, TaskSource
 from lcia.data.stream import TaskConfig, hold_out, load_stream, load_task, load_tasks
-from lcia.data.superni import SuperNIConfig
 
 __all__ = [
     "DataReport",

@@ -1,4 +1,4 @@
-"""The folder of an export: it appears by one rename, with a card that a model hub reads."""
+"""The folder of an export: it appears by one rename, with a card, and may go to a model hub."""
 
 import json
 import shutil
@@ -8,13 +8,12 @@ from typing import Any
 
 import yaml
 
-from lcia.errors import StoreError
+from lcia.errors import ConfigError, PushError, StoreError
 from lcia.evaluation.metrics import METRICS, summarise
 from lcia.files import discard, make_folders, settle, write_json
 from lcia.learner import Store, Version
-from lcia.models.experts import EXPERT_ROUTERS
 from lcia.models.loading import is_embedded
-from lcia.models.lora import read_config
+from lcia.models.lora import EXPERT_ROUTERS, read_config
 from lcia.models.visual import PROJECTOR
 from lcia.registry import MODELS
 
@@ -242,3 +241,61 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     cells = [[" ".join(str(cell).replace("|", "\\|").split()) for cell in line] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def check_push(repo: str) -> None:
+    """Check, before anything is written, that a push can be tried.
+
+    Args:
+        repo: ``user/name``.
+
+    Raises:
+        ConfigError: it is no name of a repository, or nobody is logged in.
+    """
+    from huggingface_hub import get_token
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(repo)
+        valid = "/" in repo
+    except HFValidationError:
+        valid = False
+    if not valid:
+        raise ConfigError(f"--push {repo}: is no repository; expected user/name.")
+    if get_token() is None:
+        raise ConfigError(
+            "--push: nobody is logged in to the hub. Say 'hf auth login', or set HF_TOKEN to a "
+            "token that may write."
+        )
+
+
+def push(folder: Path, repo: str, *, private: bool, message: str) -> str:
+    """Upload an export; a repository that is not there is made.
+
+    Args:
+        folder: the export.
+        repo: ``user/name``.
+        private: whether a new repository is seen by its owner only.
+        message: of the commit.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        PushError: the hub refused it or cannot be reached; the export stays.
+    """
+    import httpx
+    from huggingface_hub import HfApi
+
+    api = HfApi(library_name="lcia")
+    try:
+        url = api.create_repo(repo, private=private, exist_ok=True)
+        api.upload_folder(repo_id=url.repo_id, folder_path=folder, commit_message=message)
+    except (OSError, httpx.HTTPError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise PushError(
+            f"{repo}: could not be pushed: {reason} The export is in {folder}; later, "
+            f"'hf upload {repo} {folder}' pushes it."
+        ) from error
+    return str(url)

@@ -16,7 +16,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from lcia.ema import DynamicEMA, EMAStats, PrecisionMerge, Rule, build_rule
 from lcia.ema.average import overflowed
-from lcia.ema.files import FILE_NAME, load_state, save_state
+from lcia.ema.record import FILE_NAME, load_state, save_state
 from lcia.errors import TrainingError
 from lcia.integrations.deepspeed import DeepSpeedEMA, DeepSpeedMerge
 

@@ -22,8 +22,7 @@ from lcia.learner.outcome import Outcome
 from lcia.models.host import AdapterHost
 from lcia.models.lora import read_config
 from lcia.store.journal import Journal
-from lcia.store.manifest import check_adapter
-from lcia.store.version import Version
+from lcia.store.version import Version, check_adapter
 
 logger = logging.getLogger(__name__)
 

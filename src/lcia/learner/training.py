@@ -26,8 +26,8 @@ from lcia.errors import ConfigError
 from lcia.files import discard, place_copy
 from lcia.learner.trainer import MethodTrainer, ProjectorState
 from lcia.methods.base import Method, TaskContext
-from lcia.models.experts import save_expert_routers
 from lcia.models.host import AdapterHost
+from lcia.models.lora import save_expert_routers
 from lcia.models.visual import PROJECTOR
 from lcia.store.finite import FiniteSteps
 from lcia.store.journal import Journal

@@ -9,8 +9,8 @@ from transformers import TrainerCallback
 from lcia.errors import ConfigError
 from lcia.integrations.transformers import checkpoint_folder
 from lcia.methods.base import Method, TaskContext
-from lcia.models.experts import add_expert_routers, restore_expert_routers, save_expert_routers
 from lcia.models.host import TRAINED
+from lcia.models.lora import add_expert_routers, restore_expert_routers, save_expert_routers
 
 
 class MoELoRA(Method):

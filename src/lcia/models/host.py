@@ -13,9 +13,14 @@ from lcia.errors import ConfigError
 from lcia.models.answering import TemplateSettings
 from lcia.models.batches import behind_prefix, read_prefix, shares_prefixes
 from lcia.models.chat import ChatFormat, Seq2SeqFormat
-from lcia.models.experts import EXPERT_ROUTERS, load_expert_routers
 from lcia.models.loading import BaseModel
-from lcia.models.lora import add_lora, load_adapter, read_config
+from lcia.models.lora import (
+    EXPERT_ROUTERS,
+    add_lora,
+    load_adapter,
+    load_expert_routers,
+    read_config,
+)
 from lcia.models.visual import Projector, VisualFormat
 
 logger = logging.getLogger(__name__)

@@ -256,7 +256,8 @@ def resolve_dtype(dtype: str) -> str:
 def _multiplies_bfloat16_fast(cpu: Mapping[str, Any]) -> bool:
     """Tell from torch's description of a CPU whether bfloat16 is faster than float32 there.
 
-    Intel's AVX-512 unit, without AMX, is at half its float32 speed (benchmarks.speed.dtypes).
+    Intel's AVX-512 unit, without AMX, is at half its float32 speed: ``benchmarks.speed.decode
+    --products``.
     """
     intel = "intel" in str(cpu.get("cpu_name", "")).lower()
     return bool(cpu.get("amx_bf16") or (cpu.get("avx512_bf16") and not intel))

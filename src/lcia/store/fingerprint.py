@@ -8,7 +8,7 @@ from lcia.config import BEFORE, RENAMED, AssistantConfig
 from lcia.data.sample import Task
 from lcia.grouping.config import GroupingConfig
 from lcia.registry import RULES
-from lcia.store.manifest import SCHEMA
+from lcia.store.version import SCHEMA
 
 GROUPING = (
     "groups",

@@ -32,14 +32,15 @@ from lcia.files import (
 )
 from lcia.grouping import InstructionCodebook
 from lcia.store import audit
-from lcia.store.manifest import (
+from lcia.store.version import (
     SCHEMA,
+    Version,
     check_manifest,
     check_record,
     files_of,
     refuse_links,
+    version_path,
 )
-from lcia.store.version import Version, version_path
 
 GROUP = re.compile(r"g([1-9]\d{0,8})")
 

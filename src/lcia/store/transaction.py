@@ -27,10 +27,9 @@ from lcia.files import (
     write_sealed,
 )
 from lcia.store import audit
-from lcia.store.manifest import SCHEMA, check_proposal, refuse_links
 from lcia.store.samples import write_samples
 from lcia.store.store import Store
-from lcia.store.version import Version, version_path
+from lcia.store.version import SCHEMA, Version, check_proposal, refuse_links, version_path
 
 PLAN, DONE, PROPOSAL, REPORT = "plan.json", "done.json", "proposal.json", "report.json"
 DRAFT, TASK = "version", "task"

@@ -10,11 +10,10 @@ from lcia.errors import StoreError
 from lcia.files import LINES_LIMIT, checksums, files_below, is_leftover, read_sealed, sha256_of
 from lcia.store import audit
 from lcia.store.journal import check_journal
-from lcia.store.manifest import check_proposal
 from lcia.store.prune import is_emptied
 from lcia.store.store import Store
 from lcia.store.transaction import PLAN, PROPOSAL, REPORT, abandoning
-from lcia.store.version import Version, version_path
+from lcia.store.version import Version, check_proposal, version_path
 
 WEIGHTS = ".safetensors"
 UNREAD, TOO_LARGE = "unread", "too large"

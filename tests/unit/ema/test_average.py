@@ -8,7 +8,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from lcia.ema import REASONS, DynamicEMA, Toolkit
-from lcia.ema.files import load_state, save_state
+from lcia.ema.record import load_state, save_state
 from lcia.errors import ConfigError, TrainingError
 
 

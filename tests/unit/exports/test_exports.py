@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from lcia.cli.main import app
 from lcia.config import AssistantConfig
 from lcia.errors import ConfigError, StoreError
-from lcia.exports.hub import check_push
+from lcia.exports.folder import check_push
 from lcia.exports.peft import export_merged, export_peft
 from lcia.learner import ContinualLearner, Store, import_adapter
 

@@ -14,9 +14,9 @@ from lcia.files import read_sealed, write_sealed
 from lcia.learner import ContinualLearner, Store, rename_group
 from lcia.store import audit
 from lcia.store.fingerprint import LATER, WITHOUT_EFFECT, fingerprint
-from lcia.store.manifest import check_proposal
 from lcia.store.transaction import begin, clear, refuse, refused, unfinished
 from lcia.store.verify import verify
+from lcia.store.version import check_proposal
 
 TRAINING = {"num_train_epochs": 1, "learning_rate": 1e-2, "save_steps": 1}
 

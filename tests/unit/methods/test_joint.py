@@ -17,8 +17,8 @@ from lcia.distributed.launch import launch_of
 from lcia.errors import StoreError
 from lcia.learner import ContinualLearner, Store, merge_groups
 from lcia.learner.trainer import MethodTrainer
-from lcia.methods.agem import project
 from lcia.methods.forever import DAYS, Clock, due
+from lcia.methods.replay import project
 from lcia.store.samples import read_samples
 
 METRICS_OF_THE_LAST_ROW = {"average_accuracy"}

@@ -11,9 +11,9 @@ from lcia.data import Message
 from lcia.errors import ConfigError
 from lcia.learner import ContinualLearner, merge_groups
 from lcia.methods.inflora import COMPLEMENT, grown, outside, restored, stored
-from lcia.methods.olora import OLoRA
 from lcia.methods.slao import cut
-from lcia.models.experts import EXPERT_ROUTERS, load_expert_routers
+from lcia.methods.stacking import OLoRA
+from lcia.models.lora import EXPERT_ROUTERS, load_expert_routers
 
 WEIGHTS, CARRIED = "adapter_model.safetensors", "method_state.safetensors"
 

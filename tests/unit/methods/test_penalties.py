@@ -16,8 +16,7 @@ from lcia.distributed.launch import launch_of
 from lcia.errors import ConfigError
 from lcia.learner.trainer import MethodTrainer
 from lcia.methods import Method
-from lcia.methods.lwf import LwF, distillation
-from lcia.methods.penalties import QuadraticPenalty, empirical_fisher
+from lcia.methods.penalties import LwF, QuadraticPenalty, distillation, empirical_fisher
 
 
 def leaves(*shapes, seed=0) -> dict[str, torch.Tensor]:

@@ -11,9 +11,8 @@ from safetensors.torch import load_file, save_file
 from lcia.data import Message
 from lcia.errors import StoreError
 from lcia.models import load_model
-from lcia.models.experts import EXPERT_ROUTERS, add_expert_routers, save_expert_routers
 from lcia.models.host import TRAINED
-from lcia.models.lora import read_config
+from lcia.models.lora import EXPERT_ROUTERS, add_expert_routers, read_config, save_expert_routers
 from lcia.serving.engine.bank import AdapterBank, read_factors
 
 

@@ -1,4 +1,4 @@
-"""One file a format, behind ``Reader``."""
+"""Formats of files, each behind ``Reader``."""
 
 from lcia.data.readers.base import Problem, Reader, Record, RecordError
 

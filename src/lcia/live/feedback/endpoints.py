@@ -7,12 +7,20 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
 from lcia.learner import Store
-from lcia.live.api import answered, check_origin, job_record, tree
+from lcia.live.api import (
+    EditRequest,
+    FeedbackRequest,
+    LearnRequest,
+    answered,
+    check_origin,
+    job_record,
+    parse,
+    tree,
+)
 from lcia.live.database import Database
 from lcia.live.feedback.teaching import marked, teach
 from lcia.live.inbox import ACCEPTED, REJECTED, STATES, Entry, Inbox, Receipts
 from lcia.live.orders import AUTO
-from lcia.live.schemas import EditRequest, FeedbackRequest, LearnRequest, parse
 from lcia.serving.config import AccessConfig
 from lcia.serving.http.api_error import ApiError
 

@@ -10,7 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 
 from lcia.errors import ConfigError, StoreError
-from lcia.live.api import check_origin
+from lcia.live.api import ReleaseRequest, check_origin, parse
 from lcia.live.database import DatabaseError
 from lcia.live.releases.canary import (
     PROMOTED,
@@ -22,7 +22,6 @@ from lcia.live.releases.canary import (
     settle,
 )
 from lcia.live.releases.listing import BusyError, NoReleaseError, Releases
-from lcia.live.schemas import ReleaseRequest, parse
 from lcia.serving.config import AccessConfig
 from lcia.serving.http.api_error import ApiError
 from lcia.serving.http.body import read_tree

@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from lcia.errors import StoreError
-from lcia.models.experts import EXPERT_ROUTERS
-from lcia.models.lora import read_config
+from lcia.models.lora import EXPERT_ROUTERS, read_config
 
 PREFIX = "base_model.model."
 

@@ -23,10 +23,10 @@ from lcia.serving.gateway.upstreams import Upstream, Upstreams
 from lcia.serving.http.api_error import ApiError
 from lcia.serving.http.app import READ, add_errors, add_guard, add_models
 from lcia.serving.http.body import read_tree
-from lcia.serving.http.monitoring import Monitoring
 from lcia.serving.http.respond import CLIENT_GONE, ClientGoneError, while_connected
 from lcia.serving.http.routing import choose_named, explain
 from lcia.serving.http.schemas import RouteRequest, parse, said_in
+from lcia.serving.http.service import Monitoring
 from lcia.serving.live import ASSISTANT, BASE, LiveStore
 
 FIRST_CHECK_S = 10.0

@@ -18,7 +18,6 @@ from lcia.serving.config import AccessConfig
 from lcia.serving.http.api_error import ApiError, api_error
 from lcia.serving.http.body import read_tree
 from lcia.serving.http.guard import Guard
-from lcia.serving.http.monitoring import Monitoring
 from lcia.serving.http.respond import respond
 from lcia.serving.http.schemas import (
     ChatRequest,
@@ -29,7 +28,7 @@ from lcia.serving.http.schemas import (
     parse_completions,
     said_in,
 )
-from lcia.serving.http.service import Service
+from lcia.serving.http.service import Monitoring, Service
 from lcia.serving.http.shapes import ChatShape, CompletionShape, Shape
 from lcia.serving.live import ASSISTANT, BASE, LiveStore, Snapshot
 from lcia.serving.page.endpoints import add_page

@@ -10,8 +10,8 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 
 from lcia.errors import StoreError
+from lcia.serving.config import Caller, Keys, is_open, scope_of
 from lcia.serving.http.api_error import ApiError
-from lcia.serving.keys import Caller, Keys, is_open, scope_of
 from lcia.store.audit import acting
 
 logger = logging.getLogger(__name__)

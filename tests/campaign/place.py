@@ -5,9 +5,9 @@ import os
 import shutil
 from contextlib import contextmanager
 
-from fuzz import inputs
-from fuzz.command import run
-from fuzz.inputs import TEXTS
+from campaign import inputs
+from campaign.command import run
+from campaign.inputs import TEXTS
 
 ANSWERS = {
     "colours": ("Say the letter of the colour.", {"red": "r", "green": "g"}),

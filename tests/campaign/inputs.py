@@ -1,4 +1,4 @@
-"""Generated inputs, the same for a seed everywhere: ``python -m fuzz.inputs --help``."""
+"""Generated inputs, the same for a seed everywhere: ``python -m campaign.inputs --help``."""
 
 import argparse
 import bz2
@@ -346,8 +346,8 @@ def cases(place, count, *, seed=0, kinds=KINDS):
 
 def main():
     """Try them and print what is wrong."""
+    from campaign.place import Place
     from conftest import save_tiny_model
-    from fuzz.place import Place
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=10_000)
