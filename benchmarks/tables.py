@@ -1,8 +1,10 @@
 """All committed results as tables: ``python -m benchmarks.tables``.
 
 Writes docs/benchmarks.md, docs/leaderboard.md, docs/frontier.png and the evidence in README.md.
+``--demo runs/demo`` draws README's figure, docs/demo.png, from the runs of ``make demo``, too.
 """
 
+import argparse
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -11,7 +13,9 @@ from benchmarks import leaderboard
 from lcia.experiments.comparison import Comparison, Spread, compare
 from lcia.experiments.finished import FinishedRun, find_runs
 from lcia.files import write_text
+from lcia.learner import Store
 from lcia.reports.compare_page import markdown_table
+from lcia.reports.plots import compare_figure
 from lcia.reports.tables import comparison_tables, settings_table
 
 ROOT = Path(__file__).parents[1]
@@ -146,7 +150,20 @@ def readme() -> str:
     return text
 
 
+def draw_demo(runs: Path) -> None:
+    """Draw the scores of each task in the two runs of the demo."""
+    names = {"sequential-seed0": "Sequential LoRA", "lcia-seed0": "lcia"}
+    stores = {name: Store.open(runs / run / "assistant") for run, name in names.items()}
+    matrices = {name: store.current.matrix() for name, store in stores.items()}
+    compare_figure(matrices, str(ROOT / "docs" / "demo.png"))
+
+
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--demo", type=Path, help="folder of the demo's runs")
+    asked = parser.parse_args()
     write_text(PAGE, page())
     leaderboard.write(RECIPES)
     write_text(README, readme())
+    if asked.demo is not None:
+        draw_demo(asked.demo)

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# The same by accelerate's launcher, which reads the number of processes from accelerate.yaml.
+# The same by accelerate's launcher. Precision and sharding stand in the stream (dtype, training.fsdp):
+# say them there only.
 #
-#     examples/launch/accelerate.sh stream.yaml
+#     PROCESSES=4 examples/launch/accelerate.sh stream.yaml
 set -euo pipefail
 
-here="$(dirname "$0")"
-accelerate launch --config_file "$here/accelerate.yaml" -m lcia run "${1:-stream.yaml}"
+accelerate launch --multi_gpu --num_machines 1 --num_processes "${PROCESSES:-4}" \
+    --mixed_precision no --dynamo_backend no -m lcia run "${1:-stream.yaml}"

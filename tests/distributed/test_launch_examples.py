@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import typer.main
-import yaml
 
 from lcia.cli.main import TOGETHER, app
 
@@ -21,7 +20,7 @@ def command_of(script):
     """Return the words of the launching command, with variables filled in."""
     text = script.read_text().replace("\\\n", " ")
     (line,) = [line for line in text.splitlines() if "lcia run" in line and line[0] != "#"]
-    filled = {"here": str(FOLDER), "1": "stream.yaml", "PROCESSES": "4", "first": "node1"}
+    filled = {"1": "stream.yaml", "PROCESSES": "4", "first": "node1"}
     filled |= {"SLURM_GPUS_ON_NODE": "8", "SLURM_NNODES": "2", "SLURM_JOB_ID": "17"}
     line = re.sub(r"\$\{(\w+):-[^}]*\}", lambda found: filled[found[1]], line)
     line = re.sub(r"\$(\w+)", lambda found: filled[found[1]], line)
@@ -65,16 +64,6 @@ def test_a_script_parses_and_its_launcher_and_lcia_know_every_option(script):
     command = typer.main.get_command(app).commands[verb]
     command.make_context(verb, list(rest))  # refuses what it does not know
     assert script.name in DOCS
-
-
-def test_the_settings_of_accelerate_load_and_name_the_processes():
-    from accelerate.commands.config import load_config_from_file
-
-    path = FOLDER / "accelerate.yaml"
-    tree = yaml.safe_load(path.read_text())
-    loaded = load_config_from_file(str(path))
-    assert loaded.num_processes == tree["num_processes"] == 4
-    assert loaded.distributed_type == "MULTI_GPU"
 
 
 def test_a_job_asks_for_one_task_a_node_and_may_be_requeued():
