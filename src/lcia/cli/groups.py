@@ -115,6 +115,59 @@ def merge(
 
 
 @groups.command()
+def consolidate(
+    store: StorePath,
+    all_pairs: Annotated[
+        bool, typer.Option("--all", help="Try every two groups; else those of one instruction.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only measure.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Join groups that one merged adapter replaces without harm to any task.
+
+    Merges are measured on the validation samples that stay with the groups. Each that is taken
+    is a version.
+
+    Examples:
+
+      lcia groups consolidate assistant --dry-run
+    """
+    from dataclasses import asdict
+
+    from lcia.cli.console import console, print_json
+    from lcia.learner import ContinualLearner, Joining, Store
+    from lcia.learner import consolidate as join
+
+    opened = Store.open(store)
+    before = opened.current_number
+
+    def tell(joining: Joining) -> None:
+        pair = f"{joining.group} and {joining.other}"
+        verb = "stay" if joining.why_not else "can be joined" if dry_run else "joined"
+        by = f" ({joining.combination}, weight {joining.weight})" if joining.combination else ""
+        why = f": {joining.why_not}" if joining.why_not else ""
+        console.print(f"{pair} {verb}{why}{by}", markup=False)
+        for task, quality in joining.before.items():
+            told = f"  {task}: quality {quality:.3f} apart, {joining.after[task]:.3f} as one"
+            console.print(told, markup=False)
+
+    learner = ContinualLearner(opened)
+    found = join(
+        learner,
+        all_pairs=all_pairs,
+        dry_run=dry_run,
+        tell=(lambda joining: None) if as_json else tell,
+    )
+    if as_json:
+        print_json([asdict(joining) for joining in found])
+        return
+    if not found:
+        console.print("Nothing to join: no two groups share an instruction.", markup=False)
+    if opened.current_number != before:
+        console.print(f"Back: lcia rollback {store} {before}", markup=False)
+
+
+@groups.command()
 def split(
     store: StorePath,
     group: GroupId,

@@ -2,6 +2,7 @@
 
 from lcia.decision.placing import instructions_of
 from lcia.learner.importing import import_adapter, import_with_data
+from lcia.learner.joining import Joining, consolidate
 from lcia.learner.learning import ContinualLearner, check_task, load_host
 from lcia.learner.lifecycle import merge_groups, rename_group, retire_group, split_group
 from lcia.learner.outcome import Outcome
@@ -12,6 +13,7 @@ from lcia.store.version import Version
 
 __all__ = [
     "ContinualLearner",
+    "Joining",
     "Journal",
     "Listener",
     "Outcome",
@@ -19,6 +21,7 @@ __all__ = [
     "Store",
     "Version",
     "check_task",
+    "consolidate",
     "import_adapter",
     "import_with_data",
     "instructions_of",

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from lcia.config import AssistantConfig
 from lcia.ema import DynamicEMA
 from lcia.errors import ConfigError
 from lcia.grouping import Router
-from lcia.learner import ContinualLearner, Store
+from lcia.learner import ContinualLearner, Store, consolidate, split_group
 from lcia.learner.training import CARRIED
 from lcia.registry import METHODS
 from lcia.store.samples import REMEMBERED, VALIDATION, kept_with, read_samples
@@ -229,3 +231,78 @@ def test_killed_while_it_chooses_ends_like_the_undisturbed_one(
         expected = load_file(folder / "adapter_model.safetensors")
         made = load_file(found.adapters[group][1] / "adapter_model.safetensors")
         assert all(made[name].equal(tensor) for name, tensor in expected.items())
+
+
+# Joining again
+
+
+@pytest.fixture(scope="module")
+def helped(able_model, tmp_path_factory, tasks):
+    """Two tasks that one group learned, split into two groups with the same adapter."""
+    root = tmp_path_factory.mktemp("helped") / "assistant"
+    learner = ContinualLearner.create(root, configure(able_model))
+    learner.run([tasks[0], letters("more_animals", {"horse": "a", "sheep": "a"})])
+    split_group(learner, "g1", ["more_animals"])
+    return learner
+
+
+def copied(learner, folder) -> ContinualLearner:
+    root = shutil.copytree(learner.store.root, folder / "copy")
+    return ContinualLearner(Store.open(root), host=learner.host)
+
+
+def test_groups_that_one_adapter_serves_as_well_are_joined(helped, tmp_path):
+    learner = copied(helped, tmp_path)
+    (joining,) = consolidate(learner)
+    assert (joining.group, joining.other, joining.why_not) == ("g1", "g2", "")
+    assert joining.before.keys() == joining.after.keys() == {"animals", "more_animals"}
+    assert all(joining.after[task] >= joining.before[task] - 1e-3 for task in joining.before)
+    current = learner.store.current
+    assert [group.id for group in current.codebook().groups] == ["g1"]
+    assert current.matrix().row(current.matrix().learned) == {"animals": 100, "more_animals": 100}
+    held = {task for _, task in kept_with(current.adapters["g1"][1], VALIDATION)}
+    assert held == {"animals", "more_animals"}, "what it is measured by stays"
+    assert learner.store.verify() == []
+    assert consolidate(learner) == []
+
+
+def test_groups_that_a_merge_would_harm_stay(learned, tmp_path):
+    learner = copied(learned[0], tmp_path)
+    before = learner.store.current_number
+    (joining,) = consolidate(learner)
+    assert joining.harmed
+    assert joining.why_not == f"the best merge harms {', '.join(joining.harmed)}"
+    assert learner.store.current_number == before
+
+
+def test_a_dry_run_measures_and_changes_nothing(helped, tmp_path):
+    learner = copied(helped, tmp_path)
+    before, told = learner.store.current_number, []
+    assert consolidate(learner, dry_run=True, tell=told.append) == told
+    assert [joining.why_not for joining in told] == [""]
+    assert learner.store.current_number == before
+
+
+def test_what_cannot_be_measured_is_not_joined(helped, tmp_path):
+    learner = copied(helped, tmp_path)
+    (learner.store.current.adapters["g2"][1] / VALIDATION).unlink()
+    (joining,) = consolidate(learner)
+    assert "no validation samples of more_animals are kept" in joining.why_not
+    assert len(learner.store.current.codebook().groups) == 2
+
+
+def test_the_command_says_what_came_of_each_pair(helped, tmp_path):
+    root = copied(helped, tmp_path).store.root
+
+    def consolidated(*options):
+        command = [sys.executable, "-m", "lcia", "groups", "consolidate", str(root), *options]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    (found,) = json.loads(consolidated("--dry-run", "--json"))
+    assert (found["group"], found["other"], found["why_not"]) == ("g1", "g2", "")
+    said = consolidated()
+    assert "g1 and g2 joined (" in said
+    assert "animals: quality 1.000 apart, 1.000 as one" in said
+    assert f"Back: lcia rollback {root} 3" in said
