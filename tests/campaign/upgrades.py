@@ -2,7 +2,6 @@
 
 import contextlib
 import shutil
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +9,17 @@ import numpy as np
 from campaign.driver import verified
 
 STORES = Path(__file__).parents[1] / "fixtures" / "stores"
+SUFFIX = ".tar.xz"
 
 
 def schemas():
     """The names of the fixtures."""
-    return sorted(path.stem for path in STORES.glob("*.zip"))
+    return sorted(path.name.removesuffix(SUFFIX) for path in STORES.glob(f"*{SUFFIX}"))
 
 
 def unpack(schema, folder):
     """Put a fixture's files into a folder, and return it."""
-    with zipfile.ZipFile(STORES / f"{schema}.zip") as packed:
-        packed.extractall(folder)
+    shutil.unpack_archive(STORES / f"{schema}{SUFFIX}", folder, filter="data")
     return folder
 
 

@@ -386,8 +386,8 @@ def on_a_terminal(*command):
 
 
 def test_long_work_shows_a_bar_with_its_rate_on_a_terminal_and_nothing_elsewhere(tmp_path):
-    zipped = Path(__file__).parents[1] / "fixtures" / "stores" / "schema-1.zip"
-    shutil.unpack_archive(zipped, tmp_path)
+    packed = Path(__file__).parents[1] / "fixtures" / "stores" / "schema-1.tar.xz"
+    shutil.unpack_archive(packed, tmp_path, filter="data")
     (root,) = [path.parent for path in tmp_path.rglob("assistant.json")]
     command = [sys.executable, "-m", "lcia", "verify", str(root)]
     shown = on_a_terminal(*command)

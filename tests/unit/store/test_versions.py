@@ -1,4 +1,4 @@
-"""Versions nobody will go back to are removed; what others need, and what was scored, stays."""
+"""Versions: those of earlier schemas open, those nobody will go back to are removed."""
 
 import shutil
 from dataclasses import dataclass, replace
