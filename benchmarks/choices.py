@@ -1,7 +1,7 @@
 """What every candidate of every measured choice would have given on test, after the choice.
 
     python -m benchmarks.choices STREAM.yaml --set "methods=[{name: lcia, validation: 0.1}]"
-    python -m benchmarks.choices --table [FILE...]
+    python -m benchmarks.choices --table
 
 The first learns a stream as ``lcia run`` does. Behind each choice, all candidates answer all
 validation and test samples of the tasks concerned, by teacher forcing: greedy decoding gives a

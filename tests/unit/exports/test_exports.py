@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from lcia.cli.main import app
 from lcia.config import AssistantConfig
 from lcia.errors import ConfigError, StoreError
+from lcia.exports import peft
 from lcia.exports.folder import check_push
 from lcia.exports.peft import export_merged, export_peft
 from lcia.learner import ContinualLearner, Store, import_adapter
@@ -106,7 +107,7 @@ def test_merged_models_answer_in_transformers_as_the_assistant_does(store, tmp_p
 def test_an_export_that_differs_too_much_is_refused_and_nothing_is_left(
     store, tmp_path, monkeypatch
 ):
-    monkeypatch.setitem(__import__("lcia.exports.peft").exports.merged.TOLERANCE, "float32", -1.0)
+    monkeypatch.setitem(peft.TOLERANCE, "float32", -1.0)
     with pytest.raises(StoreError, match="group g1: merged, its logits differ by"):
         export_merged(store, tmp_path / "out")
     assert not any(tmp_path.iterdir())
