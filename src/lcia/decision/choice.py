@@ -10,10 +10,10 @@ it.
 
 1. Of the candidates that retrain, those that harm no earlier task come first; of them, or of all
    if each harms one, the highest score.
-2. A sibling group, with the parameters that serve the new task best, is opened if it harms no task
-   and routing tells its prompts apart, and either every retraining harms one (unless that scores
-   higher by more than ``price``), or it scores higher by more than ``price`` and ``DOUBT``
-   standard errors of the difference.
+2. A sibling group, with the parameters that serve the new task best, is opened if it harms no task,
+   routing tells its prompts apart, and it scores higher by more than ``price`` and ``DOUBT``
+   standard errors of the difference. Where every retraining harms a task it has to score higher by
+   more than ``price`` less ``HARM`` alone: at the default price it may score a little lower.
 3. Else the group is retrained: within the noise, fewer groups win.
 """
 
@@ -33,6 +33,9 @@ TOLERANCE = 1e-6
 DOUBT = 0.5
 """Standard errors that count as noise: an earlier task that falls by more is harmed, and a sibling
 that gains more than these and the price is opened."""
+
+HARM = 0.04
+"""Mean quality that it is worth to harm no earlier task."""
 
 TOLD_APART = 0.8
 """Share of each task's validation prompts that routing has to send to its own of two siblings."""
@@ -206,18 +209,19 @@ def choose(
         why = "highest score; each candidate harms an earlier task"
     for sibling in (c for c in candidates if c.name == EXPAND):
         gain = scores[EXPAND] - scores[best.name]
-        least = price + DOUBT * difference_error(best, sibling, unmeasured=unmeasured)
+        noise = DOUBT * difference_error(best, sibling, unmeasured=unmeasured)
+        least = price + noise if harmless else price - HARM
         if sibling.told_apart < TOLD_APART:
             why += "; routing cannot tell a sibling's prompts apart"
         elif harm[EXPAND]:
             why += "; a sibling group harms one by its routing"
-        elif not harmless and gain > -price:
-            chosen, why = EXPAND, "only a sibling group harms no earlier task"
-        elif harmless and gain > least:
+        elif gain > least:
             chosen = EXPAND
             why = f"a sibling group's score is {gain:.3f} higher, price and noise {least:.3f}"
+            if not harmless:
+                why = "only a sibling group harms no earlier task"
         else:
-            why += f"; a sibling group would gain {gain:.3f}, price and noise {least:.3f}"
+            why += f"; a sibling group would gain {gain:.3f}, and has to gain {least:.3f}"
     return Choice(
         chosen=chosen,
         parameters=next(c.parameters or c.name for c in candidates if c.name == chosen),

@@ -89,15 +89,28 @@ def test_a_fall_within_half_its_standard_error_is_no_harm():
 def test_a_sibling_is_opened_if_it_alone_harms_nothing():
     harmful = candidate("trained", [0.5, 0.5, 0.5, 0.6], [0.9] * 4)
     sibling = candidate("expand", [0.8] * 4, [0.9] * 4)
-    assert chosen(harmful, sibling, price=0.3).chosen == "expand"
+    assert chosen(harmful, sibling, price=0.1).chosen == "expand"
 
 
 def test_it_is_opened_even_if_retraining_scores_a_little_higher():
     harmful = candidate("straight-0.5", [0.7] * 4, [0.9] * 4)  # 0.8, and lowers old by 0.1
     sibling = candidate("expand", [0.8] * 4, [0.76] * 4, parameters="trained")  # 0.78
-    choice = chosen(harmful, sibling, price=0.05)
+    choice = chosen(harmful, sibling, price=0.01)
     assert (choice.chosen, choice.parameters) == ("expand", "trained")
-    assert chosen(harmful, sibling, price=0.01).chosen == "straight-0.5"
+    assert chosen(harmful, sibling, price=0.03).chosen == "straight-0.5"
+
+
+@pytest.mark.parametrize("old", [[0.8] * 4, [0.5] * 4])  # harmless, and not
+def test_a_higher_price_never_opens_more_groups(old):
+    retrained = candidate("trained", old, [0.7] * 4)
+    for quality in (0.5, 0.7, 0.9):
+        sibling = candidate("expand", [0.8] * 4, [quality] * 4)
+        opened = [
+            chosen(retrained, sibling, price=price).chosen == "expand"
+            for price in (0, 0.01, 0.03, 0.1, 0.3, 1)
+        ]
+        assert opened == sorted(opened, reverse=True), (old, quality)
+        assert not opened[-1]
 
 
 @pytest.mark.parametrize(("price", "expected"), [(0.19, "expand"), (0.21, "trained")])
