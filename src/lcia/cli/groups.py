@@ -39,7 +39,7 @@ def show(store: StorePath, as_json: AsJson = False) -> None:
 
     current = Store.open(store).current
     records = [
-        {**_record(group), "measured": _measured(group, current.manifest["tasks"])}
+        {**group.summary(), "measured": _measured(group, current.manifest["tasks"])}
         for group in current.codebook().groups
     ]
     if as_json:
@@ -237,13 +237,3 @@ def _change(store: Path, change: Callable[["ContinualLearner"], "Version"]) -> N
 def _measured(group: Any, tasks: Mapping[str, str]) -> bool:
     """Whether any task of a group has held-out samples: an imported adapter may have none."""
     return any(task.name in tasks for task in group.tasks)
-
-
-def _record(group: Any) -> dict[str, Any]:
-    return {
-        "id": group.id,
-        "name": group.name,
-        "retired": group.retired,
-        "tasks": [task.name for task in group.tasks],
-        "instructions": group.instructions,
-    }

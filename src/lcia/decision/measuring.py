@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -161,29 +160,6 @@ def measure(
         for number, out in enumerate(lower.run(calls)):
             found[number][:, rows] = _per_sample(out, batch["labels"], shift=shift)
     return [Measured(losses=losses, given=given) for losses, given in found]
-
-
-def read_answers(
-    host: AdapterHost, examples: Sequence[Any], adapter: tuple[str, Path] | None
-) -> Measured:
-    """Return what a stored adapter gives on encoded examples.
-
-    Args:
-        host: holds the base model; the adapter is loaded on it.
-        examples: encoded samples.
-        adapter: key and directory; None for the base model.
-    """
-    found = np.zeros((2, len(examples)))
-    order = sorted(range(len(examples)), key=lambda i: (_length(examples[i]), i))
-    for start in range(0, len(order), BATCH):
-        rows = order[start : start + BATCH]
-        for row, (log_probs, ids) in zip(
-            rows, host.read([examples[i] for i in rows], adapter), strict=True
-        ):
-            right = log_probs.argmax(axis=-1) == ids
-            losses = -log_probs[np.arange(len(ids)), ids]
-            found[:, row] = losses.mean(), np.cumprod(right).mean()
-    return Measured(losses=found[0], given=found[1])
 
 
 @torch.no_grad()

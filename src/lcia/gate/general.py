@@ -94,11 +94,44 @@ def losses_of(
     host: AdapterHost, samples: Sequence[Sample], adapters: Sequence[Adapter]
 ) -> list[float]:
     """Return each answer's mean loss in nats per token, as its adapter reads it."""
+    return read_answers(host, samples, adapters, take=mean_loss)
 
-    def loss(log_probs: Any, ids: Any) -> float:
-        return float(-log_probs[np.arange(len(ids)), ids].mean())
 
-    return [_finite(value) for value in _read(host, samples, adapters, take=loss)]
+def mean_loss(log_probs: Any, ids: Any) -> float:
+    """Return the mean loss of an answer's tokens in nats; see ``read_answers``."""
+    return _finite(float(-log_probs[np.arange(len(ids)), ids].mean()))
+
+
+def read_answers(
+    host: AdapterHost,
+    samples: Sequence[Sample],
+    adapters: Sequence[Adapter],
+    *,
+    take: Callable[[Any, Any], Any],
+) -> list[Any]:
+    """Return what ``take`` makes of each answer, in the order of the samples.
+
+    Batches are of one adapter and of similar length: the same samples give the same numbers.
+
+    Args:
+        host: the base model.
+        samples: a prompt and its answer each.
+        adapters: which reads each of them.
+        take: called with log-probabilities and ids of an answer's tokens, of shape (tokens,
+            vocabulary) and (tokens,).
+    """
+    examples = host.chat.encode_examples(samples)
+    found: dict[int, Any] = {}
+    by_adapter: dict[str, list[int]] = {}
+    for i, adapter in enumerate(adapters):
+        by_adapter.setdefault(adapter[0] if adapter else "", []).append(i)
+    for key in sorted(by_adapter):
+        rows = sorted(by_adapter[key], key=lambda i: (len(examples[i].answer_ids), i))
+        for start in range(0, len(rows), BATCH):
+            batch = rows[start : start + BATCH]
+            read = host.read([examples[i] for i in batch], adapters[batch[0]])
+            found |= {i: take(*one) for i, one in zip(batch, read, strict=True)}
+    return [found[i] for i in range(len(samples))]
 
 
 def refuses(text: str) -> bool:
@@ -132,7 +165,9 @@ def _divergences(
     changed = [i for i, pair in same.items() if differ(*pair)]
     asked = [samples[i] for i in changed]
     before, after = (
-        _read(host, asked, [same[i][k] for i in changed], take=lambda p, ids: p[:FIRST].copy())
+        read_answers(
+            host, asked, [same[i][k] for i in changed], take=lambda p, ids: p[:FIRST].copy()
+        )
         for k in (0, 1)
     )
     found = dict.fromkeys(same, 0.0)
@@ -164,38 +199,6 @@ def _suite(
         return [float(PASSES[name](text)) for text in texts]
 
     return passed(before), passed(after)
-
-
-def _read(
-    host: AdapterHost,
-    samples: Sequence[Sample],
-    adapters: Sequence[Adapter],
-    *,
-    take: Callable[[Any, Any], Any],
-) -> list[Any]:
-    """Return what ``take`` makes of each answer, in the order of the samples.
-
-    Batches are of one adapter and of similar length: the same samples give the same numbers.
-
-    Args:
-        host: the base model.
-        samples: a prompt and its answer each.
-        adapters: which reads each of them.
-        take: called with log-probabilities and ids of an answer's tokens, of shape (tokens,
-            vocabulary) and (tokens,).
-    """
-    examples = host.chat.encode_examples(samples)
-    found: dict[int, Any] = {}
-    by_adapter: dict[str, list[int]] = {}
-    for i, adapter in enumerate(adapters):
-        by_adapter.setdefault(adapter[0] if adapter else "", []).append(i)
-    for key in sorted(by_adapter):
-        rows = sorted(by_adapter[key], key=lambda i: (len(examples[i].answer_ids), i))
-        for start in range(0, len(rows), BATCH):
-            batch = rows[start : start + BATCH]
-            read = host.read([examples[i] for i in batch], adapters[batch[0]])
-            found |= {i: take(*one) for i, one in zip(batch, read, strict=True)}
-    return [found[i] for i in range(len(samples))]
 
 
 @cache

@@ -102,6 +102,16 @@ class Group:
         )
         return replace(self, tasks=tuple(sorted([*others, merged], key=lambda t: t.order)))
 
+    def summary(self, *, most: int | None = None) -> dict[str, Any]:
+        """Return what people are shown of the group, as JSON: ``most`` instructions at most."""
+        return {
+            "id": self.id,
+            "name": self.name,
+            "retired": self.retired,
+            "tasks": [task.name for task in self.tasks],
+            "instructions": self.instructions[:most],
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON object that `from_dict` reads back."""
         return {

@@ -9,18 +9,18 @@ version of its own.
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations, product
+from itertools import product
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 
 from lcia.data.sample import Sample
 from lcia.decision.choice import Candidate, Measured, harmed
-from lcia.decision.measuring import read_answers
 from lcia.errors import ConfigError
-from lcia.evaluation.generate import Adapters
-from lcia.grouping import InstructionCodebook, Router, told
+from lcia.gate.general import Adapter, Side, mean_loss, read_answers
+from lcia.grouping import InstructionCodebook
 from lcia.learner.learning import ContinualLearner
 from lcia.learner.lifecycle import merge_groups
 from lcia.store.samples import VALIDATION, kept_with
@@ -31,9 +31,6 @@ COMBINED = ("svd", "linear")
 
 WEIGHTS = (0.5, 0.3, 0.7)
 """Shares of the older group's adapter that are tried."""
-
-Routed = tuple[Sample, str | None, str | None]
-"""A sample, the group that answers it now, and the one that would if two were joined."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,14 +102,31 @@ def consolidate(
 def measure_joining(learner: ContinualLearner, version: Version, group: str, other: str) -> Joining:
     """Measure what merges of two groups give on the validation samples that they may reach."""
     now, joined = version.codebook(), version.codebook()
+    joined.merge(group, other)
     kept = _validation(version)
     tasks = {task.name for name in (group, other) for task in now.group(name).tasks}
-    if missing := sorted(tasks - set(kept)):
+    if missing := sorted(tasks - {task for task, _ in kept}):
         why_not = f"no validation samples of {', '.join(missing)} are kept to measure it by"
         return Joining(group=group, other=other, why_not=why_not)
-    joined.merge(group, other)
-    routed = _routed(kept, Router(now), Router(joined), pair=(group, other))
-    before = _answered(learner, version.adapters, routed, joined=False)
+    ways, merged_ways = (
+        Side(codebook=book, adapters=version.adapters).adapters_for(sample for _, sample in kept)
+        for book in (now, joined)
+    )
+    pairs = zip(kept, ways, merged_ways, strict=True)
+    reached = {task for (task, _), (g, _), (h, _) in pairs if g != h or g in (group, other)}
+
+    def answered(adapters: Sequence[Adapter]) -> dict[str, Measured]:
+        """Return task to what adapters, one a kept sample, give on its samples."""
+        rows = [i for i, (task, _) in enumerate(kept) if task in reached]
+        asked, chosen = [kept[i] for i in rows], [adapters[i] for i in rows]
+        found = read_answers(learner.host, [sample for _, sample in asked], chosen, take=_read)
+        by_task: dict[str, list[tuple[float, float]]] = {}
+        for (task, _), values in zip(asked, found, strict=True):
+            by_task.setdefault(task, []).append(values)
+        arrays = {task: np.array(values).T for task, values in by_task.items()}
+        return {task: Measured(losses=row[0], given=row[1]) for task, row in arrays.items()}
+
+    before = answered([adapter for _, adapter in ways])
     found, refused = list[Joining](), ""
     for combination, weight in product(COMBINED, WEIGHTS):
         with tempfile.TemporaryDirectory() as scratch:
@@ -128,11 +142,11 @@ def measure_joining(learner: ContinualLearner, version: Version, group: str, oth
             except ConfigError as error:
                 refused = str(error)
                 continue
-            adapters = {**version.adapters, group: (f"{group} with {other}", folder)}
-            after = _answered(learner, adapters, routed, joined=True)
+            merged = (f"{group} with {other}", folder)
+            after = answered([merged if g == group else adapter for g, adapter in merged_ways])
             learner.host.clear()  # the folder is gone, and the next has the same name
-        merged = Candidate(name=combination, measured=after)
-        harm = harmed(merged, before, tolerated=0.0, unmeasured=0)
+        candidate = Candidate(name=combination, measured=after)
+        harm = harmed(candidate, before, tolerated=0.0, unmeasured=0)
         found.append(
             Joining(
                 group=group,
@@ -155,54 +169,24 @@ def _pairs(
 ) -> Iterator[tuple[str, str]]:
     """Yield the pairs of active groups that were not tried, the older group first."""
     active = [group.id for group in codebook.groups if not group.retired]
-    for pair in combinations(active, 2):
-        if pair not in tried and (all_pairs or pair[1] in codebook.siblings(pair[0])):
-            yield pair
+    for i, group in enumerate(active):
+        alike = active if all_pairs else codebook.siblings(group)
+        for other in active[i + 1 :]:
+            if other in alike and (group, other) not in tried:
+                yield group, other
 
 
-def _validation(version: Version) -> dict[str, list[Sample]]:
-    """Return task to the validation samples that its group keeps."""
-    found: dict[str, list[Sample]] = {}
-    for _, folder in version.adapters.values():
-        for sample, task in kept_with(folder, VALIDATION):
-            found.setdefault(task or "", []).append(sample)
-    return found
+def _validation(version: Version) -> list[tuple[str, Sample]]:
+    """Return the validation samples that all groups keep, each with its task."""
+    folders = [folder for _, folder in version.adapters.values()]
+    pairs = [pair for folder in folders for pair in kept_with(folder, VALIDATION)]
+    return [(task or "", sample) for sample, task in pairs]
 
 
-def _routed(
-    kept: Mapping[str, Sequence[Sample]], now: Router, joined: Router, *, pair: tuple[str, str]
-) -> dict[str, list[Routed]]:
-    """Return task to its samples and their routes, if any of them may be answered otherwise."""
-    found = {}
-    for task, samples in kept.items():
-        asked = [(sample, told(sample.messages)) for sample in samples]
-        routes = [(s, now.route(said).group, joined.route(said).group) for s, said in asked]
-        if any(before != after or before in pair for _, before, after in routes):
-            found[task] = routes
-    return found
-
-
-def _answered(
-    learner: ContinualLearner,
-    adapters: Adapters,
-    routed: Mapping[str, Sequence[Routed]],
-    *,
-    joined: bool,
-) -> dict[str, Measured]:
-    """Return task to what adapters give on its samples, as they are routed now or if joined."""
-    chat = learner.host.chat
-    places: dict[str | None, list[tuple[str, int]]] = {}
-    for task, rows in routed.items():
-        for row, (_, now, after) in enumerate(rows):
-            places.setdefault(after if joined else now, []).append((task, row))
-    found = {task: np.zeros((2, len(rows))) for task, rows in routed.items()}
-    for group, asked in places.items():
-        examples = [chat.encode_example(routed[task][row][0]) for task, row in asked]
-        adapter = None if group is None else adapters[group]
-        measured = read_answers(learner.host, examples, adapter)
-        for i, (task, row) in enumerate(asked):
-            found[task][:, row] = measured.losses[i], measured.given[i]
-    return {task: Measured(losses=losses, given=given) for task, (losses, given) in found.items()}
+def _read(log_probs: Any, ids: Any) -> tuple[float, float]:
+    """Return an answer's mean loss, and the share of it that greedy decoding gives."""
+    right = log_probs.argmax(axis=-1) == ids
+    return mean_loss(log_probs, ids), float(np.cumprod(right).mean())
 
 
 def _means(measured: Mapping[str, Measured]) -> dict[str, float]:

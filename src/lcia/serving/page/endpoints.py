@@ -26,20 +26,10 @@ def overview(store: Store) -> dict[str, Any]:
         "version": current.number,
         "average_accuracy": metrics.get("average_accuracy"),
         "forgetting": metrics.get("forgetting"),
-        "groups": [_group(group) for group in current.codebook().groups],
+        "groups": [group.summary(most=3) for group in current.codebook().groups],
         "versions": [_version(version) for version in reversed(store.history())],
         "matrix": current.matrix().to_json(),
         "examples": list(_examples(current)),
-    }
-
-
-def _group(group: Any) -> dict[str, Any]:
-    return {
-        "id": group.id,
-        "name": group.name,
-        "retired": group.retired,
-        "tasks": [task.name for task in group.tasks],
-        "instructions": group.instructions[:3],
     }
 
 
