@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks.measured import MEASURED, keep, kept
 from lcia.config import load_stream_config
 from lcia.data.sample import Task
-from lcia.decision.choice import EXPAND, Choice, Measured
+from lcia.decision.choice import Choice, Measured
 from lcia.decision.choosing import Chooser
 from lcia.decision.measuring import LowerLayers
 from lcia.experiments.running import output_folder, run_experiment, stream_tasks
@@ -84,8 +84,7 @@ class Recording(Chooser):
         for name in names:
             candidates, before = other.candidates(asked, rows, [name], found, task=task)
             result["before"] = before
-            for one in candidates:
-                result[one.name if one.name != EXPAND else f"{EXPAND} {name}"] = one.measured
+            result |= {one.name: one.measured for one in candidates}
         return {
             name: {t: np.round([m.losses, m.given], 5).tolist() for t, m in measured.items()}
             for name, measured in result.items()
@@ -100,11 +99,6 @@ def percent(values: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, float]
 def summary(record: Mapping[str, Any], stream: str) -> dict[str, Any]:
     """Return what is committed of a record: no sample of its own."""
     choice = record["choice"]
-    parameters = next((r["parameters"] for r in choice["table"] if r["name"] == EXPAND), None)
-    names = [name for name in record["test"] if not name.startswith(f"{EXPAND} ")]
-    named = {name: name for name in names if name != "before"}
-    if parameters is not None:
-        named[EXPAND] = f"{EXPAND} {parameters}"
     before = record["test"]["before"]
     return {
         "stream": stream,
@@ -115,7 +109,7 @@ def summary(record: Mapping[str, Any], stream: str) -> dict[str, Any]:
         "why": choice["why"],
         "samples": choice["samples"],
         "before": percent({t: before[t] for t in before if t != record["task"]}),
-        "test": {name: percent(record["test"][key]) for name, key in named.items()},
+        "test": {name: percent(of) for name, of in record["test"].items() if name != "before"},
         "score": {row["name"]: row["score"] for row in choice["table"]},
         "harmed": {row["name"]: row["harmed"] for row in choice["table"]},
         "work": choice["work"],
@@ -143,9 +137,7 @@ def table(summaries: Iterable[Mapping[str, Any]]) -> str:
     regrets, costs = [], []
     for one in summaries:
         cells = [
-            f"{name}: {100 * one['score'][name]:.1f} → {_points(tasks)}"
-            for name, tasks in one["test"].items()
-            if name in one["score"]
+            f"{name}: {_score(one, name)} → {_points(tasks)}" for name, tasks in one["test"].items()
         ]
         best, lost = regret(one)
         regrets.append((one["chosen"] == best, lost))
@@ -163,6 +155,11 @@ def table(summaries: Iterable[Mapping[str, Any]]) -> str:
             f"{100 * max(costs):.0f} % at most.",
         ]
     return "\n".join(lines)
+
+
+def _score(one: Mapping[str, Any], name: str) -> str:
+    """Return a candidate's validation score in percent; a dash where the choice did not need it."""
+    return f"{100 * one['score'][name]:.1f}" if name in one["score"] else "–"
 
 
 def _points(tasks: Mapping[str, float]) -> str:

@@ -123,10 +123,10 @@ def consolidate(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only measure.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Join groups that one merged adapter replaces without harm to any task.
+    """Join groups that one adapter replaces without harm to any task.
 
-    Merges are measured on the validation samples that stay with the groups. Each that is taken
-    is a version.
+    Merges are measured on the validation samples that stay with the groups; where each harms a
+    task, the best is trained on what both groups remember. Each that is taken is a version.
 
     Examples:
 
@@ -144,7 +144,9 @@ def consolidate(
     def tell(joining: Joining) -> None:
         pair = f"{joining.group} and {joining.other}"
         verb = "stay" if joining.why_not else "can be joined" if dry_run else "joined"
-        by = f" ({joining.combination}, weight {joining.weight})" if joining.combination else ""
+        how = f"{joining.combination}, weight {joining.weight}"
+        how += ", rehearsed" if joining.rehearsed else ""
+        by = f" ({how})" if joining.combination else ""
         why = f": {joining.why_not}" if joining.why_not else ""
         console.print(f"{pair} {verb}{why}{by}", markup=False)
         for task, quality in joining.before.items():

@@ -14,7 +14,15 @@ import numpy as np
 import torch
 
 from lcia.data.sample import Sample
-from lcia.decision.choice import EXPAND, Candidate, Choice, Measured, choose, quadratic_scale
+from lcia.decision.choice import (
+    EXPAND,
+    TOLD_APART,
+    Candidate,
+    Choice,
+    Measured,
+    choose,
+    quadratic_scale,
+)
 from lcia.decision.measuring import LowerLayers, State, Way, measure, put
 from lcia.decision.placing import Placed
 from lcia.distributed.processes import from_main
@@ -127,41 +135,87 @@ class Chooser:
         return record
 
     def _measure(self, model: Any, context: TaskContext, found: Candidates, passes: int) -> Choice:
-        """Measure in rounds: all candidates on a few samples, the best on more; then choose."""
+        """Measure in rounds: the candidates on a few samples, the best on more; then choose."""
         begun = time.monotonic()
         task, asked = context.task.name, self.asked(context.task.name)
         ways = self.ways(model, context, found)
-        names, lower = list(found.states), LowerLayers(model)
+        names, lower = self._first(asked, found, task=task), LowerLayers(model)
         training = passes * (lower.passes(1) + lower.passes(1) - lower.count)
         queues = _shuffled(asked, seed=context.seed)
         work, rows, table = 0, list[int](), dict[str, Mapping[str, Any]]()
         choice = None
         for number in count():
             more = [i for queue in queues for i in queue[number * ROUND : (number + 1) * ROUND]]
-            needs = {i: asked[i].needs(self.placed, names, task=task) for i in more}
+            needs = self._needs(asked, more, names, task=task)
             more_work = sum(lower.passes(len(keys)) for keys in needs.values())
             if choice is not None and (not more or work + more_work > BUDGET * training):
                 break
             self.measure(model, lower, asked, needs, ways)
             work, rows = work + more_work, [*rows, *more]
-            candidates, before = self.candidates(asked, rows, names, found, task=task)
-            choice = choose(
-                task,
-                candidates,
-                before,
-                price=self.method.config["price"],
-                worst=self.method.config["worst"],
-                unmeasured=self._unmeasured(set(before), task),
-            )
+            choice = self._choose(asked, rows, names, found, task=task)
             table |= {row["name"]: row for row in choice.table}
             names = [name for name in names if name in choice.best(KEPT)]
         assert choice is not None
+        if choice.harms and len(table) < len(found.states):  # what else retraining might end as
+            names = list(found.states)
+            needs = self._needs(asked, rows, names, task=task)
+            work += sum(lower.passes(len(keys)) for keys in needs.values())
+            self.measure(model, lower, asked, needs, ways)
+            choice = self._choose(asked, rows, names, found, task=task)
+            table = {row["name"]: row for row in choice.table}
         put(context.parameters, found.states["trained"]())
         return replace(
             choice,
             table=tuple(table.values()),
             work=round(work / max(1, training), 4),
             seconds=round(time.monotonic() - begun, 2),
+        )
+
+    def _first(self, asked: Sequence[Asked], found: Candidates, *, task: str) -> list[str]:
+        """Return the candidates that are measured first.
+
+        Where a sibling may be opened the question is whether retraining is as good: plainly, for
+        every further candidate is a further chance to be lucky. Else it is what retraining ends as.
+        """
+        placed, price = self.placed, self.method.config["price"]
+        may_expand = (
+            placed.expanded is not None and price < 1 and self._told_apart(asked) >= TOLD_APART
+        )
+        known = {one.task for one in asked} - {task}
+        return ["trained"] if may_expand and not self._unmeasured(known, task) else [*found.states]
+
+    def _needs(
+        self, asked: Sequence[Asked], rows: Iterable[int], names: Iterable[str], *, task: str
+    ) -> dict[int, tuple[Key, ...]]:
+        """Return the sets of parameters that samples, given by their place, still need."""
+
+        def known(key: Key, row: int) -> bool:
+            return key in self._found and not np.isnan(self._found[key][0, row])
+
+        return {
+            i: tuple(
+                key for key in asked[i].needs(self.placed, names, task=task) if not known(key, i)
+            )
+            for i in rows
+        }
+
+    def _choose(
+        self,
+        asked: Sequence[Asked],
+        rows: Iterable[int],
+        names: Sequence[str],
+        found: Candidates,
+        *,
+        task: str,
+    ) -> Choice:
+        candidates, before = self.candidates(asked, rows, names, found, task=task)
+        return choose(
+            task,
+            candidates,
+            before,
+            price=self.method.config["price"],
+            worst=self.method.config["worst"],
+            unmeasured=self._unmeasured(set(before), task),
         )
 
     def asked(self, task: str) -> list[Asked]:
@@ -270,11 +324,13 @@ class Chooser:
             estimates = self._estimates(found, candidates, task, unmeasured)
             candidates = [replace(c, estimate=estimates.get(c.name, 0.0)) for c in candidates]
         if placed.expanded is not None:
-            options = {name: measured(name, "expand", placed.sibling) for name in names}
-            best = max(names, key=lambda name: options[name][task].quality.mean())
-            apart = self._told_apart(asked)
             candidates.append(
-                Candidate(name=EXPAND, measured=options[best], told_apart=apart, parameters=best)
+                Candidate(
+                    name=EXPAND,
+                    measured=measured("trained", "expand", placed.sibling),
+                    told_apart=self._told_apart(asked),
+                    parameters="trained",
+                )
             )
         return candidates, before
 

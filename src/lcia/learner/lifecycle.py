@@ -52,24 +52,51 @@ def merge_groups(
     if not 0 <= weight <= 1:
         raise ConfigError(f"weight is {weight}; expected a number from 0 to 1.")
 
+    def combine(adapters: Adapters, folder: Path) -> Path:
+        return learner.host.combine(
+            {group: (adapters[group], weight), other: (adapters[other], 1 - weight)},
+            folder,
+            combination=combination,
+        )
+
+    note = f"merge {other} into {group} ({combination}, weight {weight})"
+    return join_groups(learner, group, other, combine, note=note)
+
+
+def join_groups(
+    learner: ContinualLearner,
+    group: str,
+    other: str,
+    make: Callable[[Adapters, Path], Path],
+    *,
+    note: str,
+) -> Version:
+    """Let one adapter answer for two groups; ``group`` stays, with the samples of both.
+
+    Args:
+        learner: of the assistant.
+        group: the group that stays.
+        other: the group that is gone.
+        make: called with the groups' adapters and a folder to make: writes the adapter there.
+        note: what the version says of it.
+
+    Raises:
+        ConfigError: no such group.
+        StoreError: a task is unfinished, or another process is changing the assistant.
+    """
+
     def change(codebook: InstructionCodebook, entries: dict[str, Any]) -> None:
         codebook.merge(group, other)
         entries.pop(other)
 
-    def combine(adapters: Adapters, folder: Path) -> dict[str, Path]:
-        weights = {group: weight, other: 1 - weight}
-        path = learner.host.combine(
-            {name: (adapters[name], share) for name, share in weights.items()},
-            folder / group,
-            combination=combination,
-        )
-        folders = [adapters[name][1] for name in weights]
+    def replaced(adapters: Adapters, folder: Path) -> dict[str, Path]:
+        path = make(adapters, folder / group)
+        folders = [adapters[name][1] for name in (group, other)]
         for name in (REMEMBERED, VALIDATION):
             keep_with(path, name, [pair for one in folders for pair in kept_with(one, name)])
         return {group: path}
 
-    note = f"merge {other} into {group} ({combination}, weight {weight})"
-    return revise(learner, change, note=note, make=combine)
+    return revise(learner, change, note=note, make=replaced)
 
 
 def split_group(learner: ContinualLearner, group: str, tasks: Sequence[str]) -> Version:

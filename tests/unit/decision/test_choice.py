@@ -122,6 +122,20 @@ def test_else_a_sibling_has_to_be_worth_its_price(price, expected):
     assert "0.200" in choice.why
 
 
+def test_retraining_has_to_be_shown_to_be_as_good():
+    """It wins where the difference is certain, and loses the same one where that is noise."""
+    sibling = candidate("expand", [0.8] * 4, [0.7] * 4)
+    certain = candidate("trained", [0.8] * 4, [0.69] * 4)  # lower by 0.005 a task, always
+    assert chosen(certain, sibling, price=0.02).chosen == "trained"
+    # lower by 0.005, too; differences of 0.2, -0.2, 0.2, -0.24 give an error of 0.12 a task
+    noisy = candidate("trained", [0.8] * 4, [0.9, 0.5, 0.9, 0.46])
+    choice = chosen(noisy, sibling, price=0.02)
+    assert choice.chosen == "expand"
+    assert "not shown to be as good" in choice.why
+    assert chosen(noisy, sibling, price=0.1).chosen == "trained"
+    assert chosen(noisy, sibling, price=1).chosen == "trained"
+
+
 def test_a_sibling_whose_prompts_routing_cannot_tell_is_not_opened():
     harmful = candidate("trained", [0.5, 0.5, 0.5, 0.6], [0.9] * 4)
     sibling = candidate("expand", [0.8] * 4, [0.9] * 4, told_apart=0.5)

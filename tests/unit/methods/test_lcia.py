@@ -18,7 +18,7 @@ from lcia.grouping import Router
 from lcia.learner import ContinualLearner, Store, consolidate, split_group
 from lcia.learner.training import CARRIED
 from lcia.registry import METHODS
-from lcia.store.samples import REMEMBERED, VALIDATION, kept_with, read_samples
+from lcia.store.samples import REMEMBERED, VALIDATION, keep_with, kept_with, read_samples
 
 
 @pytest.mark.parametrize(("share", "count"), [(0, 0), (0.1, 2), (0.125, 2), (1, 16)])
@@ -273,6 +273,23 @@ def test_groups_that_a_merge_would_harm_stay(learned, tmp_path):
     assert joining.harmed
     assert joining.why_not == f"the best merge harms {', '.join(joining.harmed)}"
     assert learner.store.current_number == before
+
+
+def test_a_merge_that_harms_is_rehearsed_with_what_both_groups_remember(learned, tasks, tmp_path):
+    learner = copied(learned[0], tmp_path)
+    adapters = learner.store.current.adapters
+    for (_, (_, folder)), task in zip(sorted(adapters.items()), tasks, strict=True):
+        held = {sample for sample, _ in kept_with(folder, VALIDATION)}
+        keep_with(folder, REMEMBERED, [(s, task.name) for s in task.train if s not in held])
+    (joining,) = consolidate(learner)
+    assert joining.rehearsed and joining.why_not == "", joining
+    current = learner.store.current
+    assert list(current.adapters) == ["g1"]
+    assert current.matrix().row(current.matrix().learned) == {"animals": 100, "tools": 100}
+    assert "rehearsed" in current.manifest["note"]
+    kept = kept_with(current.adapters["g1"][1], REMEMBERED)
+    assert {task for _, task in kept} == {"animals", "tools"}
+    assert learner.store.verify() == []
 
 
 def test_a_dry_run_measures_and_changes_nothing(helped, tmp_path):
