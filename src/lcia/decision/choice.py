@@ -154,16 +154,22 @@ def standard_error(differences: Values) -> float:
 
 
 def harmed(
-    candidate: Candidate, before: Mapping[str, Measured], *, tolerated: float, unmeasured: int
+    candidate: Candidate,
+    before: Mapping[str, Measured],
+    *,
+    tolerated: float = 0.0,
+    unmeasured: int = 0,
+    least: float = TOLERANCE,
 ) -> list[str]:
     """Return the earlier tasks whose quality a candidate lowers by more than the doubt allows.
 
     Tasks without samples are one entry, ``(estimated)``, if their estimate is above ``tolerated``.
+    A fall below ``least`` is none, however certain.
     """
     found = []
     for task, old in before.items():
         fall = old.quality - candidate.measured[task].quality
-        if fall.mean() > DOUBT * standard_error(fall) + TOLERANCE:
+        if fall.mean() > max(least, DOUBT * standard_error(fall)):
             found.append(task)
     if unmeasured and candidate.estimate > tolerated:
         found.append("(estimated)")
