@@ -2,18 +2,22 @@
 
     python -m benchmarks.choices STREAM.yaml --set "methods=[{name: lcia, validation: 0.1}]"
     python -m benchmarks.choices --table
+    python -m benchmarks.choices --rules OUTPUT/choices.jsonl ...
 
 The first learns a stream as ``lcia run`` does. Behind each choice, all candidates answer all
 validation and test samples of the tasks concerned, by teacher forcing: greedy decoding gives a
 whole answer exactly where every token of it is the likeliest. Nothing of that reaches the choice.
 One record a choice goes to ``choices.jsonl`` in the stream's output, by sample, and a summary to
-``benchmarks.measured``. The second prints summaries as docs/study.md has them.
+``benchmarks.measured``. The second prints summaries as docs/study.md has them. The third says what
+other rules would have chosen: from all samples of a record, validation and test, some are drawn to
+choose by, and the others score what was chosen; so many times, for one draw is one accident.
 """
 
 import argparse
 import json
+import random
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,7 +27,16 @@ import numpy as np
 from benchmarks.measured import MEASURED, keep, kept
 from lcia.config import load_stream_config
 from lcia.data.sample import Task
-from lcia.decision.choice import Choice, Measured
+from lcia.decision.choice import (
+    DOUBT,
+    EXPAND,
+    HARM,
+    Candidate,
+    Choice,
+    Measured,
+    choose,
+    difference_error,
+)
 from lcia.decision.choosing import Chooser
 from lcia.decision.measuring import LowerLayers
 from lcia.experiments.running import output_folder, run_experiment, stream_tasks
@@ -146,14 +159,121 @@ def table(summaries: Iterable[Mapping[str, Any]]) -> str:
         row = [where, _points(one["before"]), "<br>".join(cells), one["chosen"], best]
         lines.append(f"| {' | '.join(row)} | {lost:.1f} |")
     if regrets:
-        agreed, lost = map(list, zip(*regrets, strict=True))
+        agreed, points = map(list, zip(*regrets, strict=True))
         lines += [
             "",
             f"Validation chose what test would have in {sum(agreed)} of {len(agreed)} choices; "
-            f"regret {np.mean(lost):.2f} points on average, {max(lost):.1f} at most. Measuring "
+            f"regret {np.mean(points):.2f} points on average, {max(points):.1f} at most. Measuring "
             f"took {100 * np.mean(costs):.0f} % of the training's work on average, "
             f"{100 * max(costs):.0f} % at most.",
         ]
+    return "\n".join(lines)
+
+
+PRICE = 0.02
+"""The default price of a group."""
+
+DRAWS = 100
+"""Times that samples are drawn anew."""
+
+Decide = Callable[[str, Sequence[Candidate], Mapping[str, Measured]], str]
+"""Returns the name of the chosen candidate: of a task, candidates and what was before."""
+
+
+def by_choice(*, price: float = PRICE, among: Sequence[str] = ()) -> Decide:
+    """Return the rule in force, at a price, with all candidates or some."""
+
+    def decide(task: str, candidates: Sequence[Candidate], before: Mapping[str, Measured]) -> str:
+        taken = [c for c in candidates if not among or c.name in among]
+        return choose(task, taken, before, price=price).chosen
+
+    return decide
+
+
+def fewer_groups(task: str, candidates: Sequence[Candidate], before: Mapping[str, Measured]) -> str:
+    """Return what was chosen until 28 November 2026: a tie keeps the group."""
+    choice = choose(task, list(candidates), before, price=1)
+    rows = {row["name"]: row for row in choice.table}
+    named = {c.name: c for c in candidates}
+    gain = rows[EXPAND]["score"] - rows[choice.chosen]["score"]
+    noise = difference_error(named[choice.chosen], named[EXPAND], unmeasured=0)
+    least = PRICE - HARM if choice.harms else PRICE + DOUBT * noise
+    return EXPAND if not rows[EXPAND]["harmed"] and gain > least else choice.chosen
+
+
+RULES: Mapping[str, Decide] = {
+    "never a sibling": by_choice(price=1),
+    "ties keep the group, all candidates": fewer_groups,
+    "retraining has to be shown, all candidates": by_choice(),
+    "retraining has to be shown, plainly: the default": by_choice(among=("trained", EXPAND)),
+    "always a sibling": lambda task, candidates, before: EXPAND,
+}
+
+
+def redrawn(records: Iterable[Mapping[str, Any]], decide: Decide, samples: int) -> dict[str, float]:
+    """Return what a rule would have given, on average over choices and draws, in points.
+
+    Args:
+        records: of choices between retraining and a sibling.
+        decide: the rule.
+        samples: validation samples a task, drawn from all that were answered; the others test.
+    """
+    drawn, outcomes = random.Random(0), list[list[float]]()
+    for record in records:
+        task, found = record["task"], dict[str, dict[str, Any]]()
+        for name, tasks in record["test"].items():
+            parts = {t: (record["validation"][name][t], of) for t, of in tasks.items()}
+            found[name] = {t: np.concatenate(part, axis=1) for t, part in parts.items()}
+        for _ in range(DRAWS):
+            sizes = {t: of.shape[1] for t, of in found["trained"].items()}
+            rows = {t: drawn.sample(range(size), samples) for t, size in sizes.items()}
+            measured = {
+                name: {
+                    t: Measured(losses=of[0, rows[t]], given=of[1, rows[t]])
+                    for t, of in tasks.items()
+                }
+                for name, tasks in found.items()
+            }
+            before = {t: of for t, of in measured["before"].items() if t != task}
+            names = [name for name in found if name != "before"]
+            candidates = [Candidate(name=name, measured=measured[name]) for name in names]
+            chosen = decide(task, candidates, before)
+            rest = {t: np.delete(np.arange(size), rows[t]) for t, size in sizes.items()}
+            test = {
+                name: {t: 100 * float((of[1, rest[t]] >= 1).mean()) for t, of in tasks.items()}
+                for name, tasks in found.items()
+            }
+            means = {name: float(np.mean(list(test[name].values()))) for name in names}
+            falls = [test["before"][t] - test[chosen][t] for t in before]
+            outcomes.append(
+                [
+                    means[chosen],
+                    max(means.values()) - means[chosen],
+                    float(np.mean(falls)),
+                    test[chosen][task],
+                    100 * float(chosen == EXPAND),
+                ]
+            )
+    keys = ("accuracy", "regret", "forgotten", "new", "siblings")
+    return dict(zip(keys, np.mean(outcomes, axis=0).round(2).tolist(), strict=True))
+
+
+def rules_table(paths: Sequence[Path], samples: Sequence[int] = (4, 8, 12)) -> str:
+    """Return what each rule would have given, as Markdown."""
+    records = [record for path in paths for record in read_jsonl(path)]
+    records = [record for record in records if EXPAND in record["test"]]
+    lines = [
+        f"{len(records)} choices, {DRAWS} draws each.",
+        "",
+        "| rule | samples | accuracy | regret | forgotten | new task | siblings |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, decide in RULES.items():
+        for count in samples if decide is not RULES["always a sibling"] else samples[:1]:
+            one = redrawn(records, decide, count)
+            cells = [one[key] for key in ("accuracy", "regret", "forgotten", "new")]
+            points = " | ".join(f"{value:.1f}" for value in cells)
+            lines.append(f"| {name} | {count} | {points} | {one['siblings']:.0f} % |")
     return "\n".join(lines)
 
 
@@ -174,7 +294,11 @@ def main() -> None:
     parser.add_argument("--name", help="of the stream in the summary; default: its file's")
     parser.add_argument("--results", type=Path, default=MEASURED)
     parser.add_argument("--table", action="store_true", help="print the summary")
+    parser.add_argument("--rules", type=Path, nargs="+", help="records to try other rules on")
     given = parser.parse_args()
+    if given.rules:
+        print(rules_table(given.rules))
+        return
     if given.stream is not None:
         config = load_stream_config(given.stream, given.overrides)
         base = given.stream.parent
