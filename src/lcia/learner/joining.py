@@ -21,7 +21,7 @@ import numpy as np
 from lcia.config.sharding import without_sharding
 from lcia.data.sample import Sample, Task
 from lcia.decision.choice import Candidate, Measured, harmed
-from lcia.errors import ConfigError
+from lcia.errors import ConfigError, StoreError
 from lcia.evaluation.generate import Adapters
 from lcia.gate.general import Adapter, Side, mean_loss, read_answers
 from lcia.grouping import InstructionCodebook
@@ -93,6 +93,7 @@ def consolidate(
 
     Raises:
         StoreError: a task is unfinished, or another process is changing the assistant.
+        DivergenceError: a rehearsal's loss or parameters are not finite; nothing was changed.
     """
     results: list[Joining] = []
     tried: set[tuple[str, str]] = set()
@@ -130,6 +131,10 @@ class _Trial:
     group: str
     other: str
     scratch: Path
+    _kept: list[tuple[str, Sample]] = field(init=False, default_factory=list)
+    _reached: set[str] = field(init=False, default_factory=set)
+    _merged_ways: list[tuple[str | None, Adapter]] = field(init=False, default_factory=list)
+    _before: dict[str, Measured] = field(init=False, default_factory=dict)
 
     def best(self) -> Joining:
         """Return the merge that is best for both groups; rehearsed where each harms a task."""
@@ -166,14 +171,25 @@ class _Trial:
             return self._stays(refused)
         best = max(found, key=_rank)
         samples = self._samples(REMEMBERED, own)
-        if not best.harmed or not samples:
+        shared = self.learner.config.projector.mode == "shared"  # it would change for all groups
+        if not best.harmed or not samples or shared:
             return best
         rehearsed = replace(best, rehearsed=True)
         self._rehearse(best, rehearsed, [sample for _, sample in samples])
         return max(best, self._measured(rehearsed), key=_rank)
 
     def copied(self, joining: Joining, adapters: Adapters, folder: Path) -> Path:
-        """Copy the adapter that was measured to a folder."""
+        """Copy the adapter that was measured to a folder.
+
+        Raises:
+            StoreError: another process has trained one of the groups meanwhile.
+        """
+        for group in (self.group, self.other):
+            if adapters.get(group) != self.version.adapters.get(group):
+                raise StoreError(
+                    f"{self.learner.store.root}: group {group} was changed while its joining with "
+                    "another was measured. Nothing was joined; run the command again."
+                )
         return Path(shutil.copytree(self._folder(joining), folder))
 
     def _stays(self, why_not: str) -> Joining:

@@ -14,7 +14,7 @@ from conftest import make_task
 from lcia import Assistant
 from lcia.config import AssistantConfig
 from lcia.ema import DynamicEMA
-from lcia.errors import ConfigError
+from lcia.errors import ConfigError, StoreError
 from lcia.grouping import Router
 from lcia.learner import ContinualLearner, Store, consolidate, split_group
 from lcia.learner.training import CARRIED
@@ -300,6 +300,20 @@ def test_a_dry_run_measures_and_changes_nothing(helped, tmp_path):
     assert consolidate(learner, dry_run=True, tell=told.append) == told
     assert [joining.why_not for joining in told] == [""]
     assert learner.store.current_number == before
+
+
+def test_groups_that_changed_while_they_were_measured_are_not_joined(helped, tmp_path):
+    learner = copied(helped, tmp_path)
+    again = letters("still_animals", {"horse": "a", "sheep": "a"})
+
+    def learns_meanwhile(_):
+        ContinualLearner(Store.open(learner.store.root), host=learner.host).learn(again)
+
+    with pytest.raises(StoreError, match=r"group g\d was changed .* run the command again"):
+        consolidate(learner, tell=learns_meanwhile)
+    current = Store.open(learner.store.root).current
+    assert current.manifest["task"] == "still_animals"
+    assert list(current.adapters) == ["g1", "g2"]
 
 
 def test_what_cannot_be_measured_is_not_joined(helped, tmp_path):
