@@ -160,16 +160,17 @@ def harmed(
     tolerated: float = 0.0,
     unmeasured: int = 0,
     least: float = TOLERANCE,
+    doubt: float = DOUBT,
 ) -> list[str]:
     """Return the earlier tasks whose quality a candidate lowers by more than the doubt allows.
 
     Tasks without samples are one entry, ``(estimated)``, if their estimate is above ``tolerated``.
-    A fall below ``least`` is none, however certain.
+    A fall below ``least`` is none, however certain; one within ``doubt`` standard errors neither.
     """
     found = []
     for task, old in before.items():
         fall = old.quality - candidate.measured[task].quality
-        if fall.mean() > max(least, DOUBT * standard_error(fall)):
+        if fall.mean() > max(least, doubt * standard_error(fall)):
             found.append(task)
     if unmeasured and candidate.estimate > tolerated:
         found.append("(estimated)")

@@ -245,7 +245,7 @@ class _Trial:
             [adapter if group == self.group else own for group, own in self._merged_ways]
         )
         candidate = Candidate(name=folder.name, measured=after)
-        harm = harmed(candidate, self._before, least=NOTICED)
+        harm = harmed(candidate, self._before, least=NOTICED, doubt=0)  # harmless has to be shown
         return replace(
             joining,
             before=_means(self._before),
