@@ -196,7 +196,7 @@ def fewer_groups(task: str, candidates: Sequence[Candidate], before: Mapping[str
     rows = {row["name"]: row for row in choice.table}
     named = {c.name: c for c in candidates}
     gain = rows[EXPAND]["score"] - rows[choice.chosen]["score"]
-    noise = difference_error(named[choice.chosen], named[EXPAND], unmeasured=0)
+    noise = difference_error(named[choice.chosen], named[EXPAND], unmeasured=0, unseen=0)
     least = PRICE - HARM if choice.harms else PRICE + DOUBT * noise
     return EXPAND if not rows[EXPAND]["harmed"] and gain > least else choice.chosen
 

@@ -13,7 +13,7 @@ it.
 2. A sibling group, with the parameters that training ended with, may be opened if it harms no task
    and routing tells its prompts apart. The group is retrained only if that is shown to be as good:
    if no earlier task is harmed, and its score with ``price`` on top is above the sibling's by
-   ``SHOWN`` standard errors of the difference. A retraining that harms a task has to be better than
+   ``SHOWN`` standard errors of the difference, one more sample's (``UNSEEN``) reckoned in. A retraining that harms a task has to be better than
    the sibling by ``HARM`` less ``price``.
 
 On a few samples the best of several candidates is mostly a lucky one, and a fall that they do not
@@ -38,6 +38,10 @@ DOUBT = 0.5
 
 SHOWN = 1.0
 """Standard errors by which retraining has to be above a sibling, with the price on top."""
+
+UNSEEN = 0.25
+"""Difference of one more sample, reckoned with in that error: eight that agree do not show that all
+would."""
 
 HARM = 0.04
 """Mean quality that it is worth to harm no earlier task."""
@@ -147,10 +151,18 @@ class Choice:
         return any(row["harmed"] for row in self.table if row["name"] == self.chosen)
 
 
-def standard_error(differences: Values) -> float:
-    """Return the standard error of the mean of paired differences; 0 for a single one."""
+def standard_error(differences: Values, *, unseen: float = 0.0) -> float:
+    """Return the standard error of the mean of paired differences; ``unseen`` for a single one.
+
+    Args:
+        differences: shape (samples,).
+        unseen: distance from the mean of one more difference.
+    """
     count = len(differences)
-    return float(differences.std(ddof=1) / np.sqrt(count)) if count > 1 else 0.0
+    if count < 2:
+        return unseen
+    squares = float(((differences - differences.mean()) ** 2).sum()) + unseen**2
+    return float(np.sqrt(squares / (count - 1) / count))
 
 
 def harmed(
@@ -187,10 +199,12 @@ def score(candidate: Candidate, *, worst: float, unmeasured: int) -> float:
     return (1 - worst) * mean + worst * min(means)
 
 
-def difference_error(one: Candidate, other: Candidate, *, unmeasured: int) -> float:
+def difference_error(
+    one: Candidate, other: Candidate, *, unmeasured: int, unseen: float = UNSEEN
+) -> float:
     """Return the standard error of the difference of two mean scores, paired by sample."""
     errors = [
-        standard_error(one.measured[task].quality - other.measured[task].quality)
+        standard_error(one.measured[task].quality - other.measured[task].quality, unseen=unseen)
         for task in one.measured
     ]
     return float(np.sqrt(sum(error**2 for error in errors)) / (len(errors) + unmeasured))
@@ -237,11 +251,11 @@ def choose(
             why = "retraining harms an earlier task, a sibling group none"
             if harmless:
                 why = (
-                    f"retraining is not shown to be as good: a sibling group's score is "
-                    f"{gain:+.3f}, and has to be below {least:+.3f}"
+                    f"retraining is not shown to be as good: a sibling group scores {gain:+.3f}, "
+                    f"and the group is kept below {least:+.3f}"
                 )
         else:
-            why += f"; a sibling group's score is {gain:+.3f}, and has to be above {least:+.3f}"
+            why += f"; a sibling group scores {gain:+.3f}, and is opened above {least:+.3f}"
     return Choice(
         chosen=chosen,
         parameters=next(c.parameters or c.name for c in candidates if c.name == chosen),
