@@ -13,8 +13,9 @@ it.
 2. A sibling group, with the parameters that training ended with, may be opened if it harms no task
    and routing tells its prompts apart. The group is retrained only if that is shown to be as good:
    if no earlier task is harmed, and its score with ``price`` on top is above the sibling's by
-   ``SHOWN`` standard errors of the difference, one more sample's (``UNSEEN``) reckoned in. A retraining that harms a task has to be better than
-   the sibling by ``HARM`` less ``price``.
+   ``SHOWN`` standard errors of the difference, in which one more sample (``UNSEEN``) is reckoned
+   with. A retraining that harms a task has to be better than the sibling by ``HARM`` less
+   ``price``.
 
 On a few samples the best of several candidates is mostly a lucky one, and a fall that they do not
 show is forgotten for good; a group too many can be joined again. docs/study.md has measurements.
