@@ -151,9 +151,24 @@ def test_tasks_that_overwrite_each_other_get_a_sibling_and_lose_nothing(learned)
     assert second.choice["chosen"] == "expand"
     assert second.scores == {"animals": 100.0, "tools": 100.0}
     rows = {row["name"]: row for row in second.choice["table"]}
+    assert rows.keys() == {"trained", "expand"}, "nothing else competes with a sibling"
+    assert rows["expand"]["parameters"] == "trained"
     assert rows["expand"]["harmed"] == []
     assert rows["expand"]["losses"]["animals"] <= rows["trained"]["losses"]["animals"]
     assert learner.store.verify() == []
+
+
+def test_where_a_sibling_costs_too_much_every_way_of_retraining_is_measured(
+    able_model, tmp_path, tasks
+):
+    learner = ContinualLearner.create(tmp_path / "assistant", configure(able_model, price=0.9))
+    _, second = learner.run(tasks)
+    rows = {row["name"]: row for row in second.choice["table"]}
+    paths = {"precision-0.3", "precision-1", "average-precision-0.3"}
+    assert rows.keys() == {"trained", "expand", *paths}
+    assert rows["trained"]["harmed"] == ["animals"]
+    assert len({row["samples"] for row in rows.values()}) == 1, "all on the same samples"
+    assert second.group == "g1" and second.choice["chosen"] in {"trained", *paths}
 
 
 def test_siblings_are_told_apart_by_what_prompts_are_about(learned):
