@@ -125,8 +125,8 @@ def consolidate(
 ) -> None:
     """Join groups that one adapter replaces without harm to any task.
 
-    Merges are measured on the validation samples that stay with the groups; where each harms a
-    task, the best is trained on what both groups remember. Each that is taken is a version.
+    A merge of both adapters is trained on what both groups remember, and measured on the validation
+    samples that stay with them. What is taken is a version.
 
     Examples:
 
@@ -144,11 +144,8 @@ def consolidate(
     def tell(joining: Joining) -> None:
         pair = f"{joining.group} and {joining.other}"
         verb = "stay" if joining.why_not else "can be joined" if dry_run else "joined"
-        how = f"{joining.combination}, weight {joining.weight}"
-        how += ", rehearsed" if joining.rehearsed else ""
-        by = f" ({how})" if joining.combination else ""
         why = f": {joining.why_not}" if joining.why_not else ""
-        console.print(f"{pair} {verb}{why}{by}", markup=False)
+        console.print(f"{pair} {verb}{why}", markup=False)
         for task, quality in joining.before.items():
             told = f"  {task}: quality {quality:.3f} apart, {joining.after[task]:.3f} as one"
             console.print(told, markup=False)

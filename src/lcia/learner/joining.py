@@ -1,19 +1,20 @@
 """Groups become fewer where one adapter serves as well as two: measured, not assumed.
 
-Siblings were opened because no retraining kept both tasks when it was tried. A merge of the two
-adapters may, or a short rehearsal of what both groups remember that starts from it. Each is tried
-on the validation samples that stay with the groups, routed as they would be, and taken only if no
-task is harmed (``lcia.decision.choice``). What is taken is a version of its own.
+Siblings were opened because no retraining kept both tasks when it was tried. A short rehearsal may:
+it starts from a merge, half-way between two adapters that each know their task, and trains on what
+both groups remember. It is tried on the validation samples that stay with the groups, routed as
+they would be, and taken only if no task is harmed (``lcia.decision.choice``). What is taken is a
+version of its own.
+
+There is one candidate, on purpose. Of six merges the best on a dozen samples was harmless there and
+cost 5 to 12 points on test; what was rehearsed and taken lost nothing (docs/study.md).
 """
 
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from itertools import product
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -33,12 +34,6 @@ from lcia.store.journal import Journal
 from lcia.store.samples import REMEMBERED, VALIDATION, kept_with
 from lcia.store.version import Version
 
-COMBINED = ("svd", "linear")
-"""Ways of combining that keep the rank, so that the groups' adapters stay of one shape."""
-
-WEIGHTS = (0.5, 0.3, 0.7)
-"""Shares of the older group's adapter that are tried."""
-
 NOTICED = 0.01
 """Falls of a task's mean quality below this turn no answer: its adapter is a little less sure."""
 
@@ -53,19 +48,15 @@ class Joining:
     Attributes:
         group: the older group, which stays.
         other: the younger one, which is gone if they are joined.
-        combination: of the best merge; empty where none was measured.
-        weight: share of ``group``'s adapter in it.
-        rehearsed: whether the merge was then trained on what both groups remember.
+        rehearsed: whether the merge was trained on what both groups remember.
         before: task to its mean quality on validation samples, as the groups are.
-        after: the same with the adapter that is best for both.
+        after: the same with one adapter; empty where none was measured.
         harmed: the tasks that it harms.
         why_not: why the groups stay as they are; empty where they are joined.
     """
 
     group: str
     other: str
-    combination: str = ""
-    weight: float = 0.0
     rehearsed: bool = False
     before: Mapping[str, float] = field(default_factory=dict)
     after: Mapping[str, float] = field(default_factory=dict)
@@ -101,84 +92,77 @@ def consolidate(
     while pair := next(_pairs(version.codebook(), tried, all_pairs=all_pairs), None):
         tried.add(pair)
         with tempfile.TemporaryDirectory() as scratch:
-            trial = _Trial(learner, version, *pair, scratch=Path(scratch))
-            joining = trial.best()
+            trial = _Trial(learner, version, *pair, folder=Path(scratch))
+            joining = trial.measured()
             results.append(joining)
             tell(joining)
             if joining.why_not or dry_run:
                 continue
-            version = join_groups(
-                learner, *pair, partial(trial.copied, joining), note=_note(joining)
-            )
+            group, other = pair
+            version = join_groups(learner, *pair, trial.copied, note=f"join {group} and {other}")
         tried = {known for known in tried if joining.group not in known}
     return results
 
 
 @dataclass
 class _Trial:
-    """Makes the adapters that might serve two groups as one, and measures them.
+    """Makes the adapter that might serve two groups as one, and measures it.
 
     Args:
         learner: of the assistant.
         version: in force.
         group: the older group.
         other: the younger one.
-        scratch: gets a folder for each adapter tried.
+        folder: for what is made.
     """
 
     learner: ContinualLearner
     version: Version
     group: str
     other: str
-    scratch: Path
-    _kept: list[tuple[str, Sample]] = field(init=False, default_factory=list)
-    _reached: set[str] = field(init=False, default_factory=set)
-    _merged_ways: list[tuple[str | None, Adapter]] = field(init=False, default_factory=list)
-    _before: dict[str, Measured] = field(init=False, default_factory=dict)
+    folder: Path
 
-    def best(self) -> Joining:
-        """Return the merge that is best for both groups; rehearsed where each harms a task."""
+    def measured(self) -> Joining:
+        """Return what one adapter gives, beside what the groups give."""
         now, joined = self.version.codebook(), self.version.codebook()
         joined.merge(self.group, self.other)
-        self._kept = self._samples(VALIDATION, self.version.adapters)
-        tasks = {task.name for name in (self.group, self.other) for task in now.group(name).tasks}
-        if missing := sorted(tasks - {task for task, _ in self._kept}):
-            return self._stays(
-                f"no validation samples of {', '.join(missing)} are kept to measure it by"
-            )
-        ways, self._merged_ways = (
+        joining = Joining(group=self.group, other=self.other)
+        kept, own = self._samples(VALIDATION, self.version.adapters), (self.group, self.other)
+        tasks = {task.name for group in own for task in now.group(group).tasks}
+        if missing := sorted(tasks - {task for task, _ in kept}):
+            why_not = f"no validation samples of {', '.join(missing)} are kept to measure it by"
+            return replace(joining, why_not=why_not)
+        ways, joined_ways = (
             Side(codebook=book, adapters=self.version.adapters).adapters_for(
-                sample for _, sample in self._kept
+                sample for _, sample in kept
             )
             for book in (now, joined)
         )
-        pairs = zip(self._kept, ways, self._merged_ways, strict=True)
-        own = (self.group, self.other)
-        self._reached = {task for (task, _), (g, _), (h, _) in pairs if g != h or g in own}
-        self._before = self._answered([adapter for _, adapter in ways])
-        found, refused = list[Joining](), ""
-        for combination, weight in product(COMBINED, WEIGHTS):
-            merge = Joining(
-                group=self.group, other=self.other, combination=combination, weight=weight
-            )
-            try:
-                self._combine(merge)
-            except ConfigError as error:
-                refused = str(error)
-                continue
-            found.append(self._measured(merge))
-        if not found:
-            return self._stays(refused)
-        best = max(found, key=_rank)
-        samples = self._samples(REMEMBERED, own)
-        shared = self.learner.config.projector.mode == "shared"  # it would change for all groups
-        if not best.harmed or not samples or shared:
-            return best
-        rehearsed = replace(best, rehearsed=True)
-        self._rehearse(best, rehearsed, [sample for _, sample in samples])
-        return max(best, self._measured(rehearsed), key=_rank)
+        pairs = zip(kept, ways, joined_ways, strict=True)
+        reached = {task for (task, _), (g, _), (h, _) in pairs if g != h or g in own}
+        rows = [i for i, (task, _) in enumerate(kept) if task in reached]
+        asked = [kept[i] for i in rows]
+        try:
+            rehearsed = self._make()
+        except ConfigError as error:
+            return replace(joining, why_not=str(error))
+        made = ("joined", self._adapter)
+        before = self._answered(asked, [ways[i][1] for i in rows])
+        after = self._answered(
+            asked, [made if joined_ways[i][0] == self.group else joined_ways[i][1] for i in rows]
+        )
+        candidate = Candidate(name="joined", measured=after)
+        harm = harmed(candidate, before, least=NOTICED, doubt=0)  # harmless has to be shown
+        return replace(
+            joining,
+            rehearsed=rehearsed,
+            before=_means(before),
+            after=_means(after),
+            harmed=harm,
+            why_not=f"one adapter harms {', '.join(harm)}" if harm else "",
+        )
 
-    def copied(self, joining: Joining, adapters: Adapters, folder: Path) -> Path:
+    def copied(self, adapters: Adapters, folder: Path) -> Path:
         """Copy the adapter that was measured to a folder.
 
         Raises:
@@ -190,46 +174,43 @@ class _Trial:
                     f"{self.learner.store.root}: group {group} was changed while its joining with "
                     "another was measured. Nothing was joined; run the command again."
                 )
-        return Path(shutil.copytree(self._folder(joining), folder))
+        return Path(shutil.copytree(self._adapter, folder))
 
-    def _stays(self, why_not: str) -> Joining:
-        return Joining(group=self.group, other=self.other, why_not=why_not)
+    @property
+    def _adapter(self) -> Path:
+        return self.folder / "joined"
 
-    def _folder(self, joining: Joining) -> Path:
-        ending = "-rehearsed" if joining.rehearsed else ""
-        return self.scratch / f"{joining.combination}-{joining.weight:g}{ending}"
-
-    def _combine(self, merge: Joining) -> None:
-        adapters, weight = self.version.adapters, merge.weight
-        self.learner.host.combine(
-            {
-                self.group: (adapters[self.group], weight),
-                self.other: (adapters[self.other], 1 - weight),
-            },
-            self._folder(merge),
-            combination=merge.combination,
+    def _make(self) -> bool:
+        """Merge the adapters half and half, and rehearse the merge; tell whether that was done."""
+        own = (self.group, self.other)
+        merged = self.learner.host.combine(
+            {group: (self.version.adapters[group], 0.5) for group in own},
+            self.folder / "merged",
+            combination="svd",
         )
-
-    def _rehearse(self, start: Joining, joining: Joining, samples: Sequence[Sample]) -> None:
-        """Train a merge plainly on what both groups remember, in this process alone."""
+        samples = [sample for _, sample in self._samples(REMEMBERED, own)]
+        shared = self.learner.config.projector.mode == "shared"  # it would change for all groups
+        if shared or not samples:
+            merged.rename(self._adapter)
+            return False
         config = self.learner.config
         training = {**without_sharding(config.training), "num_train_epochs": EPOCHS}
         training.pop("max_steps", None)
-        folder = self.scratch / "rehearsal"
         trained = train_adapter(
             self.learner.host,
-            Task(name=f"{self.group}-{self.other}", train=tuple(samples), test=tuple(samples[:1])),
+            Task(name="-".join(own), train=tuple(samples), test=tuple(samples[:1])),
             method=Sequential(),
             config=config.model_copy(update={"training": training}),
             group=self.group,
-            start=self._folder(start),
+            start=merged,
             own=None,
             task_index=len(self.version.manifest["tasks"]),
-            folder=folder,
+            folder=self.folder / "rehearsal",
             journal=Journal(None),
         )
         self.learner.host.clear()
-        trained.rename(self._folder(joining))
+        trained.rename(self._adapter)
+        return True
 
     def _samples(self, name: str, groups: Iterable[str]) -> list[tuple[str, Sample]]:
         """Return the samples that groups keep in a file, each with its task."""
@@ -237,45 +218,17 @@ class _Trial:
         pairs = [pair for folder in folders for pair in kept_with(folder, name)]
         return [(task or "", sample) for sample, task in pairs]
 
-    def _measured(self, joining: Joining) -> Joining:
-        """Return a joining with what its adapter gives, and whether that harms a task."""
-        folder = self._folder(joining)
-        adapter = ("joined", folder)
-        after = self._answered(
-            [adapter if group == self.group else own for group, own in self._merged_ways]
-        )
-        candidate = Candidate(name=folder.name, measured=after)
-        harm = harmed(candidate, self._before, least=NOTICED, doubt=0)  # harmless has to be shown
-        return replace(
-            joining,
-            before=_means(self._before),
-            after=_means(after),
-            harmed=harm,
-            why_not=f"the best merge harms {', '.join(harm)}" if harm else "",
-        )
-
-    def _answered(self, adapters: Sequence[Adapter]) -> dict[str, Measured]:
-        """Return task to what adapters, one a kept sample, give on its samples."""
-        rows = [i for i, (task, _) in enumerate(self._kept) if task in self._reached]
-        asked, chosen = [self._kept[i] for i in rows], [adapters[i] for i in rows]
+    def _answered(
+        self, asked: Sequence[tuple[str, Sample]], adapters: Sequence[Adapter]
+    ) -> dict[str, Measured]:
+        """Return task to what adapters, one a sample, give on its samples."""
         samples = [sample for _, sample in asked]
-        found = read_answers(self.learner.host, samples, chosen, take=_read)
+        found = read_answers(self.learner.host, samples, adapters, take=_read)
         by_task: dict[str, list[tuple[float, float]]] = {}
         for (task, _), values in zip(asked, found, strict=True):
             by_task.setdefault(task, []).append(values)
         arrays = {task: np.array(values).T for task, values in by_task.items()}
         return {task: Measured(losses=row[0], given=row[1]) for task, row in arrays.items()}
-
-
-def _rank(joining: Joining) -> tuple[bool, float]:
-    return not joining.harmed, fmean(joining.after.values())
-
-
-def _note(joining: Joining) -> str:
-    """Return what the version says: the same for the same joining, for one that was killed."""
-    how = f"{joining.combination}, weight {joining.weight}"
-    how += ", rehearsed" if joining.rehearsed else ""
-    return f"join {joining.other} and {joining.group} ({how})"
 
 
 def _pairs(
