@@ -6,8 +6,8 @@ both groups remember. It is tried on the validation samples that stay with the g
 they would be, and taken only if no task is harmed (``lcia.decision.choice``). What is taken is a
 version of its own.
 
-There is one candidate, on purpose. Of six merges the best on a dozen samples was harmless there and
-cost 5 to 12 points on test; what was rehearsed and taken lost nothing (docs/study.md).
+There is one candidate, on purpose: of six merges the one that was best on a dozen samples was
+harmless there, and cost a task 5 to 12 points on test (docs/study.md).
 """
 
 import shutil
