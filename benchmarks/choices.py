@@ -149,10 +149,12 @@ def table(summaries: Iterable[Mapping[str, Any]]) -> str:
     ]
     regrets, costs = [], []
     for one in summaries:
-        cells = [
-            f"{name}: {_score(one, name)} → {_points(tasks)}" for name, tasks in one["test"].items()
-        ]
         best, lost = regret(one)
+        cells = [
+            f"{name}: {_score(one, name)} → {_points(tasks)}"
+            for name, tasks in one["test"].items()
+            if name in one["score"] or name == best
+        ]
         regrets.append((one["chosen"] == best, lost))
         costs.append(one["work"])
         where = f"{one['stream']}, {one['run']}, `{one['task']}`"
