@@ -42,6 +42,7 @@ from lcia.decision.measuring import LowerLayers
 from lcia.experiments.running import output_folder, run_experiment, stream_tasks
 from lcia.files import read_jsonl
 from lcia.learner import ContinualLearner
+from lcia.methods.lcia import Lcia
 
 
 @dataclass
@@ -172,7 +173,7 @@ def table(summaries: Iterable[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-PRICE = 0.02
+PRICE = float(Lcia.settings["price"])
 """The default price of a group."""
 
 DRAWS = 100
@@ -226,8 +227,9 @@ def redrawn(records: Iterable[Mapping[str, Any]], decide: Decide, samples: int) 
         for name, tasks in record["test"].items():
             parts = {t: (record["validation"][name][t], of) for t, of in tasks.items()}
             found[name] = {t: np.concatenate(part, axis=1) for t, part in parts.items()}
+        names = [name for name in found if name != "before"]
+        sizes = {t: of.shape[1] for t, of in found["trained"].items()}
         for _ in range(DRAWS):
-            sizes = {t: of.shape[1] for t, of in found["trained"].items()}
             rows = {t: drawn.sample(range(size), samples) for t, size in sizes.items()}
             measured = {
                 name: {
@@ -237,7 +239,6 @@ def redrawn(records: Iterable[Mapping[str, Any]], decide: Decide, samples: int) 
                 for name, tasks in found.items()
             }
             before = {t: of for t, of in measured["before"].items() if t != task}
-            names = [name for name in found if name != "before"]
             candidates = [Candidate(name=name, measured=measured[name]) for name in names]
             chosen = decide(task, candidates, before)
             rest = {t: np.delete(np.arange(size), rows[t]) for t, size in sizes.items()}

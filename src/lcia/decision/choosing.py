@@ -138,8 +138,25 @@ class Chooser:
         """Measure in rounds: the candidates on a few samples, the best on more; then choose."""
         begun = time.monotonic()
         task, asked = context.task.name, self.asked(context.task.name)
-        ways = self.ways(model, context, found)
-        names, lower = self._first(asked, found, task=task), LowerLayers(model)
+        ways, lower = self.ways(model, context, found), LowerLayers(model)
+
+        def work_of(needs: Mapping[int, Sequence[Key]]) -> int:
+            return sum(lower.passes(len(keys)) for keys in needs.values())
+
+        def chosen(needs: Mapping[int, Sequence[Key]]) -> Choice:
+            """Measure what is needed, and choose among ``names`` by ``rows``."""
+            self.measure(model, lower, asked, needs, ways)
+            candidates, before = self.candidates(asked, rows, names, found, task=task)
+            return choose(
+                task,
+                candidates,
+                before,
+                price=self.method.config["price"],
+                worst=self.method.config["worst"],
+                unmeasured=self._unmeasured(set(before), task),
+            )
+
+        names = self._first(asked, found, task=task)
         training = passes * (lower.passes(1) + lower.passes(1) - lower.count)
         queues = _shuffled(asked, seed=context.seed)
         work, rows, table = 0, list[int](), dict[str, Mapping[str, Any]]()
@@ -147,21 +164,17 @@ class Chooser:
         for number in count():
             more = [i for queue in queues for i in queue[number * ROUND : (number + 1) * ROUND]]
             needs = self._needs(asked, more, names, task=task)
-            more_work = sum(lower.passes(len(keys)) for keys in needs.values())
-            if choice is not None and (not more or work + more_work > BUDGET * training):
+            if choice is not None and (not more or work + work_of(needs) > BUDGET * training):
                 break
-            self.measure(model, lower, asked, needs, ways)
-            work, rows = work + more_work, [*rows, *more]
-            choice = self._choose(asked, rows, names, found, task=task)
+            work, rows = work + work_of(needs), [*rows, *more]
+            choice = chosen(needs)
             table |= {row["name"]: row for row in choice.table}
             names = [name for name in names if name in choice.best(KEPT)]
         assert choice is not None
-        if choice.harms and len(table) < len(found.states):  # what else retraining might end as
-            names = list(found.states)
+        if choice.harms and not found.states.keys() <= table.keys():
+            names = [*found.states]  # what else retraining might end as
             needs = self._needs(asked, rows, names, task=task)
-            work += sum(lower.passes(len(keys)) for keys in needs.values())
-            self.measure(model, lower, asked, needs, ways)
-            choice = self._choose(asked, rows, names, found, task=task)
+            work, choice = work + work_of(needs), chosen(needs)
             table = {row["name"]: row for row in choice.table}
         put(context.parameters, found.states["trained"]())
         return replace(
@@ -181,7 +194,7 @@ class Chooser:
         may_expand = (
             placed.expanded is not None and price < 1 and self._told_apart(asked) >= TOLD_APART
         )
-        known = {one.task for one in asked} - {task}
+        known = {one.task for one in asked}
         return ["trained"] if may_expand and not self._unmeasured(known, task) else [*found.states]
 
     def _needs(
@@ -198,25 +211,6 @@ class Chooser:
             )
             for i in rows
         }
-
-    def _choose(
-        self,
-        asked: Sequence[Asked],
-        rows: Iterable[int],
-        names: Sequence[str],
-        found: Candidates,
-        *,
-        task: str,
-    ) -> Choice:
-        candidates, before = self.candidates(asked, rows, names, found, task=task)
-        return choose(
-            task,
-            candidates,
-            before,
-            price=self.method.config["price"],
-            worst=self.method.config["worst"],
-            unmeasured=self._unmeasured(set(before), task),
-        )
 
     def asked(self, task: str) -> list[Asked]:
         """Return the validation samples of all tasks whose answers may change, and their routes."""

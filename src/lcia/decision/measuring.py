@@ -74,7 +74,7 @@ class LowerLayers:
 
     def passes(self, ways: int) -> int:
         """Return the layers that a sample runs through for so many ways."""
-        return self.count + ways * (self.total - self.count)
+        return self.count + ways * (self.total - self.count) if ways else 0
 
     def run(self, calls: Sequence[Callable[[], Tensor]]) -> Iterator[Tensor]:
         """Yield what each call to the model returns for one batch; the first runs all layers."""

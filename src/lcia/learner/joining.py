@@ -7,7 +7,7 @@ they would be, and taken only if no task is harmed (``lcia.decision.choice``). W
 version of its own.
 
 There is one candidate, on purpose: of six merges the one that was best on a dozen samples was
-harmless there, and cost a task 5 to 12 points on test (docs/study.md).
+harmless there, and cost a task 5 to 12 points on test (docs/decisions.md).
 """
 
 import shutil

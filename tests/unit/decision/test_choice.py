@@ -260,6 +260,7 @@ def test_lower_layers_run_once_a_batch_whatever_is_measured(tiny_model, colours)
     measure(host, model, lower, examples=examples, ways=ways)
     assert runs == [2, 7]
     assert lower.passes(3) == 1 + 3
+    assert lower.passes(0) == 0  # nothing is run
 
 
 def test_layers_whose_output_is_not_all_that_counts_are_not_shared(tiny_model, colours, caplog):
