@@ -20,7 +20,7 @@ import yaml
 
 from lcia.cli.main import app
 from lcia.errors import DataError
-from lcia.learner import Store
+from lcia.learner import ContinualLearner, Store, split_group
 from lcia.live.data_files import DataFiles
 from lcia.live.database import Database
 from lcia.live.jobs import Jobs
@@ -32,6 +32,7 @@ from serving_server import (
     SHADES,
     data,
     make_store,
+    make_versions,
     postgres,
     postgres_programs,
     server,
@@ -319,6 +320,14 @@ def test_a_running_job_that_is_cancelled_leaves_nothing(store):
         worker.wait()
     assert contents(store.root) == before
     assert not any((store.root / "runs").iterdir())
+
+
+def test_a_server_tries_in_idle_time_whether_groups_can_be_joined(tmp_path, tiny_model):
+    store = make_versions(tmp_path / "assistant", tiny_model)
+    split_group(ContinualLearner(store), "g1", ["shades"])
+    with server(store.root, "--learn", "--consolidate-after", "0.5"):
+        log = store.root.with_suffix(".log")
+        until(lambda: "groups g1 and g3 stay: no validation samples of colours" in log.read_text())
 
 
 def test_kill_dash_nine_of_the_worker_at_random_moments_ends_every_job_once(store, tmp_path):

@@ -87,6 +87,14 @@ AcceptNew = Annotated[
     bool,
     typer.Option("--accept-new", help="With it: accept new corrections, but those marked."),
 ]
+ConsolidateAfter = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        help="Seconds without a job or an answer after which groups are joined where one adapter "
+        "serves as well, see 'lcia groups consolidate'; default: never.",
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -131,6 +139,7 @@ def serve(
     canary_hours: CanaryHours = 24.0,
     learn_when: LearnWhen = "manual",
     accept_new: AcceptNew = False,
+    consolidate_after: ConsolidateAfter = None,
     database: DatabaseUrl = None,
 ) -> None:
     """Serve an assistant to OpenAI clients and browsers.
@@ -168,6 +177,7 @@ def serve(
     live: dict[str, Any] = {"learn": learn, "worker": not no_worker, "database": database}
     live |= {"keep_prompts": keep_prompts, "keep_days": keep_days}
     live |= {"learn_when": learn_when, "accept_new": accept_new}
+    live |= {"consolidate_after": consolidate_after}
     live |= {"canary": (share, canary_answers, canary_hours) if share else None}
     _serve(store, config, dtype, live if learn or feedback or share else None)
 

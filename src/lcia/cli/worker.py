@@ -1,10 +1,10 @@
 """``lcia worker``: learn what is in an assistant's queue."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from lcia.cli.serve import AcceptNew, DatabaseUrl, LearnWhen, log_with_times
+from lcia.cli.serve import AcceptNew, ConsolidateAfter, DatabaseUrl, LearnWhen, log_with_times
 from lcia.cli.store import StorePath
 
 
@@ -24,6 +24,7 @@ def worker(
     ] = None,
     learn_when: LearnWhen = "manual",
     accept_new: AcceptNew = False,
+    consolidate_after: ConsolidateAfter = None,
     while_stdin: Annotated[
         bool, typer.Option("--while-stdin", help="End at once when standard input does.")
     ] = False,
@@ -59,4 +60,5 @@ def worker(
     if threads is not None:
         torch.set_num_threads(threads)
     opened = Database(store, database)
-    Worker(store, opened, poll_s=poll, policy=policy).run(until_empty=once)
+    asked: dict[str, Any] = {"policy": policy, "consolidate_after": consolidate_after}
+    Worker(store, opened, poll_s=poll, **asked).run(until_empty=once)

@@ -26,7 +26,7 @@ class Evidence:
     """What is known of a candidate and of the version that it would replace.
 
     Attributes:
-        task: the task just learned.
+        task: the task just learned; None where none was.
         scores: task to its score in percent, of the current version and of the candidate; the
             first is None where it was not measured.
         before: answers of the current version to held-out samples.
@@ -40,7 +40,7 @@ class Evidence:
         suites: bundled suite to right (1) or wrong (0), item by item.
     """
 
-    task: str
+    task: str | None
     scores: Mapping[str, tuple[float | None, float | None]]
     before: Sequence[Prediction] = ()
     after: Sequence[Prediction] = ()
@@ -134,8 +134,8 @@ def new_task(evidence: Evidence, config: GateConfig) -> Iterator[Finding]:
     learned their form alone.
     """
     task = evidence.task
-    pair = evidence.paired(_score).get(task)
-    if not pair:
+    pair = None if task is None else evidence.paired(_score).get(task)
+    if task is None or pair is None:
         return
     drop = drop_of(*pair, alpha=config.alpha, name=task)
     yield _points("new_task", task, drop, what=f"the new task '{task}'")

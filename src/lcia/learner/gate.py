@@ -38,7 +38,7 @@ class Candidate:
     """What may become a version.
 
     Attributes:
-        task: the task just learned.
+        task: the task just learned; None where groups were joined.
         codebook: its groups.
         adapters: group to key and folder of its adapter.
         before: task to score in percent of the current version.
@@ -48,7 +48,7 @@ class Candidate:
         after: the candidate's answers to all held-out samples.
     """
 
-    task: Task
+    task: Task | None
     codebook: InstructionCodebook
     adapters: Adapters
     before: Scores
@@ -79,7 +79,7 @@ def examine(
     def act() -> dict[str, Any]:
         if not run.holds(GATE):
             journal.tell({"event": "gate"})
-            found = _report(host, config, version, candidate)
+            found = report_on(host, config, version, candidate)
             write_json(run.folder / GATE, found)
             run.record(GATE)
         return dict(read_json(run.folder / GATE))
@@ -140,16 +140,17 @@ def why_refused(report: Mapping[str, Any]) -> str:
     return f"gate: {failed}. The assistant was left as it was."
 
 
-def _report(
+def report_on(
     host: AdapterHost, config: AssistantConfig, version: Version, candidate: Candidate
 ) -> dict[str, Any]:
+    """Return what every check finds of a candidate beside the current version, as ``gate.json``."""
     gate = config.gate
     evidence = _evidence(host, config, version, candidate)
     checks = CHECKS if gate.tests == "all" else {"max_drop": max_drop}
     found = [finding for check in checks.values() for finding in check(evidence, gate)]
     return {
         "passed": all(finding.passed for finding in found),
-        "task": candidate.task.name,
+        "task": candidate.task and candidate.task.name,
         "against": version.number,
         "settings": gate.model_dump(),
         "before": dict(candidate.before),
@@ -162,11 +163,12 @@ def _evidence(
     host: AdapterHost, config: AssistantConfig, version: Version, candidate: Candidate
 ) -> Evidence:
     task, before, after = candidate.task, candidate.before, candidate.scores
+    learned = task.name if task else None
     scores = {name: (before.get(name), score) for name, score in after.items()}
     if config.gate.tests != "all" or not candidate.after:
-        return Evidence(task=task.name, scores=scores)
+        return Evidence(task=learned, scores=scores)
     router = Router(candidate.codebook)
-    names = [name for name in after if name != task.name]
+    names = [name for name in after if name != learned]
     losses, general = {}, General(neutral=([], []), kl=[], suites={})
     if config.build_method().trains:
         now = Side(codebook=version.codebook(), adapters=version.adapters)
@@ -174,18 +176,18 @@ def _evidence(
         size = config.generation.batch_size
         general = measure(host, now, then, batch_size=size)
         losses = {"neutral": general.neutral}
-        if candidate.current:
+        if task and candidate.current:
             losses["new"] = (
                 _losses(host, task, candidate.current, version.adapters),
                 _losses(host, task, candidate.after, candidate.adapters),
             )
     return Evidence(
-        task=task.name,
+        task=learned,
         scores=scores,
         before=[*candidate.earlier, *candidate.current],
         after=candidate.after,
         homes={name: router.route_task(name).group for name in names},
-        constant=_constant(task),
+        constant=_constant(task) if task else None,
         losses=losses,
         kl=general.kl,
         suites=general.suites,

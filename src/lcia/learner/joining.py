@@ -22,13 +22,15 @@ import numpy as np
 from lcia.config.sharding import without_sharding
 from lcia.data.sample import Sample, Task
 from lcia.decision.choice import Candidate, Measured, harmed
-from lcia.errors import ConfigError, StoreError
+from lcia.errors import ConfigError, GateError, StoreError
 from lcia.evaluation.generate import Adapters
 from lcia.gate.general import Adapter, Side, mean_loss, read_answers
 from lcia.grouping import InstructionCodebook
+from lcia.learner import gate
 from lcia.learner.learning import ContinualLearner
 from lcia.learner.lifecycle import join_groups
 from lcia.learner.training import train_adapter
+from lcia.memory import memory_watched
 from lcia.methods.baselines import Sequential
 from lcia.store.journal import Journal
 from lcia.store.samples import REMEMBERED, VALIDATION, kept_with
@@ -64,6 +66,7 @@ class Joining:
     why_not: str = ""
 
 
+@memory_watched()
 def consolidate(
     learner: ContinualLearner,
     *,
@@ -73,8 +76,11 @@ def consolidate(
 ) -> list[Joining]:
     """Join groups that one merged adapter replaces without harm to any task.
 
+    Where the assistant's gate looks, what would be joined has to pass it, too.
+
     Args:
-        learner: of the assistant.
+        learner: of the assistant; its listener is told every step of a rehearsal, and what it
+            raises ends the measuring.
         all_pairs: try every two groups; else those that share an instruction.
         dry_run: only measure.
         tell: called with what came of each pair at once.
@@ -84,6 +90,7 @@ def consolidate(
 
     Raises:
         StoreError: a task is unfinished, or another process is changing the assistant.
+        OutOfMemoryError: memory ran out; nothing was changed.
         DivergenceError: a rehearsal's loss or parameters are not finite; nothing was changed.
     """
     results: list[Joining] = []
@@ -94,13 +101,14 @@ def consolidate(
         with tempfile.TemporaryDirectory() as scratch:
             trial = _Trial(learner, version, *pair, folder=Path(scratch))
             joining = trial.measured()
+            if not (joining.why_not or dry_run):
+                try:
+                    version = trial.join()
+                    tried = {known for known in tried if joining.group not in known}
+                except GateError as error:
+                    joining = replace(joining, why_not=str(error))
             results.append(joining)
             tell(joining)
-            if joining.why_not or dry_run:
-                continue
-            group, other = pair
-            version = join_groups(learner, *pair, trial.copied, note=f"join {group} and {other}")
-        tried = {known for known in tried if joining.group not in known}
     return results
 
 
@@ -162,12 +170,26 @@ class _Trial:
             why_not=f"one adapter harms {', '.join(harm)}" if harm else "",
         )
 
-    def copied(self, adapters: Adapters, folder: Path) -> Path:
-        """Copy the adapter that was measured to a folder.
+    def join(self) -> Version:
+        """Commit the adapter that was measured in place of both groups'.
 
         Raises:
-            StoreError: another process has trained one of the groups meanwhile.
+            GateError: it does not pass the gate; nothing was changed.
+            StoreError: another process has trained one of the groups meanwhile, or is changing the
+                assistant.
         """
+        own = self.group, self.other
+        note = f"join {self.group} and {self.other}"
+        return join_groups(self.learner, *own, self._copied, note=note, check=self._check)
+
+    def _check(self, candidate: gate.Candidate) -> None:
+        host, config = self.learner.host, self.learner.config
+        if config.gate.looks:
+            report = gate.report_on(host, config, self.learner.store.current, candidate)
+            if not report["passed"]:
+                raise GateError(gate.why_refused(report))
+
+    def _copied(self, adapters: Adapters, folder: Path) -> Path:
         for group in (self.group, self.other):
             if adapters.get(group) != self.version.adapters.get(group):
                 raise StoreError(
@@ -206,7 +228,7 @@ class _Trial:
             own=None,
             task_index=len(self.version.manifest["tasks"]),
             folder=self.folder / "rehearsal",
-            journal=Journal(None),
+            journal=Journal(None, self.learner.listener),
         )
         self.learner.host.clear()
         trained.rename(self._adapter)

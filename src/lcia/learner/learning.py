@@ -267,7 +267,7 @@ class ContinualLearner:
 
             basis = {} if matrix.basis is None else {"basis": matrix.basis}
             told = {**said, "metrics": metrics, **basis}
-            args = run, candidate, matrix, journal, told, group, trained
+            args = run, task, candidate, matrix, journal, told, group, trained
             on_main(lambda: self._propose(*args))
             pass_gate(self.store, self.host, report, run=run)
             on_main(lambda: commit(self.store, run))
@@ -277,6 +277,7 @@ class ContinualLearner:
     def _propose(
         self,
         run: Run,
+        task: Task,
         candidate: Candidate,
         matrix: AccuracyMatrix,
         journal: Journal,
@@ -296,7 +297,7 @@ class ContinualLearner:
                 shutil.copy(run.folder / name, draft)
         write_jsonl(draft / "journal.jsonl", journal.events())
         contents = {**told, "seconds": journal.seconds(), "environment": environment()}
-        propose(self.store, run, candidate.task, group=group, adapters=adapters, contents=contents)
+        propose(self.store, run, task, group=group, adapters=adapters, contents=contents)
 
     def _with(
         self, matrix: AccuracyMatrix, row: int, predictions: Sequence[Prediction]

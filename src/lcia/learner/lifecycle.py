@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lcia.errors import ConfigError
-from lcia.evaluation.generate import Adapters
+from lcia.evaluation.generate import Adapters, scores_percent
 from lcia.grouping import InstructionCodebook
+from lcia.learner.gate import Candidate
 from lcia.learner.learning import ContinualLearner
 from lcia.learner.scoring import measured_again, score_tasks, scored_again
 from lcia.registry import nearest
@@ -70,6 +71,7 @@ def join_groups(
     make: Callable[[Adapters, Path], Path],
     *,
     note: str,
+    check: Callable[[Candidate], object] = lambda candidate: None,
 ) -> Version:
     """Let one adapter answer for two groups; ``group`` stays, with the samples of both.
 
@@ -79,6 +81,7 @@ def join_groups(
         other: the group that is gone.
         make: called with the groups' adapters and a folder to make: writes the adapter there.
         note: what the version says of it.
+        check: called with what would be committed; what it raises leaves all as it was.
 
     Raises:
         ConfigError: no such group.
@@ -96,7 +99,7 @@ def join_groups(
             keep_with(path, name, [pair for one in folders for pair in kept_with(one, name)])
         return {group: path}
 
-    return revise(learner, change, note=note, make=replaced)
+    return revise(learner, change, note=note, make=replaced, check=check)
 
 
 def split_group(learner: ContinualLearner, group: str, tasks: Sequence[str]) -> Version:
@@ -166,6 +169,7 @@ def revise(
     *,
     note: str,
     make: Callable[[Adapters, Path], Mapping[str, Path]] = lambda adapters, folder: {},
+    check: Callable[[Candidate], object] = lambda candidate: None,
 ) -> Version:
     """Change the groups, answer all held-out samples that the change may reach, commit.
 
@@ -201,6 +205,18 @@ def revise(
             codebook=codebook,
             adapters=adapters,
             known=current.predictions(),
+        )
+        check(
+            Candidate(
+                task=None,
+                codebook=codebook,
+                adapters=adapters,
+                before=matrix.row(matrix.learned),
+                scores=scores_percent(predictions),
+                earlier=current.predictions(),
+                current=[],
+                after=predictions,
+            )
         )
         matrix = measured_again(matrix, learner.config, predictions)
         return store.revise(

@@ -169,6 +169,12 @@ class Jobs:
                         return _get(connection, job)
         return None
 
+    def waiting(self) -> bool:
+        """Tell whether a job is to be worked on."""
+        asked = select(jobs.c.id).where(jobs.c.status.in_((RUNNING, QUEUED))).limit(1)
+        with self._database.begin() as connection:
+            return connection.execute(asked).first() is not None
+
     def step(self, job: str, *, step: int, steps: int, eta_s: float, loss: float) -> None:
         """Record a step; one that was recorded before its worker died is not told again."""
         with self._database.begin() as connection:

@@ -148,6 +148,8 @@ class LiveConfig:
         worker: whether a worker runs as a child of the server.
         learn_when: when it learns accepted corrections by itself.
         accept_new: whether it accepts those, but for what a person should look at.
+        consolidate_after: seconds without a job or an answer after which it tries to join groups;
+            None: never.
         database: its URL; None: SQLite beside the store.
         canary: how new versions are tried; None: they answer everything at once.
     """
@@ -158,6 +160,7 @@ class LiveConfig:
     worker: bool = True
     learn_when: str = "manual"
     accept_new: bool = False
+    consolidate_after: float | None = None
     database: str | None = None
     canary: CanaryConfig | None = None
 
@@ -194,6 +197,8 @@ def run_live(service: Service, config: LiveConfig, listening: socket.socket) -> 
     app = build_live_app(service, config, database)
     Policy.parse(config.learn_when)
     options = ["--learn-when", config.learn_when, *(["--accept-new"] * config.accept_new)]
+    if config.consolidate_after is not None:
+        options += ["--consolidate-after", str(config.consolidate_after)]
     child = working(root, url=database.url, options=options)
     with child if config.learn and config.worker else nullcontext():
         run(app, service.config.access, listening)

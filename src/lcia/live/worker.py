@@ -33,12 +33,12 @@ from lcia.errors import (
     StoreError,
     TrainingError,
 )
-from lcia.learner import ContinualLearner, Store
+from lcia.learner import ContinualLearner, Joining, Store, consolidate
 from lcia.live.data_files import DataFiles
 from lcia.live.database import Database, DatabaseError
-from lcia.live.feedback.teaching import Follower, Policy
+from lcia.live.feedback.teaching import Follower, Policy, quiet_s
 from lcia.live.jobs import CANCELLED, FAILED, PAUSED, SUCCEEDED, Job, Jobs
-from lcia.live.releases.canary import WORSE, Canaries, settle
+from lcia.live.releases.canary import RUNNING, WORSE, Canaries, settle
 from lcia.models.host import AdapterHost
 from lcia.store.audit import acting
 from lcia.store.fingerprint import fingerprint
@@ -84,6 +84,8 @@ class Worker:
         database: where its jobs are.
         poll_s: seconds between two looks into an empty queue.
         policy: when it learns accepted corrections by itself; None: never.
+        consolidate_after: seconds without a job or an answer after which it tries to join groups;
+            None: never.
     """
 
     def __init__(
@@ -93,10 +95,14 @@ class Worker:
         *,
         poll_s: float = 1.0,
         policy: Policy | None = None,
+        consolidate_after: float | None = None,
     ) -> None:
         self.root = root
         self._database = database
         self._policy = policy
+        self._consolidate_after = consolidate_after
+        self._consolidated: int | None = None  # the version that it was last tried on
+        self._busy = time.monotonic()  # when the last job ended
         self.jobs = Jobs(database)
         self.files = DataFiles(database)
         self.canaries = Canaries(database)
@@ -118,6 +124,9 @@ class Worker:
                 if job := self.jobs.take():
                     with acting(f"job {job['id']}"):
                         self.work(job)
+                    self._busy = time.monotonic()
+                elif self._consolidate():
+                    pass  # a job may have come meanwhile
                 elif until_empty:
                     return
                 elif follower is None or not self._follow(follower):
@@ -133,6 +142,46 @@ class Worker:
         except LciaError as error:
             logger.error("corrections cannot be learned: %s", error)
             return False
+
+    def _consolidate(self) -> bool:
+        """Try to join groups if there is nothing else to do; tell whether it was tried.
+
+        A job comes first: one that is ordered meanwhile ends the trial, which begins anew later.
+        """
+        after = self._consolidate_after
+        if after is None:
+            return False
+        number = Store.open_unchecked(self.root).current_number
+        if number == self._consolidated:
+            return False
+        if min(quiet_s(self._database), time.monotonic() - self._busy) < after:
+            return False
+        on = self.canaries.latest()
+        if on is not None and on["state"] == RUNNING:
+            return False  # its version may be taken back
+        try:
+            with acting("idle worker"):
+                store = Store.open(self.root)
+                learner = ContinualLearner(store, host=self._host, listener=self._give_way)
+                gate = store.config.gate.for_jobs()
+                learner.config = store.config.model_copy(update={"gate": gate})
+                self._host = learner.host
+                consolidate(learner, tell=_log_joining)
+                number = store.current_number
+        except _WantedError:
+            self._host = None  # left in the middle of a step
+            return True
+        except DatabaseError:
+            raise
+        except LciaError as error:
+            self._host = None
+            logger.error("groups cannot be joined: %s", error)
+        self._consolidated = number
+        return True
+
+    def _give_way(self, event: Mapping[str, Any]) -> None:
+        if self.jobs.waiting():
+            raise _WantedError("a job")
 
     def work(self, job: Job) -> None:
         """Bring one job to its end, or put it aside if somebody wants that."""
@@ -311,6 +360,12 @@ def configured(config: AssistantConfig, job: Job) -> AssistantConfig:
         )
     changed = {"training": training, "seed": job["seed"], "gate": config.gate.for_jobs()}
     return config.model_copy(update=changed)
+
+
+def _log_joining(joining: Joining) -> None:
+    verb = "stay" if joining.why_not else "joined"
+    said = f"{joining.group} and {joining.other} {verb}"
+    logger.info("groups %s", f"{said}: {joining.why_not}" if joining.why_not else said)
 
 
 def _told_taught(event: Mapping[str, Any]) -> str:

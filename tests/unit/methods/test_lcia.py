@@ -12,14 +12,20 @@ from transformers import AutoModelForCausalLM
 
 from conftest import make_task
 from lcia import Assistant
-from lcia.config import AssistantConfig
+from lcia.config import AssistantConfig, GateConfig
 from lcia.ema import DynamicEMA
 from lcia.errors import ConfigError, StoreError
 from lcia.grouping import Router
 from lcia.learner import ContinualLearner, Store, consolidate, split_group
 from lcia.learner.training import CARRIED
+from lcia.live.database import Database
+from lcia.live.jobs import Jobs
+from lcia.live.orders import order
+from lcia.live.worker import Worker
 from lcia.registry import METHODS
+from lcia.store import audit
 from lcia.store.samples import REMEMBERED, VALIDATION, keep_with, kept_with, read_samples
+from serving_server import lines_of
 
 
 @pytest.mark.parametrize(("share", "count"), [(0, 0), (0.1, 2), (0.125, 2), (1, 16)])
@@ -256,7 +262,9 @@ def test_killed_while_it_chooses_ends_like_the_undisturbed_one(
 def helped(able_model, tmp_path_factory, tasks):
     """Two tasks that one group learned, split into two groups with the same adapter."""
     root = tmp_path_factory.mktemp("helped") / "assistant"
-    learner = ContinualLearner.create(root, configure(able_model))
+    gate = GateConfig(max_kl=100, max_rise=100)  # of so small a model nothing general stays
+    settings = configure(able_model).model_copy(update={"gate": gate})
+    learner = ContinualLearner.create(root, settings)
     learner.run([tasks[0], letters("more_animals", {"horse": "a", "sheep": "a"})])
     split_group(learner, "g1", ["more_animals"])
     return learner
@@ -309,6 +317,51 @@ def test_a_merge_that_harms_is_rehearsed_with_what_both_groups_remember(learned,
     assert {task for _, task in kept} == {"animals", "tools"}
 
 
+def test_what_the_gate_refuses_is_not_joined(helped, tmp_path):
+    learner = copied(helped, tmp_path)
+    before, gate = learner.store.current_number, {"tests": "all", "max_rise": 100}
+    learner.config = learner.config.model_copy(update={"gate": GateConfig(**gate, max_kl=0)})
+    (joining,) = consolidate(learner)
+    assert not joining.harmed
+    assert joining.why_not.startswith("gate: KL on untaught prompts rose by ")
+    assert learner.store.current_number == before
+    learner.config = learner.config.model_copy(update={"gate": GateConfig(**gate, max_kl=100)})
+    assert consolidate(learner)[0].why_not == ""
+    assert learner.store.current_number == before + 1
+
+
+def test_an_idle_worker_joins_groups_and_a_job_comes_first(helped, tmp_path, monkeypatch):
+    root = copied(helped, tmp_path).store.root
+    worker, steps = Worker(root, Database(root), consolidate_after=0.0), []
+
+    def ordered(jobs):  # while it rehearses
+        steps.append(Store.open(root).current_number)
+        if len(steps) == 1:
+            file = worker.files.add("more.jsonl", lines_of(letters("more", {"cow": "a"}, count=8)))
+            fields = order(Store.open(root), task="more", hyperparameters={"n_epochs": 1})
+            worker.jobs.create(training_file=file["id"], **fields)
+        return waiting(jobs)
+
+    waiting = Jobs.waiting
+    monkeypatch.setattr(Jobs, "waiting", ordered)
+    worker.run(until_empty=True)
+    store, before = Store.open(root), helped.store.current_number
+    assert len(steps) > 1 and steps[0] == before, "it began, gave way, and began anew"
+    assert store.version(before + 1).manifest["task"] == "more"
+    joined = store.version(before + 2).manifest
+    assert (joined["task"], joined["note"]) == (None, "join g1 and g2")
+    assert store.current_number == before + 2
+    told = audit.entries(root)[-1]
+    assert (told["what"], told["who"]) == ("groups changed", "idle worker")
+
+
+def test_a_worker_waits_before_it_joins_groups(helped, tmp_path):
+    root = copied(helped, tmp_path).store.root
+    for after in (None, 3600.0):
+        Worker(root, Database(root), consolidate_after=after).run(until_empty=True)
+    assert Store.open(root).current_number == helped.store.current_number
+
+
 def test_a_dry_run_measures_and_changes_nothing(helped, tmp_path):
     learner = copied(helped, tmp_path)
     before, told = learner.store.current_number, []
@@ -322,10 +375,12 @@ def test_groups_that_changed_while_they_were_measured_are_not_joined(helped, tmp
     again = letters("still_animals", {"horse": "a", "sheep": "a"})
 
     def learns_meanwhile(_):
-        ContinualLearner(Store.open(learner.store.root), host=learner.host).learn(again)
+        learner.listener = None
+        ContinualLearner(Store.open(learner.store.root)).learn(again)
 
+    learner.listener = learns_meanwhile
     with pytest.raises(StoreError, match=r"group g\d was changed .* run the command again"):
-        consolidate(learner, tell=learns_meanwhile)
+        consolidate(learner)
     current = Store.open(learner.store.root).current
     assert current.manifest["task"] == "still_animals"
     assert list(current.adapters) == ["g1", "g2"]

@@ -243,12 +243,14 @@ class Follower:
         if self._policy.accept:
             self._inbox.decide(None, ACCEPTED, besides=marked(self._inbox.listed()))
         waiting = self._inbox.counts()[ACCEPTED]
-        quiet_s = self._quiet_s()
-        if not self._policy.due(waiting=waiting, quiet_s=quiet_s, before=before, now=now):
+        quiet = quiet_s(self._database)
+        if not self._policy.due(waiting=waiting, quiet_s=quiet, before=before, now=now):
             return []
         return teach(self._store, self._database, name=f"corrections-{now:%Y%m%d-%H%M%S}")
 
-    def _quiet_s(self) -> float:
-        with self._database.begin() as connection:
-            last = connection.execute(select(func.max(receipts.c.created_at))).scalar()
-        return float("inf") if last is None else time.time() - last
+
+def quiet_s(database: Database) -> float:
+    """Return the seconds since the last answer; infinity if there was none."""
+    with database.begin() as connection:
+        last = connection.execute(select(func.max(receipts.c.created_at))).scalar()
+    return float("inf") if last is None else time.time() - last
