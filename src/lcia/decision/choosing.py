@@ -16,6 +16,7 @@ import torch
 from lcia.data.sample import Sample
 from lcia.decision.choice import (
     EXPAND,
+    HARM,
     TOLD_APART,
     Candidate,
     Choice,
@@ -102,6 +103,12 @@ class Chooser:
     journal: Journal
     _encoded: dict[int, Any] = field(default_factory=dict)
     _found: dict[Key, Any] = field(default_factory=dict)
+
+    def expects_sibling(self) -> bool:
+        """Tell whether the task opens a sibling group unless retraining is shown to be as good."""
+        if self.placed.expanded is None or self.method.config["price"] > HARM:
+            return False
+        return self._told_apart(self.asked(self.placed.lesson.name)) >= TOLD_APART
 
     def __call__(self, model: Any, context: TaskContext, *, passes: int) -> TaskContext:
         """Give the parameters the values of the best candidate; return the context it leaves.

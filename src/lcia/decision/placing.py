@@ -38,7 +38,8 @@ class Placed:
 
     Attributes:
         lesson: the task with what it is trained on.
-        held: its held-back samples, to choose by.
+        alone: the same where the task is trained on alone, for a sibling group most likely.
+        held: its validation samples, to choose by.
         decision: by the task's instructions.
         now: the codebook before the task.
         joined: with the task in ``group``.
@@ -49,6 +50,7 @@ class Placed:
     """
 
     lesson: Task
+    alone: Task
     held: tuple[Sample, ...]
     decision: GroupDecision
     now: InstructionCodebook
@@ -126,10 +128,11 @@ def place(
         return book, book.add(to, extraction, task=task.name, prompts=prompts, content=content)
 
     joined, group = added(decision.group)
-    if held and decision.group is None:  # routing is still judged by words not in the codebook
-        lesson = taught_too(lesson, task, held, method.trained_when_opening)
+    # Routing is judged by words that are not in the codebook, whatever is trained on.
+    alone = taught_too(lesson, task, held, method.trained_when_opening)
     placed = Placed(
-        lesson=lesson,
+        lesson=alone if decision.group is None else lesson,
+        alone=alone,
         held=held,
         decision=decision,
         now=now,
@@ -269,8 +272,9 @@ def hold_back(task: Task, share: float, *, seed: int) -> tuple[Task, tuple[Sampl
 def taught_too(lesson: Task, task: Task, held: tuple[Sample, ...], share: float) -> Task:
     """Return the lesson of a task that opens a group: with a share of the held-back samples.
 
-    There is nothing to choose yet. What these samples tell later of forgetting was trained on, so a
-    fall looks larger than it is: the choice errs on the side of the earlier task.
+    There is nothing to choose yet, or the choice is whether its group keeps the earlier tasks. What
+    these samples tell later of forgetting was trained on, so a fall looks larger than it is: the
+    choice errs on the side of the earlier task.
 
     Args:
         lesson: the task without its held-back samples.

@@ -108,6 +108,7 @@ class _Importer(ContinualLearner):
         decision = replace(known, group=None, reason="imported")
         placed = Placed(
             lesson=task,
+            alone=task,
             held=(),
             decision=decision,
             now=now,

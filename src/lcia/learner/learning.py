@@ -11,7 +11,7 @@ from lcia.config import AssistantConfig
 from lcia.data.sample import Task
 from lcia.decision.choosing import Chooser, of_one_shape, read_choice
 from lcia.decision.placing import Placed, instructions_of, place
-from lcia.distributed.launch import start
+from lcia.distributed.launch import launch_of, start
 from lcia.distributed.processes import everyone, is_main, on_main
 from lcia.errors import DivergenceError, ModelError, StoreError
 from lcia.evaluation.generate import (
@@ -367,10 +367,12 @@ class ContinualLearner:
             _, own = current.adapters.get(placed.group, (None, None))
             measured = own is not None and bool(placed.held) and of_one_shape(current.adapters)
             chooser = self.chooser(self.host, method, placed, current.adapters, run, journal)
+            spreads = launch_of(self.config.training).spreads
+            alone = measured and not spreads and chooser.expects_sibling()
             shared = self.config.projector.mode == "shared"
             train_adapter(
                 self.host,
-                placed.lesson,
+                placed.alone if alone else placed.lesson,
                 method=method,
                 config=self.config,
                 group=placed.group,
@@ -383,6 +385,7 @@ class ContinualLearner:
                 train=train,
                 choose=chooser if measured else None,
                 held=placed.held,
+                alone=alone,
             )
             on_main(lambda: run.record(name))
             self.host.clear()

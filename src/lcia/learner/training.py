@@ -61,6 +61,7 @@ def train_adapter(
     train: bool = True,
     choose: Callable[..., TaskContext] | None = None,
     held: Sequence[Sample] = (),
+    alone: bool = False,
 ) -> Path:
     """Train a group's adapter on a task, resuming from the last checkpoint if there is one.
 
@@ -80,7 +81,8 @@ def train_adapter(
         train: False only opens the adapter and lets the method remember.
         choose: called after training with model, context and the samples it ran through: makes
             the parameters the best candidate's, and returns the context that leaves.
-        held: held-back samples of the task.
+        held: validation samples of the task.
+        alone: whether it is trained on without what the group remembers.
 
     Returns:
         The folder of the adapter, in peft's format.
@@ -95,7 +97,7 @@ def train_adapter(
     if projector is not None and host.projector is not None:
         host.projector.load(projector)
     context = context_of(host, model, task, task_index=task_index, group=group, own=own, seed=seed)
-    context = replace(context, held=held, measured=choose is not None)
+    context = replace(context, held=held, measured=choose is not None, alone=alone)
     target = folder / (TRAINED if train else UNTRAINED)
     on_main(lambda: discard(_draft(target)))  # what a killed process left half written
     if not train:

@@ -26,6 +26,8 @@ class TaskContext:
         remembered: samples the method kept for this group after its last task.
         held: the task's validation samples; some may be in ``task.train``, none is remembered.
         measured: whether what a retrained group becomes is chosen on validation samples.
+        alone: whether the task is trained on alone, for it opens a sibling group unless that turns
+            out to be needless.
         seed: seed of this task.
     """
 
@@ -39,6 +41,7 @@ class TaskContext:
     remembered: Sequence[Sample] = ()
     held: Sequence[Sample] = ()
     measured: bool = False
+    alone: bool = False
     seed: int = 0
 
 

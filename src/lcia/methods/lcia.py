@@ -95,8 +95,8 @@ class Lcia(Merge):
         return bool(self.config["remembered"] > 0)
 
     def samples(self, context: TaskContext) -> Sequence[Sample]:
-        """Train on the task and what the group remembers."""
-        return with_remembered(context)
+        """Train on the task and what the group remembers; alone where a sibling may take it."""
+        return context.task.train if context.alone else with_remembered(context)
 
     def remember(self, context: TaskContext) -> Sequence[Sample]:
         """Keep what is remembered and a share of the task."""

@@ -101,7 +101,7 @@ def test_what_is_the_method_s_own_stays_and_the_rest_is_configured(name):
     assert METHODS.get(name).settings == {}
 
 
-MEASURED = {"name": "lcia", "validation": 0.25, "remembered": 0.1, "price": 0.05}
+MEASURED = {"name": "lcia", "validation": 0.25, "remembered": 0.1}
 INSTRUCTION = "Say the letter."
 
 
@@ -194,16 +194,37 @@ def test_held_back_samples_stay_with_their_group_and_are_not_trained_on(learned,
         assert {sample for sample, _ in held} <= set(task.train)
 
 
+def steps_of(learner) -> list[int]:
+    return [
+        max(event["step"] for event in version.journal() if event["event"] == "step")
+        for version in learner.store.history()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("more", "steps"),
+    [
+        ({"opening": 0}, [36, 36]),
+        ({}, [48, 48]),
+        ({"price": 0.9}, [48, 44]),  # the group may keep it: 36 and 5 remembered
+    ],
+)
+def test_a_task_that_most_likely_opens_a_sibling_is_trained_alone(
+    able_model, tmp_path, tasks, more, steps
+):
+    learner = ContinualLearner.create(tmp_path / "assistant", configure(able_model, **more))
+    learner.run(tasks)
+    assert steps_of(learner) == steps
+    kept = [kept_with(folder, VALIDATION) for _, folder in learner.store.current.adapters.values()]
+    assert sorted(name for group in kept for _, name in group) == ["animals"] * 12 + ["tools"] * 12
+
+
 def test_a_task_that_opens_a_group_may_train_on_what_it_holds_back(able_model, tmp_path, tasks):
     learner = ContinualLearner.create(tmp_path / "assistant", configure(able_model, opening=1))
     again = letters("more_animals", {"horse": "a", "sheep": "a"})
     learner.run([tasks[0], again])
-    steps = [
-        max(event["step"] for event in version.journal() if event["event"] == "step")
-        for version in learner.store.history()
-    ]
     # 48 samples; then 36 and the 5 remembered ones: 4 epochs in batches of 4
-    assert steps == [48, 44]
+    assert steps_of(learner) == [48, 44]
     _, folder = learner.store.current.adapters["g1"]
     held = {(name, s) for s, name in kept_with(folder, VALIDATION)}
     remembered = {(name, s) for s, name in kept_with(folder, REMEMBERED)}
