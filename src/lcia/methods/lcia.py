@@ -50,9 +50,10 @@ class Lcia(Merge):
     above 0 merged into the stored parameters by precision, as ``merge`` does with the trained ones.
 
     ``remembered`` is the share of every task's samples that stay with its group, and are shuffled
-    among the new ones when it is retrained. With ``remembered`` 0 held-back samples are not kept
-    either: then the quadratic estimate stands for the earlier tasks. ``opening`` is the share of
-    the held-back samples that a task which opens a group trains on after all. docs/study.md has the
+    among the new ones when it is retrained, unless a sibling will most likely take the task. With
+    ``remembered`` 0 held-back samples are not kept either: then the quadratic estimate stands for
+    the earlier tasks. ``opening`` is the share of the held-back samples that a task trains on after
+    all if it opens a group, or most likely will. docs/study.md has the
     measurements behind the defaults.
 
     Source: arXiv:2410.10868, taken further. ``lcia_paper`` and ``lcia_release`` are what was
