@@ -101,7 +101,7 @@ class Worker:
         self._database = database
         self._policy = policy
         self._consolidate_after = consolidate_after
-        self._consolidated: int | None = None  # the version that it was last tried on
+        self._consolidated: set[int] = set()  # the versions that it was tried on
         self._busy = time.monotonic()  # when the last job ended
         self.jobs = Jobs(database)
         self.files = DataFiles(database)
@@ -125,11 +125,11 @@ class Worker:
                     with acting(f"job {job['id']}"):
                         self.work(job)
                     self._busy = time.monotonic()
-                elif self._consolidate():
-                    pass  # a job may have come meanwhile
+                elif (follower and self._follow(follower)) or self._consolidate():
+                    pass  # there may be a job now
                 elif until_empty:
                     return
-                elif follower is None or not self._follow(follower):
+                else:
                     time.sleep(self.poll_s)
 
     def _follow(self, follower: Follower) -> bool:
@@ -152,8 +152,8 @@ class Worker:
         if after is None:
             return False
         number = Store.open_unchecked(self.root).current_number
-        if number == self._consolidated:
-            return False
+        if number in self._consolidated:
+            return False  # also where its canary took a joining back
         if min(quiet_s(self._database), time.monotonic() - self._busy) < after:
             return False
         on = self.canaries.latest()
@@ -167,7 +167,7 @@ class Worker:
                 learner.config = store.config.model_copy(update={"gate": gate})
                 self._host = learner.host
                 consolidate(learner, tell=_log_joining)
-                number = store.current_number
+                self._consolidated.add(store.current_number)
         except _WantedError:
             self._host = None  # left in the middle of a step
             return True
@@ -176,7 +176,7 @@ class Worker:
         except LciaError as error:
             self._host = None
             logger.error("groups cannot be joined: %s", error)
-        self._consolidated = number
+        self._consolidated.add(number)
         return True
 
     def _give_way(self, event: Mapping[str, Any]) -> None:
