@@ -108,7 +108,10 @@ class Chooser:
         """Tell whether the task opens a sibling group unless retraining is shown to be as good."""
         if self.placed.expanded is None or self.method.config["price"] > HARM:
             return False
-        return self._told_apart(self.asked(self.placed.lesson.name)) >= TOLD_APART
+        task = self.placed.lesson.name
+        asked = self.asked(task)
+        known = {one.task for one in asked}
+        return not self._unmeasured(known, task) and self._told_apart(asked) >= TOLD_APART
 
     def __call__(self, model: Any, context: TaskContext, *, passes: int) -> TaskContext:
         """Give the parameters the values of the best candidate; return the context it leaves.

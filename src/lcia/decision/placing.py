@@ -45,6 +45,7 @@ class Placed:
         joined: with the task in ``group``.
         group: the group that is trained.
         start: the adapter that training starts from; None for a fresh one.
+        start_alone: the same where the task is trained on alone.
         expanded: with the task in ``sibling``; None where only ``group`` can learn it.
         sibling: a new group with the same instructions.
     """
@@ -57,6 +58,7 @@ class Placed:
     joined: InstructionCodebook
     group: str
     start: Path | None
+    start_alone: Path | None
     expanded: InstructionCodebook | None = None
     sibling: str | None = None
 
@@ -139,6 +141,7 @@ def place(
         joined=joined,
         group=group,
         start=start_of(decision, store, current),
+        start_alone=start_of(replace(decision, group=None), store, current),
     )
     placed.tell(journal)
     # All groups share one projector: then a sibling would not leave the others as they are.

@@ -115,6 +115,7 @@ class _Importer(ContinualLearner):
             joined=joined,
             group=group,
             start=self.folder,
+            start_alone=self.folder,
         )
         placed.tell(journal)
         return placed

@@ -376,7 +376,7 @@ class ContinualLearner:
                 method=method,
                 config=self.config,
                 group=placed.group,
-                start=placed.start,
+                start=placed.start_alone if alone else placed.start,
                 own=own,
                 projector=shared_projector(current.adapters) if shared else None,
                 task_index=len(current.manifest["tasks"]),

@@ -26,8 +26,8 @@ class TaskContext:
         remembered: samples the method kept for this group after its last task.
         held: the task's validation samples; some may be in ``task.train``, none is remembered.
         measured: whether what a retrained group becomes is chosen on validation samples.
-        alone: whether the task is trained on alone, for it opens a sibling group unless that turns
-            out to be needless.
+        alone: whether the task is trained as if it opened a group, on nothing else and from where
+            groups start: a sibling will most likely take it.
         seed: seed of this task.
     """
 

@@ -113,7 +113,7 @@ class Lcia(Merge):
                 "measured: the average is merged. Train on one process or with DDP to measure.",
                 context.group,
             )
-        if context.reused:
+        if context.reused and not context.alone:
             self._average = DynamicEMACallback(rule=self.rule, copy_at_end=not self._measures)
             self._average.attach(trainer)
         if self._measures:
@@ -128,8 +128,11 @@ class Lcia(Merge):
         """Return what training ended with, and points on the way there from the old parameters."""
         if not self._measures:
             return None
-        old, new, average = self._start, start_of(context), self._average.ema.shadow
+        new = start_of(context)
         states: dict[str, Callable[[], State]] = {"trained": lambda: new}
+        if context.alone:
+            return Candidates(states=states)
+        old, average = self._start, self._average.ema.shadow
         if not (self.config["old_weight"] > 0 and context.carried):
             states[f"straight-{STRAIGHT:g}"] = partial(_between, old, new, STRAIGHT)
             states["average"] = lambda: average
