@@ -71,8 +71,7 @@ def train_adapter(
         method: what differs from plain training.
         config: adapter and training settings, seed.
         group: id of the group.
-        start: the adapter to train on: the group's own so far, or another group's to copy; None
-            for a fresh one.
+        start: the adapter to train on, the group's own or a copy; None for a fresh one.
         own: the group's adapter so far, with what the method left there; None for a new group.
         projector: the adapter whose projector to train on, if not that of ``start``.
         task_index: how many tasks were learned before.
