@@ -1,7 +1,7 @@
 """All committed results as tables: ``python -m benchmarks.tables``.
 
 Writes docs/benchmarks.md, docs/leaderboard.md, docs/frontier.png and the evidence in README.md.
-``--demo runs/demo`` draws README's figure, docs/demo.png, from the runs of ``make demo``, too.
+``--demo`` draws README's figure, docs/demo.png, too.
 """
 
 import argparse
@@ -12,8 +12,8 @@ from pathlib import Path
 from benchmarks import leaderboard
 from lcia.experiments.comparison import Comparison, Spread, compare
 from lcia.experiments.finished import FinishedRun, find_runs
+from lcia.experiments.running import AS_LISTED
 from lcia.files import write_text
-from lcia.learner import Store
 from lcia.reports.compare_page import markdown_table
 from lcia.reports.plots import compare_figure
 from lcia.reports.tables import comparison_tables, settings_table
@@ -150,20 +150,21 @@ def readme() -> str:
     return text
 
 
-def draw_demo(runs: Path) -> None:
-    """Draw the scores of each task in the two runs of the demo."""
-    names = {"sequential-seed0": "Sequential LoRA", "lcia-seed0": "lcia"}
-    stores = {name: Store.open(runs / run / "assistant") for run, name in names.items()}
-    matrices = {name: store.current.matrix() for name, store in stores.items()}
+def draw_demo() -> None:
+    """Draw the scores of each task as ``lcia demo`` learns them, with seed 0."""
+    names = {"sequential": "Sequential LoRA", "lcia": "lcia"}
+    runs, _ = find_runs([RESULTS / "demo"])
+    first = {run.label: run.matrix for run in runs if run.key == (0, AS_LISTED)}
+    matrices = {name: first[label] for label, name in names.items()}
     compare_figure(matrices, str(ROOT / "docs" / "demo.png"))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--demo", type=Path, help="folder of the demo's runs")
+    parser.add_argument("--demo", action="store_true", help="draw README's figure")
     asked = parser.parse_args()
     write_text(PAGE, page())
     leaderboard.write(RECIPES)
     write_text(README, readme())
-    if asked.demo is not None:
-        draw_demo(asked.demo)
+    if asked.demo:
+        draw_demo()
