@@ -106,12 +106,16 @@ class Chooser:
 
     def expects_sibling(self) -> bool:
         """Tell whether the task opens a sibling group unless retraining is shown to be as good."""
-        if self.placed.expanded is None or self.method.config["price"] > HARM:
+        if self.method.config["price"] > HARM:
             return False
         task = self.placed.lesson.name
-        asked = self.asked(task)
-        known = {one.task for one in asked}
-        return not self._unmeasured(known, task) and self._told_apart(asked) >= TOLD_APART
+        return self._comparable(self.asked(task), task=task)
+
+    def _comparable(self, asked: Sequence[Asked], *, task: str) -> bool:
+        """Tell whether a sibling is told apart, and all that retraining may harm is measured."""
+        if self.placed.expanded is None or self._told_apart(asked) < TOLD_APART:
+            return False
+        return not self._unmeasured({one.task for one in asked}, task)
 
     def __call__(self, model: Any, context: TaskContext, *, passes: int) -> TaskContext:
         """Give the parameters the values of the best candidate; return the context it leaves.
@@ -200,12 +204,8 @@ class Chooser:
         Where a sibling may be opened the question is whether retraining is as good: plainly, for
         every further candidate is a further chance to be lucky. Else it is what retraining ends as.
         """
-        placed, price = self.placed, self.method.config["price"]
-        may_expand = (
-            placed.expanded is not None and price < 1 and self._told_apart(asked) >= TOLD_APART
-        )
-        known = {one.task for one in asked}
-        return ["trained"] if may_expand and not self._unmeasured(known, task) else [*found.states]
+        plainly = self.method.config["price"] < 1 and self._comparable(asked, task=task)
+        return ["trained"] if plainly else [*found.states]
 
     def _needs(
         self, asked: Sequence[Asked], rows: Iterable[int], names: Iterable[str], *, task: str
